@@ -1,0 +1,47 @@
+# Two commands matter: `make app` and `make test`. Each sets up all it needs in .venv, once; `make` alone lists the rest.
+# pip's own variables are passed on: PIP_EXTRA_INDEX_URL=... make app   (README.md: torch without CUDA).
+
+# The first Python that is new enough; another one: make app PYTHON=/path/to/python3
+PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# Tests that share a costly setting stand in one file, and a file stays with one of the two workers.
+PYTEST_ARGUMENTS ?= -n 2 --dist loadfile
+NOTEBOOKS = $(firstword $(wildcard notebooks/00_start_here.ipynb notebooks) .)
+
+.NOTPARALLEL:
+.PHONY: help app lab test test-all
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+app: .venv/installed ## the app, in your browser
+	.venv/bin/python -m minipo app
+
+lab: .venv/installed ## the notebooks, in JupyterLab
+	.venv/bin/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOKS)
+
+test: .venv/installed-dev ## linter, type checker and the fast tests
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m ruff format --check
+	.venv/bin/python -m mypy
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
+
+test-all: .venv/installed-dev ## every test, one after the other: slow ones and a browser too
+	.venv/bin/python -m pytest
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python .venv/bin/pip
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python .venv/bin/pip
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch .venv/installed $@
+
+# Two files, for `pip` comes last: without it, an earlier try was cut short.
+.venv/bin/python .venv/bin/pip:
+	@python="$(PYTHON)"; python="$${python:-python3}"; say() { echo "minipo: $$1" >&2; exit 1; }; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || say \
+		"No Python 3.11 or newer was found: install one, or name it, as in 'make app PYTHON=/path/to/python3'."; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || say \
+		"$$python cannot make virtual environments: install its venv package (Debian, Ubuntu: apt-get install python3-venv)."; \
+	"$$python" -m venv --clear .venv

@@ -1,0 +1,39 @@
+"""minipo: preference optimization with many negatives, its collapse and its repair (DynamicPO, arXiv 2605.00327)."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .datasets import load_dataset
+from .dynamic import DynamicPO
+from .preference import PreferenceOutput, Push, preference_loss, preference_push
+from .runs import prefer, sft
+
+if TYPE_CHECKING:
+    from .evaluation import evaluate
+    from .models import load_model
+    from .scoring import candidate_logps
+    from .sweeps import sweep
+
+# These bring transformers or pandas with them: imported when first asked for, so that a loss costs torch alone.
+_ROOMS = {"candidate_logps": "scoring", "evaluate": "evaluation", "load_model": "models", "sweep": "sweeps"}
+
+__all__ = [
+    "DynamicPO",
+    "PreferenceOutput",
+    "Push",
+    "candidate_logps",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+    "prefer",
+    "preference_loss",
+    "preference_push",
+    "sft",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(import_module(f"minipo.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'minipo' has no attribute {name!r}")

@@ -1,0 +1,180 @@
+"""`minipo sft | prefer | sweep | evaluate | app`: the library from a shell.
+
+Standard output holds the result alone, with --json one JSON document; progress goes to standard error. A mistake of the
+user's is one sentence there, and exit code 2.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .runs import DATA, PreferConfig, Run, SFTConfig, prefer, reference_logps, sft, sft_folder, sft_run
+
+HELP = {
+    "dataset": "catalog",
+    "dataset_seed": "seed of the dataset, where it is generated",
+    "model": "pocket-gpt2, pocket-qwen2, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
+    "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
+    "sft_epochs": "epochs of that SFT run",
+    "sft_seed": "seed of that SFT run",
+    "tuning": "full or lora",
+    "objective": "dpo, dmpo, sdpo or mppo",
+    "negatives": "K, negatives per user",
+    "dynamic": "DynamicPO, off or on",
+    "select": "its selection: on, off, or a control, random or hardest",
+    "adjust_beta": "its dual-margin beta: on or off",
+    "clusters": "groups of its k-means",
+    "beta": "strength of the objective",
+    "margin": "gamma of dual-margin beta",
+    "evaluate_every": "steps between evaluations on validation users",
+    "accumulation": "micro-batches per step",
+    "template": "prompt: line, question or choice",
+    "whole_line": "learn history and answer, or the answer alone (default: the first for pocket models)",
+}
+
+
+def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = False) -> None:
+    """An option for every field of a configuration; with `lists`, each takes values joined by commas."""
+    for field in fields(config):
+        if field.name == "kind":
+            continue
+        kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, int | None: int, bool | None: _boolean}
+        kind = kinds.get(field.type, str)
+        option, name = "--" + field.name.replace("_", "-"), field.name
+        if lists and name == "seed":
+            option, name = "--seeds", "seeds"
+        note = HELP.get(field.name, field.name.replace("_", " "))
+        default = "" if field.default is None else f" (default {field.default})"
+        parser.add_argument(
+            option,
+            dest=name,
+            type=_list_of(kind) if lists else kind,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.strip("_").upper() + (",..." if lists else ""),
+            help=note + default,
+        )
+
+
+def _boolean(text: str) -> bool:
+    return {"yes": True, "no": False}[text]
+
+
+def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def values(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",") if part]
+
+    values.__name__ = kind.__name__  # what argparse calls it in its message
+    return values
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    ours = {"command", "run", "json", "quiet", "out", "workers", "split"}
+    return {name: value for name, value in vars(arguments).items() if name not in ours}
+
+
+def _print(arguments: argparse.Namespace, content: dict[str, Any], text: str) -> None:
+    print(json.dumps(content, ensure_ascii=False, allow_nan=False) if arguments.json else text)
+
+
+def _print_run(arguments: argparse.Namespace, run: Run) -> None:
+    summary = run.summary
+    lines = [f"{run.folder}"]
+    lines += [f"  {name:16} {value:.4f}" for name, value in summary.items() if isinstance(value, float)]
+    _print(arguments, {"folder": str(run.folder), **summary}, "\n".join(lines))
+
+
+def _sft(arguments: argparse.Namespace) -> None:
+    _print_run(arguments, sft(arguments.out, progress=not arguments.quiet, **_settings(arguments)))
+
+
+def _prefer(arguments: argparse.Namespace) -> None:
+    _print_run(arguments, prefer(arguments.out, progress=not arguments.quiet, **_settings(arguments)))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from .sweeps import sweep
+
+    table = sweep(out=arguments.out, workers=arguments.workers, progress=not arguments.quiet, **_settings(arguments))
+    shown = ["objective", "negatives", "select", "adjust_beta", "seed", "train_loss", "pair_loss", "hr@1", "sft_hr@1"]
+    records = json.loads(table.to_json(orient="records"))
+    _print(arguments, {"runs": records, "out": arguments.out}, table[shown].round(4).to_string(index=False))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .datasets import load_dataset
+    from .evaluation import evaluate, valid_ratio
+
+    run = Run(Path(arguments.run_folder))
+    config = run.config
+    splits = load_dataset(config.dataset, config.dataset_seed)
+    users = getattr(splits, arguments.split)
+    reference = None
+    if isinstance(config, PreferConfig):
+        start = sft_run(config, progress=False) if config.sft is None else sft_folder(Path(config.sft), splits)
+        model, tokenizer = start.load_model()
+        reference = reference_logps(start, model, tokenizer, splits, arguments.split, config.template)
+    model, tokenizer = run.load_model()
+    metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
+    metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
+    text = "\n".join(f"{name:16} {value:.4f}" for name, value in metrics.items())
+    _print(arguments, {"folder": str(run.folder), "split": arguments.split, **metrics}, text)
+
+
+def _app(arguments: argparse.Namespace) -> None:
+    page = DATA.parent / "app" / "main.py"
+    if not page.is_file():
+        raise ValueError(f"The app is missing at {page}: install minipo from a checkout of its repository.")
+    command = [sys.executable, "-m", "streamlit", "run", str(page), *arguments.streamlit]
+    raise SystemExit(subprocess.run(command, cwd=DATA.parent, check=False).returncode)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="minipo", description="Preference optimization with many negatives.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], note: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=note, description=note)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+        return command
+
+    command = add("sft", _sft, "supervised fine-tuning")
+    _add_settings(command, SFTConfig)
+    command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
+
+    command = add("prefer", _prefer, "preference training from an SFT run")
+    _add_settings(command, PreferConfig)
+    command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
+
+    command = add("sweep", _sweep, "preference runs over a grid: every option takes values joined by commas")
+    _add_settings(command, PreferConfig, lists=True)
+    command.add_argument("--out", help="the table's file, .parquet or .csv")
+    command.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
+
+    command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
+    command.add_argument("run_folder", metavar="RUN", help="the run's folder")
+    command.add_argument("--split", choices=["train", "validation", "test"], default="test")
+
+    command = add("app", _app, "open the demo in the browser")
+    command.add_argument("streamlit", nargs=argparse.REMAINDER, help="arguments for streamlit run")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. A user's mistake, or a disk that is full, ends it with one sentence and exit code 2."""
+    parsed = parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"minipo: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("minipo: stopped; the same command goes on from here.", file=sys.stderr)
+        raise SystemExit(130) from None

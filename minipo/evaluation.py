@@ -1,0 +1,254 @@
+"""Ranking metrics over a user's candidates, and differences between runs with intervals.
+
+Everywhere the chosen item stands in column 0 and its negatives in columns 1..K; a tie counts against the chosen item.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .datasets import Interaction
+from .names import lookup
+from .prompts import TEMPLATES, Template, answer, render
+from .scoring import candidate_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Scores = NDArray[np.floating]
+NO_USERS = "There are no users to evaluate: the split is empty; give at least one."
+
+
+def _checked(scores: Scores) -> Scores:
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(
+            f"scores are of shape {scores.shape}: give (users, 1 + negatives), with the chosen item first and at least "
+            "one negative."
+        )
+    if np.isnan(scores).any():
+        row, column = np.argwhere(np.isnan(scores))[0]
+        raise ValueError(f"scores hold NaN at row {row}, column {column}: give every candidate a number to rank by.")
+    return scores
+
+
+def ranks(scores: Scores) -> NDArray[np.int64]:
+    """How many negatives score at least as high as the chosen item: 0 is best, K worst.
+
+    scores: (B, 1+K), higher is better. Returns (B,). Raises ValueError on a shape without negatives or on NaN, which
+    would otherwise count as a win for the chosen item.
+    """
+    scores = _checked(scores)
+    return np.sum(scores[:, 1:] >= scores[:, :1], axis=1)
+
+
+def ranking_metrics(ranks: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
+    """HR@1, HR@5, NDCG@5 and MRR of each user, from `ranks` of any shape (Järvelin & Kekäläinen 2002 for NDCG).
+
+    With one relevant item, NDCG@5 is 1/log2(rank + 2) inside the first five places and 0 beyond; MRR is 1/(rank + 1).
+    """
+    rank = np.asarray(ranks, dtype=np.float64)
+    return {
+        "hr@1": (rank < 1).astype(np.float64),
+        "hr@5": (rank < 5).astype(np.float64),
+        "ndcg@5": np.where(rank < 5, 1 / np.log2(rank + 2), 0.0),
+        "mrr": 1 / (rank + 1),
+    }
+
+
+def reward_wins(log_ratios: Scores) -> NDArray[np.bool_]:
+    """Whether the chosen item's log-ratio ρ beats every negative's. log_ratios: (B, 1+K). Returns (B,).
+
+    Raises ValueError as `ranks` does.
+    """
+    return ranks(log_ratios) == 0
+
+
+def pair_loss(log_ratios: Scores) -> float:
+    """The common yardstick: the mean of −log σ(ρ_w − ρ_k) over all users and all negatives.
+
+    log_ratios: (B, 1+K), in nats. It does not depend on which K a run was trained with, so it may be compared across
+    runs. Raises ValueError as `ranks` does.
+    """
+    log_ratios = _checked(log_ratios).astype(np.float64)
+    return float(np.logaddexp(0, log_ratios[:, 1:] - log_ratios[:, :1]).mean())
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found on one split."""
+
+    scores: Scores  # (B, 1+K) log-probs, chosen first
+    ranks: NDArray[np.int64]  # (B,)
+    reward_wins: NDArray[np.bool_] | None  # (B,), None without a reference
+    metrics: dict[str, float]  # hr@1, hr@5, ndcg@5, mrr; with a reference also reward_win_rate and pair_loss
+
+
+def report(scores: Scores, reference: Scores | None = None) -> Report:
+    """Ranking metrics of log-probs `scores` (B, 1+K), and with the `reference`'s log-probs those of the log-ratio too.
+
+    Raises ValueError as `ranks` does, and if the two are not of one shape.
+    """
+    rank = ranks(scores)
+    metrics = {name: float(value.mean()) for name, value in ranking_metrics(rank).items()}
+    wins = None
+    if reference is not None:
+        if np.shape(reference) != np.shape(scores):
+            raise ValueError(
+                f"reference is of shape {np.shape(reference)} and scores of {np.shape(scores)}: "
+                "give the SFT model's log-probs of the same users and candidates."
+            )
+        log_ratios = np.asarray(scores, dtype=np.float64) - reference
+        wins = reward_wins(log_ratios)
+        metrics["reward_win_rate"] = float(wins.mean())
+        metrics["pair_loss"] = pair_loss(log_ratios)
+    return Report(scores, rank, wins, metrics)
+
+
+def user_prompt(interaction: Interaction, template: str | Template = "line") -> str:
+    """The prompt of one user, from a template or the name of one. Raises ValueError if there is none of that name."""
+    return render(_template(template), interaction.history, interaction.candidates)
+
+
+def _template(template: str | Template) -> Template:
+    return lookup("template", template, TEMPLATES) if isinstance(template, str) else template
+
+
+def score(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    template: str | Template = "line",
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Log-probs (B, 1+K), in nats, of every user's candidates, chosen first, then the negatives in their order.
+
+    No gradient; the model is in evaluation mode meanwhile. Raises what `candidate_logps` raises.
+    """
+    prompts = [user_prompt(interaction, template) for interaction in interactions]
+    candidates = [[answer(item) for item in user.canonical] for user in interactions]
+    training = model.training
+    model.eval()
+    try:
+        scores = candidate_logps(model, tokenizer, prompts, candidates, batch_size=batch_size)
+    finally:
+        model.train(training)
+    return scores.float().cpu().numpy()
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    reference: Scores | None = None,
+    template: str | Template = "line",
+    batch_size: int = 64,
+) -> Report:
+    """Rank every user's candidates by their log-probs.
+
+    reference: the SFT model's log-probs (B, 1+K) of the same candidates, for reward win rate and `pair_loss`.
+    Raises ValueError if there are no users.
+    """
+    if not interactions:
+        raise ValueError(NO_USERS)
+    return report(score(model, tokenizer, interactions, template, batch_size), reference)
+
+
+def valid_ratio(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    items: Sequence[str],
+    template: str | Template = "line",
+    batch_size: int = 64,
+) -> float:
+    """ValidRatio: the share of users for whom greedy free generation gives a usable answer.
+
+    What is generated may be one token longer than the longest of `items`.
+    If the prompt lists the candidates, an answer is usable when it names exactly one of them, whatever else it says; if
+    not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4, and DESIGN section 2).
+    Raises ValueError if there are no users, or if a prompt and an answer do not fit into the model's context.
+    """
+    if not interactions:
+        raise ValueError(NO_USERS)
+    resolved = _template(template)
+    context = getattr(model.config, "max_position_embeddings", None)
+    answers = tokenizer([answer(item) for item in items], add_special_tokens=False)["input_ids"]
+    longest = max(len(ids) for ids in answers)
+    listed, catalogue, valid = resolved.lists_candidates, set(items), 0
+    training, side = model.training, tokenizer.padding_side
+    model.eval()
+    tokenizer.padding_side = "left"
+    try:
+        for start in range(0, len(interactions), batch_size):
+            users = interactions[start : start + batch_size]
+            prompts = [user_prompt(user, resolved) for user in users]
+            inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+            inputs.pop("token_type_ids", None)
+            needed = inputs["input_ids"].shape[1] + longest
+            if context is not None and needed > context:
+                raise ValueError(
+                    f"A prompt and an answer need {needed} tokens, more than the {context} of the model's context; "
+                    "shorten the histories or the template."
+                )
+            with torch.inference_mode():
+                output = model.generate(  # type: ignore[operator]
+                    **inputs,
+                    max_new_tokens=longest + 1,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )
+            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for user, text in zip(users, texts, strict=True):
+                if listed:
+                    valid += len(named(user.candidates, text)) == 1
+                else:
+                    valid += text.strip() in catalogue
+    finally:
+        model.train(training)
+        tokenizer.padding_side = side
+    return valid / len(interactions)
+
+
+def named(candidates: Sequence[str], text: str) -> set[str]:
+    """Which of the candidates `text` names, as whole words; "Neon Fox" names "Neon Fox" alone and not "Fox" as well."""
+    longest_first = sorted(candidates, key=len, reverse=True)
+    return set(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", text))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_interval(difference: Scores, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of paired differences with a 95 % interval over users and seeds.
+
+    difference: (seeds, users), metric of one run minus metric of its partner, for the same user and seed. Users and
+    seeds are crossed (every seed is evaluated on every user), so both are drawn anew, independently: the pigeonhole
+    bootstrap (Owen 2007, "The pigeonhole bootstrap"), which errs on the side of wide intervals as long as seeds differ
+    less than users do (five seeds that differ much cover the truth in about 88 %). One seed gives an interval over
+    users alone. Raises ValueError if there is nothing to average.
+    """
+    difference = np.atleast_2d(np.asarray(difference, dtype=np.float64))
+    if difference.ndim > 2 or difference.size == 0:
+        raise ValueError(
+            f"difference is of shape {difference.shape}: give (seeds, users), with at least one seed and one user."
+        )
+    seeds, users = difference.shape
+    generator = np.random.default_rng(seed)
+    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+    user_weights = generator.multinomial(users, np.full(users, 1 / users), size=resamples)
+    means = np.einsum("ru,ru->r", seed_weights @ difference, user_weights) / (seeds * users)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(difference.mean()), float(low), float(high))

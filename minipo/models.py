@@ -1,0 +1,228 @@
+"""From a name to a model and its tokenizer: pocket models made on the spot, hub models, local folders; LoRA."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.pytorch_utils import Conv1D
+
+from .names import lookup
+
+LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
+DROPOUT = 0.1  # GPT-2's own; SFT needs it, because a few thousand users are few; preference training turns it off
+PAD, EOS = "<pad>", "<eos>"
+
+POCKET = ("pocket-gpt2", "pocket-qwen2")
+HUB = {"gpt2": "openai-community/gpt2", "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
+MODELS: Mapping[str, str] = {name: name for name in POCKET} | HUB
+
+
+def load_model(
+    name: str | Path, items: Sequence[str] | None = None, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model called `name` in float32, with its tokenizer.
+
+    name: pocket-gpt2 or pocket-qwen2 (random weights under `seed`, a tokenizer built from `items`); gpt2 or
+        qwen2.5-0.5b (from the Hugging Face hub or its cache); or a local folder in from_pretrained format. A folder
+        that holds a LoRA adapter opens as its base model with the adapter merged.
+    items: the items' names; pocket models need them, the others ignore them.
+
+    Raises ValueError: unknown name; a pocket model without items; a hub model that can neither be fetched nor found in
+    the cache; a folder that is not a model or is damaged.
+    """
+    name = str(name)
+    if name in POCKET:
+        if not items:
+            raise ValueError(f"{name} needs the items' names, which its tokenizer is made of; pass items=splits.items.")
+        return _pocket_model(name, pocket_tokenizer(items), seed)
+    folder = Path(name).expanduser()
+    if name in HUB:
+        model, tokenizer = _open(HUB[name], f"Model {name!r} (hub name {HUB[name]})")
+    elif folder.is_dir():
+        model, tokenizer = _open_folder(folder)
+    elif folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 1:
+        raise ValueError(f"There is no model folder {name!r}; give a folder in from_pretrained format.")
+    else:
+        lookup("model", name, MODELS)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of the items' words: a word is one token, the comma behind it another, all else its bytes.
+
+    A token holds the space before its word, and a text's first word gets one too, so that a word is the same token
+    wherever it stands. Hence encode(prompt) + encode(" " + item) == encode(prompt + " " + item), and decoding gives
+    back any text except for one space at its very beginning. (Text that spells out <pad> or <eos> is those tokens.)
+
+    Saved beside a model, open it with `load_model` or PreTrainedTokenizerFast: for a Qwen2 folder, transformers'
+    AutoTokenizer puts Qwen2's own rules in the place of these.
+    """
+    # Not byte-level tokens: names with accents stay readable, and the 256 bytes are there for what is not a word.
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(" ", behavior="merged_with_next"),
+            pre_tokenizers.Split(Regex(r",\z"), behavior="isolated"),
+        ]
+    )
+    words = {word for item in items for word, _ in splitter.pre_tokenize_str(" " + item)} - {",", " "}
+    pieces = [PAD, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), ",", *sorted(words)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    # ignore_merges takes a word that is in the vocabulary whole; without merges every other falls apart into bytes.
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocabulary, [], byte_fallback=True, ignore_merges=True))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?! )"), " ")
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _pocket_model(
+    name: str, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    shared = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    with _seeded(seed):
+        model: PreTrainedModel
+        if name == "pocket-gpt2":
+            model = GPT2LMHeadModel(
+                GPT2Config(
+                    n_layer=LAYERS,
+                    n_embd=WIDTH,
+                    n_head=HEADS,
+                    n_positions=CONTEXT,
+                    resid_pdrop=DROPOUT,
+                    embd_pdrop=DROPOUT,
+                    attn_pdrop=DROPOUT,
+                    activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one operation
+                    **shared,
+                )
+            )
+        else:
+            model = Qwen2ForCausalLM(
+                Qwen2Config(
+                    num_hidden_layers=LAYERS,
+                    hidden_size=WIDTH,
+                    intermediate_size=4 * WIDTH,
+                    num_attention_heads=HEADS,
+                    num_key_value_heads=HEADS // 2,
+                    max_position_embeddings=CONTEXT,
+                    attention_dropout=DROPOUT,
+                    **shared,
+                )
+            )
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw under `seed` inside, and leave the caller's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _open_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    described = f"Model folder {str(folder)!r}"
+    if (folder / "adapter_config.json").is_file():
+        return _open_adapter(folder, described)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{described} is not a model: it has neither config.json nor adapter_config.json.")
+    return _open(str(folder), described)
+
+
+def _open_adapter(folder: Path, described: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    try:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    except Exception as error:
+        raise ValueError(f"{described} holds a LoRA adapter that cannot be read: {_first_line(error)}") from error
+    if not base:
+        raise ValueError(f"{described} holds a LoRA adapter that does not name its base model; save the model merged.")
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    model, tokenizer = _open(base, f"{base!r}, the base model of {described}", str(folder) if has_tokenizer else base)
+    try:
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval(), tokenizer
+    except Exception as error:
+        raise ValueError(f"{described} holds a LoRA adapter that does not open: {_first_line(error)}") from error
+
+
+def _open(
+    source: str, described: str, tokenizer_source: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Open a folder or a hub name through transformers; whatever it raises becomes one sentence."""
+    try:
+        tokenizer = _open_tokenizer(tokenizer_source or source)
+        opened: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # transformers, huggingface_hub, safetensors and json each raise their own
+        if Path(source).is_dir():
+            raise ValueError(f"{described} cannot be opened: {_first_line(error)}") from error
+        raise ValueError(
+            f"{described} is neither in the Hugging Face cache nor reachable; "
+            "download it elsewhere and give the path of its folder as the model's name."
+        ) from error
+    model, report = opened
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them with random weights
+        raise ValueError(f"{described} is incomplete: it lacks the weights {', '.join(missing)}.")
+    return model.eval(), tokenizer
+
+
+def _open_tokenizer(source: str) -> Any:
+    settings = Path(source, "tokenizer_config.json")
+    if settings.is_file():
+        written_by = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        if written_by in ("TokenizersBackend", "PreTrainedTokenizerFast"):  # AutoTokenizer would not always heed it
+            return PreTrainedTokenizerFast.from_pretrained(source)
+    elif Path(source).is_dir():  # transformers would make an empty tokenizer
+        raise ValueError("it holds no tokenizer (tokenizer_config.json is missing).")
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int = 16, seed: int = 0) -> PeftModel:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) on every linear layer of attention and MLP; the rest is frozen.
+
+    The output head stays as it is. The model is changed in place; the adapter starts as the identity, its random half
+    under `seed`; no dropout.
+    """
+    # GPT-2 writes its linear layers as Conv1D, with the weight transposed.
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    configuration = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+    )
+    with _seeded(seed):
+        return get_peft_model(model, configuration)

@@ -1,0 +1,264 @@
+"""Preference losses on many negatives, from log-probs: an objective, with DynamicPO around it or without."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from minipo.dynamic import DynamicPO, boundary, dual_margin_beta
+from minipo.names import lookup
+from minipo.objectives import OBJECTIVES, Aggregate, Objective, likelihood, log_ratio, pairwise_margins
+
+
+@dataclass(frozen=True)
+class PreferenceOutput:
+    """What `preference_loss` returns.
+
+    losses: (batch,), the only part that carries a gradient.
+    boundary: (batch, negatives) bool, what DynamicPO's own rule keeps, whatever entered the loss: the census.
+    used: (batch, negatives) bool, what entered the loss.
+    beta: (batch, negatives), the strength used for each, 0 where unused.
+    rewards: (batch, 1 + negatives), β ρ, or β s without a reference, with the β given; −inf where mask is False.
+    """
+
+    losses: Float[Tensor, " batch"]
+    boundary: Bool[Tensor, "batch negatives"]
+    used: Bool[Tensor, "batch negatives"]
+    beta: Float[Tensor, "batch negatives"]
+    rewards: Float[Tensor, "batch candidates"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """What `preference_push` returns, each (batch, negatives) and 0 where a negative is unused.
+
+    push: ∂loss/∂s of each negative: the speed at which descending its row's loss lowers its log-prob.
+    dilution: its share in what stands inside the sigmoid.  saturation: σ(−z), what the sigmoid leaves.
+    push = dilution × saturation × β_k × du_k/ds_k; du/ds is 1 for a log-ratio. Dilution and saturation are nan for an
+    objective of one's own, whose parts are not known.
+    """
+
+    push: Float[Tensor, "batch negatives"]
+    dilution: Float[Tensor, "batch negatives"]
+    saturation: Float[Tensor, "batch negatives"]
+
+
+def preference_loss(
+    objective: str | Aggregate,
+    policy: Float[Tensor, "batch candidates"],
+    reference: Float[Tensor, "batch candidates"] | None = None,
+    beta: float = 1.0,
+    mask: Bool[Tensor, "batch negatives"] | None = None,
+    lengths: Shaped[Tensor, "batch candidates"] | None = None,
+    dynamic: DynamicPO | None = None,
+) -> PreferenceOutput:
+    """The loss of each row; `.losses.mean()` is what one trains on.
+
+    objective: "dpo", "dmpo", "sdpo" or "mppo"; or a function of (margins, used), both (batch, negatives), to losses
+        (batch,), whose margins are β_k (ρ_w − ρ_k), or β_k (s_w − s_k) without a reference, and 0 where unused.
+    policy, reference: summed log-probs in nats, the chosen item in column 0. mppo's loss needs no reference.
+    beta: the strength β > 0.
+    mask: False where a row has fewer negatives; whatever stands in the tensors there is not looked at.
+    lengths: token counts, for mppo's average likelihood; the other objectives ignore them.
+    dynamic: DynamicPO's settings; None for the plain objective.
+
+    Raises ValueError, in one sentence, for an unknown objective, shapes that do not fit, no negatives, numbers that are
+    not finite, β ≤ 0, a missing reference, and a selection rule that returns something else than it should.
+    Sources: `minipo.objectives`, `minipo.dynamic`.
+    """
+    pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic)
+    return PreferenceOutput(_losses(pairs), pairs.boundary, pairs.used, pairs.beta, pairs.rewards)
+
+
+def preference_push(
+    objective: str | Aggregate,
+    policy: Float[Tensor, "batch candidates"],
+    reference: Float[Tensor, "batch candidates"] | None = None,
+    beta: float = 1.0,
+    mask: Bool[Tensor, "batch negatives"] | None = None,
+    lengths: Shaped[Tensor, "batch candidates"] | None = None,
+    dynamic: DynamicPO | None = None,
+) -> Push:
+    """The push on each negative, by autograd through the loss, with its dilution and saturation; all detached.
+
+    Takes and raises what `preference_loss` does. A selection rule that draws at random draws anew here.
+    """
+    _check_policy(policy)
+    with torch.enable_grad():
+        policy = policy.detach().clone().requires_grad_()
+        pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic)
+        (gradient,) = torch.autograd.grad(_losses(pairs).sum(), policy)
+    margins, used = pairs.margins.detach(), pairs.used
+    if pairs.objective is None:
+        unknown = torch.full_like(margins, torch.nan)
+        return Push(gradient[:, 1:], unknown, unknown)
+    saturation = torch.sigmoid(-pairs.objective.inside(margins, used)).expand_as(margins)  # one for all, but in DPO
+    return Push(gradient[:, 1:], pairs.objective.share(margins, used), saturation.masked_fill(~used, 0))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All that comes before the aggregation."""
+
+    objective: Objective | None
+    aggregate: Aggregate
+    margins: Tensor
+    boundary: Tensor
+    used: Tensor
+    beta: Tensor
+    rewards: Tensor
+
+
+def _pair(
+    objective: str | Aggregate,
+    policy: Tensor,
+    reference: Tensor | None,
+    beta: float,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    dynamic: DynamicPO | None,
+) -> _Pairs:
+    known = lookup("objective", objective, OBJECTIVES) if isinstance(objective, str) else None
+    _check_settings(objective, known, reference, beta, dynamic)
+    _check_policy(policy)
+    mask = _checked_mask(policy, mask)
+    present = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+
+    # From here on absent candidates hold harmless numbers, so that nothing they held reaches a result or a gradient.
+    policy = _checked("policy", policy, policy, present, fill=0)
+    if reference is not None:
+        reference = _checked("reference", reference, policy, present, fill=0).detach()
+    value = policy if reference is None else log_ratio(policy, reference)
+    if known is not None and known.utility == "likelihood":
+        if lengths is not None:
+            lengths = _checked("lengths", lengths, policy, present, fill=1)
+        utility = likelihood(policy, lengths)
+    else:
+        utility = value
+
+    logps = policy.detach().masked_fill(~present, -torch.inf)
+    census, used, strength = _select(logps, mask, beta, dynamic)
+    return _Pairs(
+        objective=known,
+        aggregate=known.aggregate if known is not None else objective,  # type: ignore[arg-type]  # a function, checked
+        margins=pairwise_margins(utility, strength),
+        boundary=census,
+        used=used,
+        beta=strength,
+        rewards=(beta * value.detach()).masked_fill(~present, -torch.inf),
+    )
+
+
+def _losses(pairs: _Pairs) -> Tensor:
+    losses = pairs.aggregate(pairs.margins, pairs.used)
+    rows = pairs.margins.shape[:1]
+    if not (isinstance(losses, Tensor) and losses.shape == rows):
+        raise ValueError(
+            f"The objective returned {_described(losses)}: it must return a tensor with a loss a row, {tuple(rows)}."
+        )
+    return losses
+
+
+def _select(logps: Tensor, mask: Tensor, beta: float, dynamic: DynamicPO | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The census, the negatives that enter the loss, and the strength of each, 0 where it does not enter."""
+    device = logps.device
+    if device.type == "mps":  # Apple's GPU has no float64, which an exact selection needs
+        logps, mask = logps.cpu(), mask.cpu()
+    census = boundary(logps, clusters=(dynamic or DynamicPO()).clusters)
+    kept, used = census, mask
+    strength = torch.full_like(logps[:, 1:], beta)
+    if dynamic is not None:
+        if callable(dynamic.select):
+            kept = _checked_selection(dynamic.select(logps), mask)
+        if dynamic.select:
+            used = kept
+        if dynamic.adjust_beta:
+            strength = dual_margin_beta(logps, kept, beta, dynamic.margin)
+    return census.to(device), used.to(device), strength.masked_fill(~used, 0).to(device)
+
+
+# Bad input: each check says what is wrong, where, and what to do.
+
+
+def _check_settings(
+    objective: str | Aggregate,
+    known: Objective | None,
+    reference: Tensor | None,
+    beta: float,
+    dynamic: DynamicPO | None,
+) -> None:
+    if known is None and not callable(objective):
+        raise ValueError(f"objective is {objective!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
+    if known is not None and known.utility == "log-ratio" and reference is None:
+        raise ValueError(f"{known.name} compares with a reference model: give reference, log-probs shaped like policy.")
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta is {beta}: give a finite number above 0.")
+    if not (dynamic is None or isinstance(dynamic, DynamicPO)):
+        raise ValueError(f"dynamic is {dynamic!r}: give minipo.DynamicPO(...) or None.")
+
+
+def _check_policy(policy: Tensor) -> None:
+    if not (isinstance(policy, Tensor) and policy.is_floating_point() and policy.dim() == 2):
+        raise ValueError(
+            f"policy is {_described(policy)}: give a floating-point tensor of shape (batch, 1 + negatives)."
+        )
+    if policy.shape[1] < 2:
+        raise ValueError(
+            f"policy has shape {tuple(policy.shape)} and so no negatives: give at least one after the chosen item."
+        )
+
+
+def _checked_mask(policy: Tensor, mask: Tensor | None) -> Tensor:
+    batch, negatives = policy.shape[0], policy.shape[1] - 1
+    if mask is None:
+        return torch.ones(batch, negatives, dtype=torch.bool, device=policy.device)
+    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (batch, negatives)):
+        raise ValueError(
+            f"mask is {_described(mask)}: with policy of shape {tuple(policy.shape)} give torch.bool of shape "
+            f"({batch}, {negatives}), a column for each negative and none for the chosen item."
+        )
+    empty = ~mask.any(1)
+    if empty.any():
+        raise ValueError(f"mask leaves row {_first(empty)[0]} without a negative: leave the row out, or give it one.")
+    return mask
+
+
+def _checked(name: str, tensor: Tensor, policy: Tensor, present: Tensor, fill: float) -> Tensor:
+    """`tensor` with `fill` where no candidate is present; its other numbers are finite, and above 0 for lengths."""
+    if not (isinstance(tensor, Tensor) and tensor.shape == policy.shape):
+        raise ValueError(f"{name} is {_described(tensor)}: give a tensor of policy's shape, {tuple(policy.shape)}.")
+    tensor = tensor.masked_fill(~present, fill)
+    wrong, wanted = ~tensor.isfinite(), "finite numbers"
+    if name == "lengths":
+        wrong, wanted = wrong | (tensor <= 0), "token counts above 0"
+    if wrong.any():
+        row, column = _first(wrong)
+        raise ValueError(
+            f"{name} is {tensor[row, column].item()} in row {row}, column {column}: give {wanted}, "
+            "or set mask to False where a row has fewer negatives."
+        )
+    return tensor
+
+
+def _checked_selection(selection: Tensor, mask: Tensor) -> Tensor:
+    if not (isinstance(selection, Tensor) and selection.dtype == torch.bool and selection.shape == mask.shape):
+        raise ValueError(
+            f"The selection rule returned {_described(selection)}: "
+            f"it must return a tensor, torch.bool of shape {tuple(mask.shape)}."
+        )
+    selection = selection & mask
+    empty = ~selection.any(1)
+    if empty.any():
+        raise ValueError(f"The selection rule keeps no negative in row {_first(empty)[0]}: it must keep at least one.")
+    return selection
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _first(wrong: Tensor) -> list[int]:
+    place: list[int] = wrong.nonzero()[0].tolist()
+    return place

@@ -1,0 +1,283 @@
+"""Grids of runs: trained on all cores, cached by configuration, resumable; recorded with provenance, and compared."""
+
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from .datasets import load_dataset
+from .evaluation import Interval, paired_interval, ranking_metrics
+from .names import lookup
+from .runs import (
+    DATA,
+    Config,
+    PreferConfig,
+    Run,
+    cache_folder,
+    make_config,
+    prefer,
+    read_json,
+    read_parquet,
+    reference_logps,
+    sft,
+    sft_run,
+    versions,
+    whole_file,
+    write_json,
+)
+
+RECORDED = DATA / "recorded"
+SETTINGS = [
+    "dataset", "model", "tuning", "objective", "negatives", "dynamic", "select", "adjust_beta", "clusters", "beta",
+    "margin", "learning_rate", "seed", "steps", "sft_epochs",
+]  # fmt: skip
+RESULTS = [
+    "train_loss", "pair_loss", "val_hr@1", "sft_hr@1", "hr@1", "hr@5", "ndcg@5", "mrr", "reward_win_rate",
+    "boundary_share", "seconds",
+]  # fmt: skip
+
+
+def grid(**settings: Any) -> list[PreferConfig]:
+    """The configurations of a grid: settings of `PreferConfig`, each a value or a list of values, `seeds` for `seed`.
+
+    Settings that come to the same run, as `select` does where dynamic is off, are listed once.
+    """
+    settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
+    axes = {
+        name: list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        for name, value in settings.items()
+    }
+    for name, values in axes.items():
+        if not values:
+            raise ValueError(f"{name} has no values; name at least one.")
+    cells = [make_config(PreferConfig, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    return list(dict.fromkeys(cells))
+
+
+def sweep(
+    *, out: Path | str | None = None, workers: int | None = None, progress: bool = True, **settings: Any
+) -> pd.DataFrame:
+    """Train every cell of a grid, `workers` at a time (default: one a core), and return the table of their results.
+
+    settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell that was
+    trained before with the same settings is read from the cache, one that was cut off is resumed. out: a Parquet or CSV
+    file for the table.
+    Returns a row a run (DESIGN section 5's columns; unprefixed metrics are on the test split).
+    Raises ValueError on a setting that does not fit, before anything is trained.
+    """
+    if out is not None and Path(out).suffix not in (".parquet", ".csv"):
+        raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}.")
+    runs = train_all(grid(**settings), workers=workers, progress=progress)
+    table = pd.DataFrame([row(run) for run in runs])
+    if out is not None:
+        with whole_file(Path(out)) as draft:
+            if draft.suffix == ".csv":
+                table.to_csv(draft, index=False)
+            else:
+                table.to_parquet(draft, index=False)
+    return table
+
+
+def train_all(configs: Sequence[Config], *, workers: int | None = None, progress: bool = True) -> list[Run]:
+    """Finished runs for `configs`, in their order; those not in the cache are trained now, `workers` at a time.
+
+    The SFT runs that they start from are trained first, so that no two workers train the same one.
+    """
+    from .training import check_negatives
+
+    for config in configs:
+        if isinstance(config, PreferConfig):
+            check_negatives(load_dataset(config.dataset, config.dataset_seed).train, config.negatives)
+    workers = workers or os.cpu_count() or 1
+    todo = [config for config in configs if not (cache_folder(config) / "summary.json").is_file()]
+    starts = {
+        (c.dataset, c.dataset_seed, c.model, c.sft_epochs, c.sft_seed, c.template): c
+        for c in todo
+        if isinstance(c, PreferConfig) and c.sft is None
+    }
+    stages: list[tuple[str, Callable[[Any], None], list[Any]]] = [
+        ("SFT runs", _start, list(starts.values())),
+        ("runs", _train, todo),
+    ]
+    for name, task, tasks in stages:
+        if not tasks:
+            continue
+        # Spawned, because a forked copy of a process that has used torch's threads may hang.
+        with (
+            ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), _one_thread) as pool,
+            tqdm(total=len(tasks), desc=name, unit="run", disable=not progress) as bar,
+        ):
+            futures = [pool.submit(task, config) for config in tasks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [Run(cache_folder(config)) for config in configs]
+
+
+def _one_thread() -> None:
+    """A worker a core: threads of one's own would only get in each other's way."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _start(config: PreferConfig) -> None:
+    start = sft_run(config, progress=False)
+    splits = load_dataset(config.dataset, config.dataset_seed)
+    model, tokenizer = start.load_model()
+    for split in ("train", "validation", "test"):
+        reference_logps(start, model, tokenizer, splits, split, config.template)
+
+
+def _train(config: Config) -> None:
+    settings = asdict(config)
+    (prefer if isinstance(config, PreferConfig) else sft)(progress=False, **settings)
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A run as a row of a sweep's table; an SFT run's objective is "sft", and it has no negatives."""
+    config, summary = asdict(run.config), run.summary
+    if config["kind"] == "sft":
+        config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
+        config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
+    return {name: config.get(name) for name in SETTINGS} | {name: summary.get(name) for name in RESULTS}
+
+
+Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number (users,) for every test user
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded grid: a row a run in `table`, the same row's test users' ranks in `ranks` (runs, users), the ranks
+    under each of the `baselines` (users,), what was logged and evaluated on the way in `curves` (whose `run` is the
+    table's row), and where it all comes from in `provenance`."""
+
+    table: pd.DataFrame
+    ranks: np.ndarray
+    baselines: dict[str, np.ndarray]
+    curves: pd.DataFrame
+    provenance: dict[str, Any]
+    folder: Path
+
+    def rows(self, **query: Any) -> pd.DataFrame:
+        """The table's rows with these settings; a list means any of its values."""
+        table = self.table
+        for name, value in query.items():
+            table = table[table[name].isin(value if isinstance(value, list) else [value])]
+        return table
+
+    def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
+        """Every test user's `metric` (hr@1, hr@5, ndcg@5 or mrr) by seed, in the runs with these settings.
+
+        Raises ValueError unless the settings leave one run a seed.
+        """
+        rows = self.rows(**query)
+        if rows.empty or rows.seed.duplicated().any():
+            raise ValueError(f"{len(rows)} recorded runs have {query}: name the settings of one run a seed.")
+        return dict(zip(rows.seed, ranking_metrics(self.ranks[rows.index])[metric], strict=True))
+
+    def baseline(self, name: str, metric: str = "hr@1") -> Outcomes:
+        """Every test user's `metric` under a baseline: "sft", "oracle", "markov", "popularity" or "random"."""
+        return {None: ranking_metrics(lookup("baseline", name, self.baselines))[metric]}
+
+    @property
+    def probes(self) -> dict[int, Path]:
+        """Row number to probe file, for the few runs whose probe was kept."""
+        return {int(path.stem): path for path in sorted(self.folder.glob("probes/*.parquet"))}
+
+
+def record(
+    folder: Path, runs: Sequence[Run], baselines: dict[str, np.ndarray], probed: Sequence[Run] = (), **provenance: Any
+) -> Recorded:
+    """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
+
+    baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; versions,
+    machine, date and commit are added. The JSON is written last.
+    """
+    folder = Path(folder)
+    tables = {
+        "table": pd.DataFrame([row(run) for run in runs]),
+        "ranks": pd.DataFrame({"rank": [run.users["rank"].to_numpy(np.uint8) for run in runs]}),
+        "baselines": pd.DataFrame({name: rank.astype(np.uint8) for name, rank in baselines.items()}),
+        "curves": pd.concat(
+            [
+                table.assign(run=number, kind=kind)
+                for number, run in enumerate(runs)
+                for kind, table in (("metrics", run.metrics), ("evaluation", run.evaluation))
+            ],
+            ignore_index=True,
+        ),
+    }
+    for name, table in tables.items():
+        with whole_file(folder / f"{name}.parquet") as draft:
+            table.to_parquet(draft, index=False, compression="zstd")
+    for old in folder.glob("probes/*.parquet"):
+        old.unlink()
+    for run in probed:
+        with whole_file(folder / "probes" / f"{list(runs).index(run)}.parquet") as draft:
+            run.probe.to_parquet(draft, index=False, compression="zstd")
+    content = provenance | {
+        "seeds": sorted(tables["table"].seed.unique().tolist()),
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+    write_json(folder / "provenance.json", content)
+    return load_recorded(folder.name, folder)
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(DATA.parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
+    """The recorded grid of that name in `data/recorded`, or in `folder`; ValueError in one sentence if it is missing or
+    damaged."""
+    folder = RECORDED / grid if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"The recorded grid {grid!r} is missing: there is no folder {folder}.")
+    table, ranks = read_parquet(folder / "table.parquet"), read_parquet(folder / "ranks.parquet")
+    missing = {*SETTINGS, *RESULTS} - set(table.columns)
+    if missing or len(table) != len(ranks) or not len(table) or "rank" not in ranks:
+        raise ValueError(f"The recorded grid in {folder} is damaged: its table and ranks do not fit together.")
+    return Recorded(
+        table,
+        np.stack(ranks["rank"].to_list()),
+        {str(name): rank.to_numpy() for name, rank in read_parquet(folder / "baselines.parquet").items()},
+        read_parquet(folder / "curves.parquet"),
+        read_json(folder / "provenance.json"),
+        folder,
+    )
+
+
+def difference(left: Outcomes, right: Outcomes) -> Interval:
+    """The mean of left minus right over test users and seeds, with a 95 % interval; paired by user and by seed.
+
+    A baseline, which has no seed, is paired with every seed of the other side. Raises ValueError if no seed is on both.
+    """
+    if None in left and None not in right:
+        left = dict.fromkeys(right, left[None])
+    elif None in right:
+        right = dict.fromkeys(left, right[None])
+    seeds = [seed for seed in left if seed in right]
+    if not seeds:
+        raise ValueError("The two sides have no seed in common, so their runs cannot be paired.")
+    return paired_interval(np.stack([left[seed] - right[seed] for seed in seeds]))

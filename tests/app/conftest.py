@@ -1,0 +1,97 @@
+"""Recorded grids made up for the app's tests: the format is real, the numbers are not and never leave the tests."""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import streamlit as st
+
+from minipo import sweeps
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
+PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
+
+
+def _write(folder: Path, cells: list[tuple[str, int, str, str, str]]) -> None:
+    """One run a cell and seed: DMPO's HR@1 falls with K, DynamicPO's rises, the others' stays."""
+    rows, ranks = [], []
+    for (objective, negatives, dynamic, select, adjust), seed in product(cells, SEEDS):
+        slope = 0.004 if select != "off" else -0.004 if objective == "dmpo" else 0.0
+        hits = 0.66 + slope * (negatives - 1)
+        generator = np.random.default_rng([seed, 7])
+        luck = generator.random(USERS) + generator.normal(scale=0.004)
+        rank = np.where(luck < hits, 0, 1 + generator.integers(0, 6, USERS)).astype(np.uint8)
+        loss = 0.1 + 0.12 / negatives + 0.004 * seed
+        rows.append(
+            {
+                "dataset": "catalog", "model": "pocket-gpt2", "tuning": "full", "objective": objective,
+                "negatives": negatives, "dynamic": dynamic, "select": select, "adjust_beta": adjust, "clusters": 3,
+                "beta": 1.0, "margin": 6.0, "learning_rate": 5e-4, "seed": seed, "steps": 300, "sft_epochs": 20,
+                "train_loss": loss, "pair_loss": 0.24 + 0.001 * negatives, "val_hr@1": hits, "sft_hr@1": 0.651,
+                "hr@1": float((rank == 0).mean()), "hr@5": 0.9, "ndcg@5": 0.8, "mrr": 0.75, "reward_win_rate": 0.6,
+                "boundary_share": 0.1, "seconds": 12.0,
+            }
+        )  # fmt: skip
+        ranks.append(rank)
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(folder / "table.parquet")
+    pd.DataFrame({"rank": ranks}).to_parquet(folder / "ranks.parquet")
+    curves = pd.DataFrame(
+        {"run": [0], "kind": ["metrics"], "step": [10], "loss": [0.5], "pair_loss": [0.5], "hr@1": [0.6]}
+    )
+    curves.to_parquet(folder / "curves.parquet")
+    levels = {"sft": 0.651, "oracle": 0.79, "markov": 0.5, "popularity": 0.15, "random": 0.05}
+    users = np.arange(USERS) / USERS
+    baselines = {name: np.where(users < level, 0, 1).astype(np.uint8) for name, level in levels.items()}
+    pd.DataFrame(baselines).to_parquet(folder / "baselines.parquet")
+    (folder / "provenance.json").write_text(json.dumps({"seeds": list(SEEDS)}))
+
+
+def _probe(path: Path, users: int = 3) -> None:
+    """Users with one mistake each, candidate 7, at the last of two steps."""
+    generator = np.random.default_rng(0)
+    tables = []
+    for step, user in product((0, 300), range(users)):
+        reference = -8 - 2 * generator.random(20)
+        policy = reference - np.r_[0.0, 1 + 4 * generator.random(19)] * (step > 0)
+        reference[[0, 7]], policy[[0, 7]] = -5, (-6.0, -5.2)
+        items = ["Real Sparrows"] + [f"Rejected {number}" for number in range(1, 20)]
+        columns = {"step": step, "user": 900 + user, "candidate": range(20), "item": items}
+        tables.append(pd.DataFrame({**columns, "reference": reference, "policy": policy}))
+    path.parent.mkdir()
+    pd.concat(tables).to_parquet(path)
+
+
+def write_recorded(root: Path) -> Path:
+    """The grids that the page reads, made up, under `root`."""
+    switches = [("off", "off", "off"), ("on", "on", "on")]
+    objectives = [
+        (objective, negatives, *switch)
+        for objective in ("dpo", "dmpo", "sdpo", "mppo")
+        for negatives in NEGATIVES
+        for switch in switches
+    ]
+    _write(root / "objectives", objectives)
+    _probe(root / "objectives" / "probes" / "110.parquet")
+    _write(root / "parts", [("dmpo", negatives, "on", *part) for negatives in (5, 19) for part in PARTS])
+    return root
+
+
+def _forget() -> None:
+    st.cache_data.clear()
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the grids, to which the page looks; damage it before the page runs."""
+    monkeypatch.setattr(sweeps, "RECORDED", write_recorded(tmp_path / "recorded"))
+    monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "home"))
+    _forget()
+    yield tmp_path / "recorded"
+    _forget()

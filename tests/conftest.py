@@ -1,0 +1,43 @@
+"""What several rooms' tests share: a place of their own for what minipo keeps, a tiny dataset and an SFT run on it."""
+
+import pytest
+
+from minipo.datasets import DATASETS, Splits, catalog
+from minipo.runs import Run, sft
+
+TINY = {"train": 64, "validation": 32, "test": 32}  # users
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No test reads or fills the user's own cache."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("MINIPO_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_splits() -> Splits:
+    return catalog.generate(0, **TINY)[1]
+
+
+@pytest.fixture
+def tiny(tiny_splits, monkeypatch) -> Splits:
+    """A catalogue of 64, 32 and 32 users, which `load_dataset` knows as "tiny"."""
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: tiny_splits)
+    return tiny_splits
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny_splits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "tiny", lambda seed: tiny_splits)
+        patch.setenv("MINIPO_HOME", str(folder / "home"))
+        return sft(folder / "run", progress=False, dataset="tiny", steps=80, batch_size=32, learning_rate=3e-3)
+
+
+@pytest.fixture
+def tiny_sft(tiny, _trained) -> Run:
+    """A finished SFT run on "tiny", long enough to answer with names. Read it, do not change it."""
+    return _trained

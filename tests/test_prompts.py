@@ -1,0 +1,38 @@
+import pytest
+
+from minipo.prompts import TEMPLATES, Template, answer, render
+
+
+def test_line_template_is_continued_by_the_answer():
+    assert render(TEMPLATES["line"], ["A B", "C D"]) + answer("E F") == "A B, C D, E F"
+
+
+def test_history_keeps_its_order_and_candidates_theirs():
+    template = Template("[HistoryHere] | [CansHere] | [HistoryHere]", separator=" ; ")
+    assert render(template, ["b", "a"], ["z", "y"]) == "b ; a | z ; y | b ; a"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_placeholder_is_left_and_every_item_is_there(name):
+    prompt = render(TEMPLATES[name], ["Velvet Tiger", "Neon Fox"], ["Iron Lark", "Glass Moth"])
+    assert "Here]" not in prompt
+    assert "Velvet Tiger, Neon Fox" in prompt
+    assert ("Iron Lark, Glass Moth" in prompt) == TEMPLATES[name].lists_candidates == (name == "choice")
+    assert not prompt.endswith(" ")  # the answer brings its own
+
+
+def test_placeholders_in_names_are_not_filled():
+    template = Template("[HistoryHere] / [CansHere]")
+    assert render(template, ["[CansHere]"], ["[HistoryHere]"]) == "[CansHere] / [HistoryHere]"
+
+
+def test_template_without_history_is_refused():
+    with pytest.raises(ValueError, match=r"lacks \[HistoryHere\]"):
+        Template("Pick one of [CansHere].")
+
+
+def test_empty_history_and_missing_candidates_are_refused():
+    with pytest.raises(ValueError, match="history is empty"):
+        render(TEMPLATES["line"], [])
+    with pytest.raises(ValueError, match="none were given"):
+        render(TEMPLATES["choice"], ["A"])
