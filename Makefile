@@ -9,7 +9,7 @@ PYTEST_ARGUMENTS ?= -n 2 --dist loadfile
 NOTEBOOKS = $(firstword $(wildcard notebooks/00_start_here.ipynb notebooks) .)
 
 .NOTPARALLEL:
-.PHONY: help app lab test test-all
+.PHONY: help app lab test test-all record
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: .venv/installed-dev ## linter, type checker and the fast tests
 
 test-all: .venv/installed-dev ## every test, one after the other: slow ones and a browser too
 	.venv/bin/python -m pytest
+
+record: .venv/installed ## everything recorded in data/, and the README's tables (an hour on two cores)
+	.venv/bin/python data/record.py
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python .venv/bin/pip
 	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e .

@@ -179,8 +179,9 @@ def happened(objective: str, shown: str) -> None:
         names = ", ".join(figures.VARIANTS[line][0] for line in missing)
         st.info(f"Not recorded for {figures.OBJECTIVE_LABELS[objective]}: {names}.")
         offer({"objective": objective, "negatives": last["negatives"], **LINES[missing[0]]})
-    sft, oracle = (grid.baseline(name)[None].mean() for name in ("sft", "oracle"))
-    figure = figures.collapse_grid(table, objective, figures.verdict(*change[1:]), sft, oracle)
+    levels = {name: grid.baseline(name.lower())[None].mean() for name in ("oracle", "SFT", "Markov")}
+    levels["more SFT"] = grid.rows(objective="sft")["hr@1"].mean()  # for the compute of the dearest preference run
+    figure = figures.collapse_grid(table, objective, figures.verdict(*change[1:]), levels)
     st.plotly_chart(figure, key="happens_grid", theme=None, config=PLOT)
     st.caption(
         f"Means of {plain['seed'].nunique()} seeds, bands from lowest to highest; {grid.ranks.shape[1]:,} test users. "

@@ -22,8 +22,8 @@ from minipo.figures import verdict
 from minipo.runs import DATA, PreferConfig, SFTConfig, sft_run, whole_file
 from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
 
-SHIPPED_EPOCHS = (5, 10, 20)
-SFT_EPOCHS = (*SHIPPED_EPOCHS, 40)
+SHIPPED_EPOCHS = (10, 20, 40)
+SFT_EPOCHS = (5, *SHIPPED_EPOCHS)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 NEGATIVES = (1, 3, 5, 10, 15, 19)
 STEPS, BATCH, SFT_BATCH, ITEM_TOKENS, PROMPT_TOKENS = 300, 32, 32, 2, 18

@@ -6,6 +6,7 @@ user's is one sentence there, and exit code 2.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ HELP = {
     "evaluate_every": "steps between evaluations on validation users",
     "accumulation": "micro-batches per step",
     "template": "prompt: line, question or choice",
-    "whole_line": "learn history and answer, or the answer alone (default: the first for pocket models)",
+    "whole_line": "yes: learn history and answer; no: the answer alone (default: yes for pocket models)",
 }
 
 
@@ -61,7 +62,9 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
 
 
 def _boolean(text: str) -> bool:
-    return {"yes": True, "no": False}[text]
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text == "yes"
 
 
 def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
@@ -78,7 +81,12 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(arguments: argparse.Namespace, content: dict[str, Any], text: str) -> None:
-    print(json.dumps(content, ensure_ascii=False, allow_nan=False) if arguments.json else text)
+    # JSON knows neither NaN nor infinity.
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in content.items()
+    }
+    print(json.dumps(plain, ensure_ascii=False, allow_nan=False) if arguments.json else text)
 
 
 def _print_run(arguments: argparse.Namespace, run: Run) -> None:
@@ -111,14 +119,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     run = Run(Path(arguments.run_folder))
     config = run.config
+    model, tokenizer = run.load_model()
     splits = load_dataset(config.dataset, config.dataset_seed)
     users = getattr(splits, arguments.split)
     reference = None
     if isinstance(config, PreferConfig):
-        start = sft_run(config, progress=False) if config.sft is None else sft_folder(Path(config.sft), splits)
-        model, tokenizer = start.load_model()
-        reference = reference_logps(start, model, tokenizer, splits, arguments.split, config.template)
-    model, tokenizer = run.load_model()
+        progress = not arguments.quiet
+        start = sft_run(config, progress=progress) if config.sft is None else sft_folder(Path(config.sft), splits)
+        reference = reference_logps(start, *start.load_model(), splits, arguments.split, config.template)
     metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
     metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
     text = "\n".join(f"{name:16} {value:.4f}" for name, value in metrics.items())
@@ -173,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         parsed.run(parsed)
     except (ValueError, OSError) as error:
-        print(f"minipo: {error}", file=sys.stderr)
+        sentence = " ".join(str(error).splitlines())  # on one line, whatever a library put into it
+        print(f"minipo: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("minipo: stopped; the same command goes on from here.", file=sys.stderr)

@@ -39,6 +39,9 @@ VARIANTS = {
 }
 
 AXIS = {"gridcolor": GRID, "zeroline": False, "automargin": True}
+# Levels drawn as lines in `collapse_grid`, and their dash.
+LEVELS = {"oracle": "dot", "more SFT": "dashdot", "SFT": "dash", "Markov": "longdash"}
+
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 14, "color": INK},
@@ -406,13 +409,23 @@ def _motion(values: pd.Series, name: str) -> str:
     return f"{name} {word}: {short(first)} → {short(last)}"
 
 
-def collapse_grid(
-    table: pd.DataFrame, objective: str, word: str, sft: float | None = None, oracle: float | None = None
-) -> go.Figure:
+def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Where to write each level's name so that no two are closer than `gap`: as near to the level as that allows."""
+    names = sorted(levels, key=lambda name: levels[name])
+    places = np.array([levels[name] for name in names])
+    for _ in range(len(names)):
+        for low in range(len(names) - 1):
+            push = max(0.0, gap - (places[low + 1] - places[low])) / 2
+            places[low] -= push
+            places[low + 1] += push
+    return dict(zip(names, places.tolist(), strict=True))
+
+
+def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mapping[str, float]) -> go.Figure:
     """Training loss, pair_loss and HR@1 against K, in stacked panels: means, in bands from lowest to highest seed.
 
     `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss`, `hr@1`. `word` is
-    `verdict`'s; it goes into the title of the last panel. `sft` and `oracle` are HR@1 levels drawn as lines.
+    `verdict`'s; it goes into the title of the last panel. `levels` are HR@1 levels drawn as lines, of those in LEVELS.
     """
     label = OBJECTIVE_LABELS[objective]
     plain = table[table["variant"] == "plain"].groupby("negatives")[["train_loss", "pair_loss", "hr@1"]].mean()
@@ -451,17 +464,18 @@ def collapse_grid(
                 "%{customdata[1]:.3~f})<extra></extra>",
                 row=row, col=1,
             )  # fmt: skip
-    for level, name, dash in ((sft, "SFT", "dash"), (oracle, "oracle", "dot")):
-        if level is not None:
-            figure.add_hline(y=100 * level, line={"color": QUIET, "width": 1.5, "dash": dash}, row=3, col=1)
-            figure.add_annotation(
-                text=f"{name}<br>{level:.1%}".replace("%", " %"), x=1.01, xref="x3 domain", y=100 * level, yref="y3",
-                xanchor="left", align="left", font={"size": 13, "color": QUIET},
-            )  # fmt: skip
+    heights = [*(100 * level for level in levels.values()), *(100 * table["hr@1"])]
+    places = apart({name: 100 * level for name, level in levels.items()}, 0.09 * (max(heights) - min(heights)))
+    for name, level in levels.items():
+        figure.add_hline(y=100 * level, line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]}, row=3, col=1)
+        figure.add_annotation(
+            text=f"{name} {level:.1%}".replace("%", " %"), x=1.01, xref="x3 domain", y=places[name], yref="y3",
+            xanchor="left", align="left", font={"size": 13, "color": QUIET},
+        )  # fmt: skip
     figure.update_annotations(selector={"yref": "paper"}, x=0, xanchor="left", font={"size": 15})
     ticks = sorted(table["negatives"].unique())
     rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
-    figure.update_layout(template=TEMPLATE, height=412 + 28 * rows, margin={"t": 20 + 26 * rows, "r": 62})
+    figure.update_layout(template=TEMPLATE, height=412 + 28 * rows, margin={"t": 20 + 26 * rows, "r": 118})
     figure.update_layout(legend={"y": 1.065})
     figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])
     figure.update_xaxes(title_text="K, negatives per training example", row=3, col=1)

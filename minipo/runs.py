@@ -128,7 +128,7 @@ class SFTConfig:
     model: str = "pocket-gpt2"
     tuning: str = "full"
     start_epochs: int = 0
-    epochs: int = 20
+    epochs: int = 40
     steps: int | None = None
     learning_rate: float = 2e-3
     batch_size: int = 32
@@ -153,7 +153,8 @@ class PreferConfig:
     sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
     negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,
     "random" or "hardest". With dynamic off, select and adjust_beta are off too. batch_size: users in an optimizer step,
-    `accumulation` micro-batches of them.
+    `accumulation` micro-batches of them. The defaults of sft_epochs and learning_rate are what `data/record.py` chose
+    for the catalogue on validation users.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -162,7 +163,7 @@ class PreferConfig:
     dataset_seed: int = 0
     model: str = "pocket-gpt2"
     sft: str | None = None
-    sft_epochs: int = 20
+    sft_epochs: int = 40
     sft_seed: int = 0
     tuning: str = "full"
     objective: str = "dmpo"
@@ -173,7 +174,7 @@ class PreferConfig:
     clusters: int = 3
     beta: float = 1.0
     margin: float = 6.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     steps: int = 300
     batch_size: int = 32
     accumulation: int = 1

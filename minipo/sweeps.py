@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -30,6 +34,7 @@ from .runs import (
     read_parquet,
     reference_logps,
     sft,
+    sft_folder,
     sft_run,
     versions,
     whole_file,
@@ -53,15 +58,16 @@ def grid(**settings: Any) -> list[PreferConfig]:
     Settings that come to the same run, as `select` does where dynamic is off, are listed once.
     """
     settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
-    axes = {
-        name: list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        for name, value in settings.items()
-    }
+    axes = {name: _values(value) for name, value in settings.items()}
     for name, values in axes.items():
         if not values:
             raise ValueError(f"{name} has no values; name at least one.")
     cells = [make_config(PreferConfig, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     return list(dict.fromkeys(cells))
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def sweep(
@@ -71,12 +77,12 @@ def sweep(
 
     settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell that was
     trained before with the same settings is read from the cache, one that was cut off is resumed. out: a Parquet or CSV
-    file for the table.
+    file for the table. In a script, call it under `if __name__ == "__main__":`, for the workers import the script.
     Returns a row a run (DESIGN section 5's columns; unprefixed metrics are on the test split).
-    Raises ValueError on a setting that does not fit, before anything is trained.
+    Raises ValueError on a setting that does not fit, before anything is trained; and what `train_all` raises.
     """
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
-        raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}.")
+        raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}; give it such a name.")
     runs = train_all(grid(**settings), workers=workers, progress=progress)
     table = pd.DataFrame([row(run) for run in runs])
     if out is not None:
@@ -91,48 +97,119 @@ def sweep(
 def train_all(configs: Sequence[Config], *, workers: int | None = None, progress: bool = True) -> list[Run]:
     """Finished runs for `configs`, in their order; those not in the cache are trained now, `workers` at a time.
 
-    The SFT runs that they start from are trained first, so that no two workers train the same one.
+    The SFT runs that they start from are trained first, so that no two workers train the same one. A run that fails
+    keeps no other from being trained. An interrupt ends the workers at once; calling again goes on from there.
+    Raises ValueError on settings that do not fit the dataset or the SFT run, before anything is trained; ValueError or
+    OSError when the others are done, for a run that failed, saying which; ChildProcessError if a worker died.
     """
     from .training import check_negatives
 
-    for config in configs:
-        if isinstance(config, PreferConfig):
-            check_negatives(load_dataset(config.dataset, config.dataset_seed).train, config.negatives)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}.")
+    preferred = [config for config in configs if isinstance(config, PreferConfig)]
+    for dataset, seed, negatives in dict.fromkeys((c.dataset, c.dataset_seed, c.negatives) for c in preferred):
+        check_negatives(load_dataset(dataset, seed).train, negatives)
+    for dataset, seed, folder in dict.fromkeys((c.dataset, c.dataset_seed, c.sft) for c in preferred):
+        if folder is not None:
+            sft_folder(Path(folder), load_dataset(dataset, seed))
+    todo = [config for config in dict.fromkeys(configs) if not (cache_folder(config) / "summary.json").is_file()]
+    starts = list(dict.fromkeys(start for config in todo if (start := _start_of(config))))
     workers = workers or os.cpu_count() or 1
-    todo = [config for config in configs if not (cache_folder(config) / "summary.json").is_file()]
-    starts = {
-        (c.dataset, c.dataset_seed, c.model, c.sft_epochs, c.sft_seed, c.template): c
-        for c in todo
-        if isinstance(c, PreferConfig) and c.sft is None
-    }
-    stages: list[tuple[str, Callable[[Any], None], list[Any]]] = [
-        ("SFT runs", _start, list(starts.values())),
-        ("runs", _train, todo),
-    ]
-    for name, task, tasks in stages:
-        if not tasks:
-            continue
-        # Spawned, because a forked copy of a process that has used torch's threads may hang.
-        with (
-            ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn"), _one_thread) as pool,
-            tqdm(total=len(tasks), desc=name, unit="run", disable=not progress) as bar,
-        ):
-            futures = [pool.submit(task, config) for config in tasks]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    _work("SFT runs", _start, starts, workers, progress)
+    _work("runs", _train, todo, workers, progress)
     return [Run(cache_folder(config)) for config in configs]
 
 
-def _one_thread() -> None:
-    """A worker a core: threads of one's own would only get in each other's way."""
+def _start_of(config: Config) -> PreferConfig | None:
+    """The settings that name the SFT run which a run starts from, all others at their defaults; None if it starts from
+    a folder or from nothing."""
+    if isinstance(config, PreferConfig):
+        epochs, seed = config.sft_epochs if config.sft is None else 0, config.sft_seed
+    else:
+        epochs, seed = config.start_epochs, 0
+    if not epochs:
+        return None
+    return PreferConfig(
+        dataset=config.dataset,
+        dataset_seed=config.dataset_seed,
+        model=config.model,
+        sft_epochs=epochs,
+        sft_seed=seed,
+        template=config.template,
+    )
+
+
+def _work(
+    name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool = True
+) -> None:
+    """Do `task` for each of `configs` in processes of their own, `workers` at a time."""
+    if not configs:
+        return
+    failed: dict[Config, BaseException] = {}
+    others = set(multiprocessing.active_children())
+    # Spawned, because a forked copy of a process that has used torch's threads may hang.
+    with (
+        ProcessPoolExecutor(min(workers, len(configs)), multiprocessing.get_context("spawn"), _begin) as pool,
+        tqdm(total=len(configs), desc=name, unit="run", disable=not progress) as bar,
+    ):
+        try:
+            with _deaf_to_interrupts():
+                futures = {pool.submit(task, config): config for config in configs}
+            for future in as_completed(futures):
+                if error := future.exception():
+                    failed[futures[future]] = error
+                bar.update()
+        except BaseException:
+            # Left alone, a worker would go on to the end of its run, and the pool would wait for it.
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
+    if failed:
+        config, error = next(iter(failed.items()))
+        if isinstance(error, BrokenProcessPool):
+            raise ChildProcessError(
+                "A worker of the sweep died; if memory ran out, start it again with fewer workers, and it goes on from "
+                'here; in a script of your own, start it under `if __name__ == "__main__":`.'
+            ) from error
+        if not isinstance(error, (ValueError, OSError)):
+            raise error  # a defect, with its traceback
+        settings = ", ".join(
+            f"{field.name} = {getattr(config, field.name)}"
+            for field in fields(config)
+            if getattr(config, field.name) != field.default
+        )
+        raise (OSError if isinstance(error, OSError) else ValueError)(
+            f"{len(failed)} of {len(configs)} {name} failed; the first, with {settings or 'default settings'}: {error}"
+        ) from error
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started here do not hear Ctrl-C, which goes to the whole terminal: the parent does, and ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """How a worker begins: it ends with its parent, and keeps to one core, where others would be in its way."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody; without this its workers would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # at once: a run that is cut off resumes
 
 
 def _start(config: PreferConfig) -> None:
@@ -174,10 +251,11 @@ class Recorded:
     folder: Path
 
     def rows(self, **query: Any) -> pd.DataFrame:
-        """The table's rows with these settings; a list means any of its values."""
+        """The table's rows with these settings; several values mean any of them."""
         table = self.table
         for name, value in query.items():
-            table = table[table[name].isin(value if isinstance(value, list) else [value])]
+            column = lookup("column", name, {str(column): table[column] for column in table})
+            table = table[column.isin(_values(value))]
         return table
 
     def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
@@ -188,11 +266,13 @@ class Recorded:
         rows = self.rows(**query)
         if rows.empty or rows.seed.duplicated().any():
             raise ValueError(f"{len(rows)} recorded runs have {query}: name the settings of one run a seed.")
-        return dict(zip(rows.seed, ranking_metrics(self.ranks[rows.index])[metric], strict=True))
+        metrics = ranking_metrics(self.ranks[rows.index])
+        return dict(zip(rows.seed, lookup("metric of a user", metric, metrics), strict=True))
 
     def baseline(self, name: str, metric: str = "hr@1") -> Outcomes:
         """Every test user's `metric` under a baseline: "sft", "oracle", "markov", "popularity" or "random"."""
-        return {None: ranking_metrics(lookup("baseline", name, self.baselines))[metric]}
+        metrics = ranking_metrics(lookup("baseline", name, self.baselines))
+        return {None: lookup("metric of a user", metric, metrics)}
 
     @property
     def probes(self) -> dict[int, Path]:
@@ -206,9 +286,11 @@ def record(
     """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
 
     baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; versions,
-    machine, date and commit are added. The JSON is written last.
+    machine, date and commit are added. The JSON is written last, and an old one is removed first: without it, the
+    grid does not load.
     """
     folder = Path(folder)
+    (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
         "table": pd.DataFrame([row(run) for run in runs]),
         "ranks": pd.DataFrame({"rank": [run.users["rank"].to_numpy(np.uint8) for run in runs]}),
@@ -253,17 +335,29 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
     damaged."""
     folder = RECORDED / grid if folder is None else Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"The recorded grid {grid!r} is missing: there is no folder {folder}.")
-    table, ranks = read_parquet(folder / "table.parquet"), read_parquet(folder / "ranks.parquet")
-    missing = {*SETTINGS, *RESULTS} - set(table.columns)
-    if missing or len(table) != len(ranks) or not len(table) or "rank" not in ranks:
-        raise ValueError(f"The recorded grid in {folder} is damaged: its table and ranks do not fit together.")
+        raise ValueError(
+            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with data/record.py."
+        )
+    names = ("table", "ranks", "baselines", "curves")
+    table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
+    provenance = read_json(folder / "provenance.json")
+    users = set(ranks["rank"].map(len)) if "rank" in ranks else set()
+    if (
+        not {*SETTINGS, *RESULTS} <= {*table.columns}
+        or len(table) != len(ranks)
+        or users != {len(baselines)}
+        or not isinstance(provenance, dict)
+    ):
+        raise ValueError(
+            f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with "
+            "data/record.py."
+        )
     return Recorded(
         table,
         np.stack(ranks["rank"].to_list()),
-        {str(name): rank.to_numpy() for name, rank in read_parquet(folder / "baselines.parquet").items()},
-        read_parquet(folder / "curves.parquet"),
-        read_json(folder / "provenance.json"),
+        {str(name): rank.to_numpy() for name, rank in baselines.items()},
+        curves,
+        provenance,
         folder,
     )
 

@@ -12,6 +12,7 @@ from minipo import DynamicPO, figures, preference_loss
 from minipo.figures import (
     DYNAMIC_COLOUR,
     OBJECTIVE_COLOURS,
+    apart,
     collapse_grid,
     collapse_sentence,
     live_run,
@@ -193,7 +194,7 @@ def test_collapse_sentence_follows_the_intervals():
 
 def test_collapse_grid_draws_means_bands_and_levels():
     table = grid(plain=[0.67, 0.69, 0.64, 0.66], dynamic=[0.67, 0.69, 0.70, 0.72])
-    figure = drawn(collapse_grid(table, "dmpo", "collapses", sft=0.65, oracle=0.79))
+    figure = drawn(collapse_grid(table, "dmpo", "collapses", {"SFT": 0.65, "more SFT": 0.652, "oracle": 0.79}))
     lines = {(trace["name"], trace["yaxis"]): trace for trace in figure["data"] if trace["mode"] == "lines+markers"}
     plain = lines["plain DMPO", "y3"]
     assert plain["line"]["color"] == OBJECTIVE_COLOURS["dmpo"]
@@ -205,7 +206,18 @@ def test_collapse_grid_draws_means_bands_and_levels():
     assert "HR@1 collapses: 68.0 % → 65.0 %" in texts
     assert "DMPO's training loss falls: 0.20 → 0.011" in texts
     assert "Yardstick pair_loss stays: 0.30 → 0.30" in texts
-    assert {"SFT<br>65.0 %", "oracle<br>79.0 %"} <= set(texts)
+    levels = {note["text"]: note["y"] for note in figure["layout"]["annotations"] if note.get("yref") == "y3"}
+    assert set(levels) == {"SFT 65.0 %", "more SFT 65.2 %", "oracle 79.0 %"}
+    assert (
+        levels["more SFT 65.2 %"] - levels["SFT 65.0 %"] > 1
+    )  # their names do not overlap, though the levels nearly do
+
+
+def test_names_of_levels_are_spread_evenly_and_keep_their_order():
+    places = apart({"a": 10.0, "b": 10.1, "c": 10.2, "d": 30.0}, 2.0)
+    np.testing.assert_allclose(np.diff([places[name] for name in "abc"]), 2.0, atol=0.3)
+    assert places["b"] == pytest.approx(10.1, abs=0.3)
+    assert places["d"] == 30.0
 
 
 def test_live_run_is_drawn_from_its_first_line_on():

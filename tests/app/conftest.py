@@ -26,7 +26,7 @@ def _write(folder: Path, cells: list[tuple[str, int, str, str, str]]) -> None:
         generator = np.random.default_rng([seed, 7])
         luck = generator.random(USERS) + generator.normal(scale=0.004)
         rank = np.where(luck < hits, 0, 1 + generator.integers(0, 6, USERS)).astype(np.uint8)
-        loss = 0.1 + 0.12 / negatives + 0.004 * seed
+        loss = 0.1 + 0.12 / max(1, negatives) + 0.004 * seed
         rows.append(
             {
                 "dataset": "catalog", "model": "pocket-gpt2", "tuning": "full", "objective": objective,
@@ -76,7 +76,7 @@ def write_recorded(root: Path) -> Path:
         for negatives in NEGATIVES
         for switch in switches
     ]
-    _write(root / "objectives", objectives)
+    _write(root / "objectives", [*objectives, ("sft", 0, "off", "off", "off")])
     _probe(root / "objectives" / "probes" / "110.parquet")
     _write(root / "parts", [("dmpo", negatives, "on", *part) for negatives in (5, 19) for part in PARTS])
     return root

@@ -64,4 +64,4 @@ def test_on_the_catalogue_the_oracle_beats_markov_beats_popularity_beats_random(
         )
     ]
     assert rates[0] == pytest.approx(1 / 20, abs=4 * np.sqrt(0.05 * 0.95 / 2000))
-    assert (np.diff(rates) > 0.02).all()
+    assert (np.diff(rates) > [0.01, 0.1, 0.1]).all()  # popularity is nearly flat
