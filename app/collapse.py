@@ -186,7 +186,7 @@ def happened(objective: str, shown: str) -> None:
     st.caption(
         f"Means of {plain['seed'].nunique()} seeds, bands from lowest to highest; {grid.ranks.shape[1]:,} test users. "
         "Training losses at different K are different functions; pair_loss, over all 19 negatives of validation users, "
-        "is the same one for every K."
+        "is the same one for every K. More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19."
     )
 
 

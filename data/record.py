@@ -175,8 +175,10 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
 
 def points(left: Outcomes, right: Outcomes) -> str:
     """Left minus right in points of HR@1, with its 95 % interval."""
+    if left is right:
+        return "—"
     found = difference(left, right)
-    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "−")
 
 
 def report() -> str:

@@ -76,7 +76,7 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    ours = {"command", "run", "json", "quiet", "out", "workers", "split"}
+    ours = {"command", "run", "json", "quiet", "out", "workers", "split", "streamlit"}
     return {name: value for name, value in vars(arguments).items() if name not in ours}
 
 
@@ -170,14 +170,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")
     command.add_argument("--split", choices=["train", "validation", "test"], default="test")
 
-    command = add("app", _app, "open the demo in the browser")
-    command.add_argument("streamlit", nargs=argparse.REMAINDER, help="arguments for streamlit run")
+    add("app", _app, "open the demo in the browser; further arguments go to `streamlit run`")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake, or a disk that is full, ends it with one sentence and exit code 2."""
-    parsed = parser().parse_args(arguments)
+    top = parser()
+    # argparse's own REMAINDER does not take an option in first place.
+    parsed, others = top.parse_known_args(arguments)
+    if others and parsed.command != "app":
+        top.error(f"unrecognized arguments: {' '.join(others)}")
+    parsed.streamlit = others
     try:
         parsed.run(parsed)
     except (ValueError, OSError) as error:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import pandas as pd
 import platformdirs
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from .datasets import DATASETS, Interaction, Splits, load_dataset
@@ -93,13 +94,15 @@ def _check_types(config: Any) -> None:
         allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
             raise ValueError(f"{field.name} must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
+        if kind is float:  # 1 and 1.0 are one setting, and must have one folder in the cache
+            object.__setattr__(config, field.name, float(cast(float, value)))
 
 
 def _check_numbers(config: Any, *positive: str) -> None:
     for name in positive:
         value = getattr(config, name)
         if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, not {value}.")
+            raise ValueError(f"{name} must be a positive number, not {value:g}.")
     for name in ("seed", "sft_seed", "dataset_seed", "start_epochs"):
         if getattr(config, name, 0) < 0:
             raise ValueError(f"{name} must not be negative, and it is {getattr(config, name)}.")
@@ -347,6 +350,19 @@ def _finished(out: Path, config: Config) -> Run | None:
 
 
 @contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process at a time in `out`: another that wants the same run waits, and then finds it finished.
+
+    The lock is the operating system's, so it ends with its process, however that ends.
+    """
+    name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    locks = home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{name}.lock"):
+        yield
+
+
+@contextmanager
 def _without_bars() -> Iterator[None]:
     """transformers' own bars for every file it reads or writes stay away; the training's bar is none of them."""
     from transformers.utils import logging
@@ -383,10 +399,11 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
     """
     config = make_config(SFTConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
-    finished = _finished(out, config)
-    if finished:
-        return finished
+    with _alone(out):
+        return _finished(out, config) or _sft(config, out, progress)
 
+
+def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from .evaluation import evaluate
     from .models import POCKET, add_lora, load_model
     from .training import SFTTrainer, training_arguments
@@ -460,17 +477,30 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     if config.negatives > available:
         raise ValueError(f"negatives must be at most {available}, what every user has, not {config.negatives}.")
     out = cache_folder(config) if out is None else Path(out)
-    finished = _finished(out, config)
-    if finished:
-        return finished
+    with _alone(out):
+        return _finished(out, config) or _prefer(config, splits, out, progress)
+
+
+def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress) if config.sft is None else sft_folder(Path(config.sft), splits)
 
     from .evaluation import evaluate
     from .models import add_lora
     from .training import PreferenceTrainer, training_arguments
 
+    arguments = training_arguments(
+        out / "checkpoints",
+        steps=config.steps,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        evaluate_every=config.evaluate_every,
+        progress=progress,
+    )
     model: Any
     model, tokenizer = start.load_model()
+    model.to(arguments.device)  # before the reference, so that policy and reference come from the same arithmetic
     reference = {
         split: reference_logps(start, model, tokenizer, splits, split, config.template)
         for split in ("train", "validation", "test")
@@ -482,16 +512,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
         model,
         tokenizer,
         splits.train,
-        training_arguments(
-            out / "checkpoints",
-            steps=config.steps,
-            batch_size=config.batch_size,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            evaluate_every=config.evaluate_every,
-            progress=progress,
-        ),
+        arguments,
         objective=config.objective,
         negatives=config.negatives,
         reference=reference["train"],
@@ -521,8 +542,9 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
 
 
 def cache_folder(config: Config) -> Path:
-    """The folder in minipo's cache for a run with these settings."""
-    content = json.dumps([version("minipo"), asdict(config)], sort_keys=True)
+    """The folder in minipo's cache for a run with these settings on this data by this version of minipo."""
+    data = load_dataset(config.dataset, config.dataset_seed).fingerprint
+    content = json.dumps([version("minipo"), data, asdict(config)], sort_keys=True)
     return home() / "runs" / f"{config.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -171,15 +171,16 @@ def _work(
                 "A worker of the sweep died; if memory ran out, start it again with fewer workers, and it goes on from "
                 'here; in a script of your own, start it under `if __name__ == "__main__":`.'
             ) from error
-        if not isinstance(error, (ValueError, OSError)):
-            raise error  # a defect, with its traceback
-        settings = ", ".join(
-            f"{field.name} = {getattr(config, field.name)}"
-            for field in fields(config)
-            if getattr(config, field.name) != field.default
-        )
+        if len(failed) == len(configs) or not isinstance(error, (ValueError, OSError)):
+            raise error  # which they share; or a defect, with its traceback
+        cells = [asdict(each) for each in configs]
+        settings = [
+            f"{setting} = {value}"
+            for setting, value in asdict(config).items()
+            if len({cell.get(setting) for cell in cells}) > 1
+        ]
         raise (OSError if isinstance(error, OSError) else ValueError)(
-            f"{len(failed)} of {len(configs)} {name} failed; the first, with {settings or 'default settings'}: {error}"
+            f"{len(failed)} of {len(configs)} {name} failed; the first, with {', '.join(settings)}: {error}"
         ) from error
 
 

@@ -98,6 +98,14 @@ def rows_per_step(arguments: TrainingArguments) -> int:
     return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
 
 
+def check_finite(logps: Tensor, step: int) -> None:
+    """Raises ValueError if training has diverged."""
+    if not logps.isfinite().all():
+        raise ValueError(
+            f"Log-probs are not finite after step {step}: training diverged; choose a lower learning_rate."
+        )
+
+
 def check_negatives(interactions: Sequence[Interaction], negatives: int) -> None:
     """Raises ValueError if K = `negatives` is below 1 or above the negatives that some user has, or without users."""
     if not interactions:
@@ -228,7 +236,9 @@ class SFTTrainer(_RowTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        loss = -packed_logps(model, inputs["packed"]).sum() / (num_items_in_batch or inputs["tokens"])
+        logps = packed_logps(model, inputs["packed"])
+        check_finite(logps, self.state.global_step)
+        loss = -logps.sum() / (num_items_in_batch or inputs["tokens"])
         return (loss, {}) if return_outputs else loss
 
 
@@ -309,6 +319,7 @@ class PreferenceTrainer(_RowTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         policy = packed_logps(model, inputs["packed"])
+        check_finite(policy, self.state.global_step)
         output = preference_loss(
             self.objective,
             policy,

@@ -342,6 +342,15 @@ def test_training_lowers_the_loss(tmp_path):
         assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
 
 
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_training_that_diverges_says_so(kind, tmp_path):
+    trainer = TRAINERS[kind](tmp_path, steps=20, learning_rate=1e30)
+    with pytest.raises(
+        ValueError, match=r"^Log-probs are not finite after step \d+: training diverged; choose a lower"
+    ):
+        trainer.train()
+
+
 def test_preference_training_of_an_adapter_leaves_the_model_under_it(tmp_path):
     trainer = preference_trainer(tmp_path, steps=5, model=model_for(lora=True))
     start = weights(trainer)

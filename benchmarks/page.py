@@ -1,0 +1,117 @@
+"""Time the page as a viewer waits for it: `python benchmarks/page.py` (needs chromium on the PATH; about two minutes).
+
+Starts the real app on this machine, opens it in headless Chromium at a projector's size, and measures first paint on a
+warm server, the slider from key to new sentence, and a live run of 300 steps at K = 15 from the shipped checkpoint.
+Prints a table, writes page.json beside this file, and keeps the picture that README.md shows in docs/first-page.png.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).parents[1]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 9"  # three figures of three layers
+CHANGED = """before => [...document.querySelectorAll('p')].some(
+    p => p.innerText.startsWith('The loss fell') && p.innerText !== before)"""
+
+
+def paint(page: Page, address: str) -> float:
+    """Seconds until both panels are drawn."""
+    start = time.perf_counter()
+    page.goto(address)
+    expect(page.get_by_text("600-fold")).to_be_visible(timeout=60_000)
+    page.wait_for_function(DRAWN, timeout=60_000)
+    return time.perf_counter() - start
+
+
+def slide(page: Page) -> float:
+    """Seconds from a key on the slider to the new sentence."""
+    before = page.locator("p", has_text="The loss fell").inner_text()
+    start = time.perf_counter()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(CHANGED, arg=before, polling=10)
+    seconds = time.perf_counter() - start
+    page.wait_for_timeout(400)
+    return seconds
+
+
+def train(page: Page) -> float:
+    """Seconds from the button to the result of a run of 300 steps at K = 15."""
+    start = time.perf_counter()
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_text("Starting")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"HR@1 on the test users: [\d.]+ %"))).to_be_visible(timeout=300_000)
+    return time.perf_counter() - start
+
+
+def measure(address: str) -> dict[str, float]:
+    """Open, slide and train."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        raise SystemExit("No browser: install chromium.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        cold = paint(page, address)
+        warm = [paint(page, address) for _ in range(5)]
+        page.wait_for_timeout(1000)
+        (ROOT / "docs").mkdir(exist_ok=True)
+        page.screenshot(path=ROOT / "docs" / "first-page.png")
+        page.get_by_role("slider").first.focus()
+        answers = [slide(page) for _ in range(12)]
+        runs = [train(page) for _ in range(2)]
+        page.screenshot(path=Path(tempfile.gettempdir()) / "minipo-live-run.png", full_page=True)
+        browser.close()
+    return {
+        "first paint, first session of the server (s)": cold,
+        "first paint, warm server, median of 5 (s)": statistics.median(warm),
+        "slider to new sentence, median of 12 (s)": statistics.median(answers),
+        "slider to new sentence, slowest of 12 (s)": max(answers),
+        "live run, 300 steps at K = 15, the server's first, which computes the reference (s)": runs[0],
+        "live run, 300 steps at K = 15, reference in the cache (s)": runs[1],
+    }
+
+
+def main() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "minipo", "app", "--server.port", str(port)]
+    command += ["--server.headless", "true", "--server.address", "127.0.0.1"]
+    with tempfile.TemporaryDirectory() as home:
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MINIPO_HOME": home})
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            measured = measure(f"http://127.0.0.1:{port}")
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+    width = max(map(len, measured))
+    for name, seconds in measured.items():
+        print(f"{name:{width}}  {seconds:6.2f}")
+    content = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"} | {
+        name: round(seconds, 3) for name, seconds in measured.items()
+    }
+    Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

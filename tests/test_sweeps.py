@@ -1,0 +1,576 @@
+"""Grids of runs: what is trained and what is not, what is said when one fails, what is recorded, how it is compared."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minipo import runs, sweeps
+from minipo.datasets import DATASETS
+from minipo.evaluation import ranking_metrics
+from minipo.runs import PreferConfig, Run, SFTConfig, cache_folder
+from minipo.sweeps import Recorded, difference, grid, load_recorded, record, sweep, train_all
+
+DESIGN_COLUMNS = """
+    dataset model tuning objective negatives dynamic select adjust_beta clusters beta margin learning_rate seed steps
+    train_loss pair_loss val_hr@1 sft_hr@1 hr@1 hr@5 ndcg@5 mrr reward_win_rate boundary_share seconds
+""".split()  # section 5
+SMALL = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "batch_size": 4}
+
+
+class Here:
+    """Stands for the pool of workers: does each task at once in this process, which knows the tiny dataset."""
+
+    done: list
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, task, config):
+        future = Future()
+        self.done.append((task.__name__, config))
+        try:
+            future.set_result(task(config))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def tasks(tiny, monkeypatch):
+    """What the workers were given, in order: (name of the task, configuration)."""
+    monkeypatch.setattr(sweeps, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(Here, "done", [], raising=False)
+    return Here.done
+
+
+def trained(tasks):
+    return [config for task, config in tasks if task == "_train"]
+
+
+def sentence(caught):
+    """The error's text, which has to be one line."""
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+# Grids
+
+
+def test_a_grid_is_every_combination_of_its_values():
+    cells = grid(objective=["dmpo", "sdpo"], negatives=(1, 5), dynamic=["off", "on"], seeds=range(3), steps=7)
+    found = [(cell.objective, cell.negatives, cell.dynamic, cell.seed) for cell in cells]
+    assert sorted(found) == sorted(
+        (objective, negatives, dynamic, seed)
+        for objective in ("dmpo", "sdpo")
+        for negatives in (1, 5)
+        for dynamic in ("off", "on")
+        for seed in (0, 1, 2)
+    )
+    assert {cell.steps for cell in cells} == {7}
+    assert {cell.model for cell in cells} == {"pocket-gpt2"}  # what is not named stays as it is for one run
+
+
+def test_a_grid_without_settings_is_the_run_without_settings():
+    assert grid() == [PreferConfig()]
+    assert grid(seed=3) == grid(seeds=[3]) == grid(seeds=np.array([3])) == [PreferConfig(seed=3)]
+
+
+def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
+    cells = grid(dynamic=["off", "on"], select=["on", "random"], adjust_beta=["off", "on"])
+    assert [(cell.dynamic, cell.select, cell.adjust_beta) for cell in cells] == [
+        ("off", "off", "off"),
+        ("on", "on", "off"),
+        ("on", "on", "on"),
+        ("on", "random", "off"),
+        ("on", "random", "on"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"negatives": []}, "negatives has no values; name at least one."),
+        ({"seeds": ()}, "seed has no values; name at least one."),
+        ({"negative": 5}, "Unknown setting 'negative'. Did you mean 'negatives'? Known: "),
+        ({"objective": ["dmpo", "dmmpo"]}, "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: "),
+        ({"beta": [1.0, 0.0]}, "beta must be a positive number, not 0.0."),
+        ({"negatives": [1, "5"]}, "negatives must be of type int, not '5'."),
+    ],
+)
+def test_a_bad_grid_is_one_sentence(settings, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        grid(**settings)
+    assert sentence(caught).startswith(message)
+
+
+# Sweeps
+
+
+def test_a_table_has_a_row_a_run_with_designs_columns(tasks):
+    table = sweep(negatives=[1, 5], dynamic=["off", "on"], progress=False, **SMALL)
+    assert [column for column in table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert table[["negatives", "dynamic", "select", "adjust_beta"]].to_numpy().tolist() == [
+        [1, "off", "off", "off"],
+        [1, "on", "on", "on"],
+        [5, "off", "off", "off"],
+        [5, "on", "on", "on"],
+    ]
+    cells = grid(negatives=[1, 5], dynamic=["off", "on"], **SMALL)
+    for (_, row), cell in zip(table.iterrows(), cells, strict=True):
+        run = Run(cache_folder(cell))
+        assert row["hr@1"] == (run.users["rank"] == 0).mean()
+        assert row["pair_loss"] == run.evaluation.pair_loss.iloc[-1]
+        assert row["val_hr@1"] == run.evaluation["hr@1"].iloc[-1]
+        assert row["train_loss"] == run.metrics.loss.iloc[-1]
+    assert table["sft_hr@1"].nunique() == 1
+    assert table[DESIGN_COLUMNS].notna().all(axis=None)
+
+
+def test_the_sft_run_and_its_log_probs_come_first_and_once(tasks, home):
+    sweep(negatives=[1, 2], seeds=[0, 1], progress=False, **SMALL)
+    assert [task for task, _ in tasks] == ["_start"] + ["_train"] * 4
+    assert len(list((home / "reference").iterdir())) == 3  # of train, validation and test users
+
+
+def test_more_sft_waits_for_the_sft_run_that_it_goes_on_from(tasks):
+    more = [SFTConfig(dataset="tiny", start_epochs=1, steps=2, seed=seed) for seed in (0, 1)]
+    trained_runs = train_all(more, progress=False)
+    assert [task for task, _ in tasks] == ["_start", "_train", "_train"]
+    assert [run.config for run in trained_runs] == more
+
+
+def test_what_was_trained_is_not_trained_again(tasks):
+    first = sweep(negatives=[1, 5], progress=False, **SMALL)
+    tasks.clear()
+    pd.testing.assert_frame_equal(sweep(negatives=[1, 5], progress=False, **SMALL), first)
+    assert tasks == []
+    more = sweep(negatives=[1, 2, 5], progress=False, **SMALL)
+    assert [config.negatives for config in trained(tasks)] == [2]
+    pd.testing.assert_frame_equal(more[more.negatives != 2].reset_index(drop=True), first)
+
+
+def test_a_cell_that_is_asked_for_twice_is_trained_once(tasks):
+    cell = PreferConfig(negatives=1, **SMALL)
+    first, second = train_all([cell, cell], progress=False)
+    assert trained(tasks) == [cell]
+    assert first == second
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tasks, monkeypatch):
+    settings = SMALL | {"steps": 12, "negatives": [1, 2, 3], "progress": False}  # a checkpoint at step 10
+    heard = runs.Recorder.heard
+    steps: list[int] = []
+
+    def listen(self, step, logs):
+        if len(trained(tasks)) == 2 and step == 11 and "loss" in logs:
+            raise KeyboardInterrupt
+        heard(self, step, logs)
+
+    monkeypatch.setattr(runs.Recorder, "heard", listen)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(**settings)
+    one, two, three = (
+        cache_folder(config) for config in grid(**{k: v for k, v in settings.items() if k != "progress"})
+    )
+    assert [(folder / "summary.json").exists() for folder in (one, two, three)] == [True, False, False]
+
+    def note(self, step, logs):
+        if self.out == two and "loss" in logs:
+            steps.append(step)
+        heard(self, step, logs)
+
+    tasks.clear()
+    monkeypatch.setattr(runs.Recorder, "heard", note)
+    table = sweep(**settings)
+    assert [config.negatives for config in trained(tasks)] == [2, 3]
+    assert steps == [11, 12]
+    assert Run(two).metrics.step.tolist() == list(range(1, 13))
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(ValueError("log-probs are NaN."), ValueError), (OSError(28, "No space left"), OSError)]
+)
+def test_a_cell_that_fails_is_named_and_keeps_no_other_from_being_trained(tasks, monkeypatch, error, kind):
+    prefer = sweeps.prefer
+
+    def fail(**settings):
+        if settings["negatives"] == 2:
+            raise error
+        return prefer(**settings)
+
+    monkeypatch.setattr(sweeps, "prefer", fail)
+    with pytest.raises(kind) as caught:
+        sweep(negatives=[1, 2, 3], progress=False, **SMALL)
+    assert sentence(caught) == f"1 of 3 runs failed; the first, with negatives = 2: {error}"
+    tasks.clear()
+    monkeypatch.setattr(sweeps, "prefer", prefer)
+    sweep(negatives=[1, 2, 3], progress=False, **SMALL)
+    assert [config.negatives for config in trained(tasks)] == [2]
+
+
+def test_a_failing_sft_run_ends_the_sweep_before_the_runs_that_need_it(tasks):
+    with pytest.raises(ValueError, match=r"^Unknown model 'pocket-gpt3'\. Did you mean 'pocket-gpt2'\?"):
+        sweep(model="pocket-gpt3", negatives=[1, 2], progress=False, **SMALL)
+    assert trained(tasks) == []
+
+
+def test_a_defect_keeps_its_own_kind(tasks, monkeypatch):
+    monkeypatch.setattr(sweeps, "prefer", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sweep(negatives=1, progress=False, **SMALL)
+
+
+def test_a_worker_that_dies_is_one_sentence(tasks, monkeypatch):
+    def die(**_):
+        raise BrokenProcessPool("A child process terminated abruptly, the process pool is not usable anymore")
+
+    monkeypatch.setattr(sweeps, "prefer", die)
+    with pytest.raises(
+        OSError, match="A worker of the sweep died; if memory ran out, start it again with fewer"
+    ) as caught:
+        sweep(negatives=1, progress=False, **SMALL)
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"negatives": [1, 40]}, "negatives must be from 1 to 19, the negatives every user has, not 40."),
+        ({"negatives": [1, 0]}, "negatives must be at least 1, not 0."),
+        (
+            {"out": "table.xlsx"},
+            "The table's file must end in .parquet or .csv, not 'table.xlsx'; give it such a name.",
+        ),
+        ({"sft": [None, "nowhere"]}, "nowhere is not a finished SFT run: nowhere is not a run"),
+        ({"workers": 0}, "workers must be at least 1, not 0."),
+        ({"dataset": ["tiny", "catalogue"]}, "Unknown dataset 'catalogue'. Did you mean 'catalog'?"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_said_before_anything_is_trained(tasks, home, settings, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        sweep(progress=False, **SMALL | settings)
+    assert sentence(caught).startswith(message)
+    assert tasks == []
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(("name", "read"), [("table.parquet", pd.read_parquet), ("table.csv", pd.read_csv)])
+def test_the_table_is_written_where_it_is_asked_for(tasks, tmp_path, name, read):
+    out = tmp_path / "new" / name
+    table = sweep(negatives=[1, 2], out=out, progress=False, **SMALL)
+    pd.testing.assert_frame_equal(read(out), table, check_dtype=False)
+    assert [path.name for path in out.parent.iterdir()] == [name]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one_whole(tasks, tmp_path, monkeypatch):
+    out = tmp_path / "table.parquet"
+    sweep(negatives=1, out=out, progress=False, **SMALL)
+    before = out.read_bytes()
+
+    def half(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", half)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(negatives=1, out=str(out), progress=False, **SMALL)
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.parquet"]
+
+
+# Real workers
+
+
+def started(home, *arguments):
+    """A sweep of four cells on the catalogue in a session of its own, when its first run has begun to train."""
+    command = [sys.executable, "-m", "minipo", "sweep", "--quiet", "--sft-epochs", "1", "--negatives", "1,2,3,4"]
+    process = subprocess.Popen(
+        [*command, "--workers", "1", *arguments],
+        env=os.environ | {"MINIPO_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while process.poll() is None and not list(home.glob("runs/prefer-*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "the first run did not begin"
+        time.sleep(0.1)
+    return process
+
+
+def members(session):
+    """Processes of a session that are alive."""
+    listed = subprocess.run(["ps", "-e", "-o", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(session) and "Z" not in line.split()[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed")
+@pytest.mark.parametrize("killed", [False, True], ids=["interrupted", "killed"])
+def test_workers_end_with_the_sweep(home, killed):
+    process = started(home, "--steps", "3000")  # minutes, were it left alone
+    try:
+        if killed:
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        process.wait(20)
+        deadline = time.monotonic() + 20
+        while members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert members(process.pid) == []
+    finally:
+        if members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+    if not killed:
+        assert process.returncode == 130
+        said = process.stderr.read()
+        assert said.splitlines()[-1] == "minipo: stopped; the same command goes on from here."
+        assert "Traceback" not in said
+    process.stderr.close()
+    assert len(list(home.glob("runs/prefer-*"))) == 1  # no other was begun
+
+
+@pytest.mark.slow
+def test_a_script_that_forgets_to_guard_its_sweep_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import minipo\nminipo.sweep(negatives=1, sft_epochs=1, steps=2, progress=False)\n")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ChildProcessError: A worker of the sweep died;")
+    assert last.endswith('start it under `if __name__ == "__main__":`.')
+
+
+# Recorded grids
+
+
+@pytest.fixture(scope="module")
+def finished_runs(tiny_splits, tmp_path_factory):
+    """Two seeds of DMPO, plain and under DynamicPO, and one run of more SFT."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "tiny", lambda seed: tiny_splits)
+        patch.setenv("MINIPO_HOME", str(tmp_path_factory.mktemp("recorded")))
+        patch.setattr(sweeps, "ProcessPoolExecutor", Here)
+        patch.setattr(Here, "done", [], raising=False)
+        cells = grid(negatives=5, dynamic=["off", "on"], seeds=[0, 1], **SMALL)
+        return train_all([*cells, SFTConfig(dataset="tiny", start_epochs=1, steps=2)], progress=False)
+
+
+@pytest.fixture
+def levels():
+    return {"sft": np.arange(32) % 3, "oracle": np.zeros(32, dtype=int)}
+
+
+@pytest.fixture
+def kept(tiny, finished_runs, levels, tmp_path) -> Path:
+    """The folder of a recorded grid, to damage at will."""
+    folder = tmp_path / "grid"
+    record(folder, finished_runs, levels, [finished_runs[2]], command="python data/record.py grid", chosen={"beta": 1})
+    return folder
+
+
+def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels):
+    recorded = load_recorded("grid", kept)
+    assert [column for column in recorded.table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert recorded.table.objective.tolist() == ["dmpo"] * 4 + ["sft"]
+    assert recorded.table.dynamic.tolist() == ["off", "off", "on", "on", "off"]
+    assert recorded.table.negatives.tolist() == [5, 5, 5, 5, 0]
+    assert recorded.table.sft_epochs.tolist() == [1] * 5
+    for number, run in enumerate(finished_runs):
+        assert recorded.ranks[number].tolist() == run.users["rank"].tolist()
+        assert recorded.table["hr@1"][number] == run.summary["hr@1"] == (recorded.ranks[number] == 0).mean()
+        curves = recorded.curves[recorded.curves.run == number]
+        assert curves[curves.kind == "metrics"].loss.tolist() == run.metrics.loss.tolist()
+        evaluated = curves[curves.kind == "evaluation"]
+        assert evaluated.step.tolist() == ([] if run.evaluation.empty else run.evaluation.step.tolist())
+    assert {name: rank.tolist() for name, rank in recorded.baselines.items()} == {
+        name: rank.tolist() for name, rank in levels.items()
+    }
+    assert list(recorded.probes) == [2]
+    pd.testing.assert_frame_equal(pd.read_parquet(recorded.probes[2]), finished_runs[2].probe)
+
+
+def test_a_recorded_grid_says_where_it_comes_from(kept):
+    provenance = load_recorded("grid", kept).provenance
+    assert provenance["command"] == "python data/record.py grid"
+    assert provenance["chosen"] == {"beta": 1}
+    assert provenance["seeds"] == [0, 1]
+    assert provenance["recorded"].endswith("+00:00")
+    assert {"minipo", "torch", "transformers", "machine", "python"} <= {*provenance["versions"]}
+
+
+def test_recording_again_replaces_what_was_there(kept, finished_runs, levels):
+    recorded = record(kept, finished_runs[:2], levels, [finished_runs[0]], command="again")
+    assert len(recorded.table) == 2
+    assert list(recorded.probes) == [0]
+    assert recorded.provenance["command"] == "again"
+
+
+def test_a_recording_that_is_cut_off_is_not_read_as_a_whole_one(kept, finished_runs, levels, monkeypatch):
+    write = pd.DataFrame.to_parquet
+
+    def full(self, path, **settings):
+        if "curves" in str(path):
+            raise OSError(28, "No space left on device")
+        write(self, path, **settings)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(OSError, match="No space left"):
+        record(kept, finished_runs[:2], levels)
+    with pytest.raises(ValueError, match=r"provenance\.json is missing; make it again"):
+        load_recorded("grid", kept)
+
+
+def shorten(folder, name, rows):
+    pd.read_parquet(folder / name).head(rows).to_parquet(folder / name)
+
+
+def drop(path, column):
+    pd.read_parquet(path).drop(columns=column).to_parquet(path)
+
+
+DAMAGES = {
+    "no folder": (shutil.rmtree, "The recorded grid 'grid' is missing: there is no folder"),
+    "no table": (lambda folder: (folder / "table.parquet").unlink(), "table.parquet is missing"),
+    "half a table": (lambda folder: os.truncate(folder / "table.parquet", 900), "table.parquet is damaged"),
+    "half the ranks": (lambda folder: os.truncate(folder / "ranks.parquet", 300), "ranks.parquet is damaged"),
+    "empty baselines": (lambda folder: os.truncate(folder / "baselines.parquet", 0), "baselines.parquet is damaged"),
+    "half the curves": (lambda folder: os.truncate(folder / "curves.parquet", 900), "curves.parquet is damaged"),
+    "no provenance": (lambda folder: (folder / "provenance.json").unlink(), "provenance.json is missing"),
+    "half a provenance": (lambda folder: os.truncate(folder / "provenance.json", 40), "provenance.json is damaged"),
+    "another provenance": (lambda folder: (folder / "provenance.json").write_text("[]"), "do not fit together"),
+    "fewer ranks": (lambda folder: shorten(folder, "ranks.parquet", 3), "do not fit together"),
+    "fewer rows": (lambda folder: shorten(folder, "table.parquet", 3), "do not fit together"),
+    "no rows": (
+        lambda folder: [shorten(folder, f"{name}.parquet", 0) for name in ("table", "ranks")],
+        "do not fit together",
+    ),
+    "fewer users": (lambda folder: shorten(folder, "baselines.parquet", 31), "do not fit together"),
+    "a column less": (lambda folder: drop(folder / "table.parquet", "hr@1"), "do not fit together"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_missing_or_damaged_file_is_one_sentence_that_names_it(kept, damage):
+    harm, message = DAMAGES[damage]
+    harm(kept)
+    with pytest.raises(ValueError, match=r"make it|run again") as caught:
+        load_recorded("grid", kept)
+    text = sentence(caught)
+    assert message in text
+    assert str(kept) in text
+
+
+# Comparisons
+
+
+def recorded_of(cells, baselines=None):
+    """A recorded grid of (dynamic, negatives, seed, ranks)."""
+    table = pd.DataFrame(
+        [{"dynamic": dynamic, "negatives": negatives, "seed": seed} for dynamic, negatives, seed, _ in cells]
+    )
+    ranks = np.array([rank for *_, rank in cells])
+    return Recorded(table, ranks, baselines or {}, pd.DataFrame(), {}, Path("nowhere"))
+
+
+RECORDED = recorded_of(
+    [
+        ("off", 1, 0, [0, 0, 3, 5]),
+        ("off", 1, 1, [0, 0, 0, 1]),
+        ("off", 19, 1, [7, 0, 0, 1]),
+        ("on", 19, 0, [0, 0, 0, 0]),
+        ("off", 19, 0, [4, 0, 9, 2]),
+    ],
+    {"oracle": np.array([0, 0, 0, 2]), "sft": np.array([1, 0, 1, 1])},
+)
+
+
+def test_outcomes_are_every_users_by_seed():
+    found = RECORDED.outcomes(dynamic="off", negatives=19)
+    assert {seed: values.tolist() for seed, values in found.items()} == {0: [0, 1, 0, 0], 1: [0, 1, 1, 0]}
+    reciprocal = RECORDED.outcomes("mrr", dynamic="off", negatives=19)
+    assert reciprocal[0].tolist() == ranking_metrics(np.array([4, 0, 9, 2]))["mrr"].tolist()
+
+
+def test_rows_match_any_of_several_values():
+    assert RECORDED.rows(negatives=[1, 19], dynamic="off").index.tolist() == [0, 1, 2, 4]
+    assert RECORDED.rows(negatives=(1, 5), seed=range(1)).index.tolist() == [0]
+    assert len(RECORDED.rows()) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"dynamic": "off"}, "4 recorded runs have {'dynamic': 'off'}: name the settings of one run a seed."),
+        ({"negatives": 7}, "0 recorded runs have {'negatives': 7}: name the settings of one run a seed."),
+        ({"negative": 1}, "Unknown column 'negative'. Did you mean 'negatives'? Known: dynamic, negatives, seed."),
+        (
+            {"metric": "hr@10", "negatives": 1},
+            "Unknown metric of a user 'hr@10'. Did you mean 'hr@1'? Known: hr@1, hr@5, ndcg@5, mrr.",
+        ),
+    ],
+)
+def test_a_query_that_names_no_run_a_seed_is_one_sentence(query, message):
+    with pytest.raises(ValueError, match=r".") as caught:
+        RECORDED.outcomes(**query)
+    assert sentence(caught) == message
+
+
+def test_an_unknown_baseline_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"Unknown baseline 'markow'\. Known: oracle, sft\.$"):
+        RECORDED.baseline("markow")
+
+
+def test_a_difference_pairs_seed_with_seed_whatever_their_order():
+    few, many = RECORDED.outcomes(negatives=1), RECORDED.outcomes(negatives=19, dynamic="off")
+    found = difference(many, few)
+    assert found.mean == pytest.approx(np.mean([[-1, 0, 0, 0], [-1, 0, 0, 0]]))
+    assert found.low <= found.mean <= found.high
+    assert difference(many, dict(reversed(few.items()))) == found
+    back = difference(few, many)
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low), abs=0.03)
+
+
+def test_a_difference_leaves_out_seeds_that_only_one_side_has():
+    whole = RECORDED.outcomes(dynamic="on")  # seed 0 alone
+    assert difference(whole, RECORDED.outcomes(negatives=19, dynamic="off")).mean == 3 / 4
+
+
+def test_runs_that_are_alike_differ_by_nothing():
+    few = RECORDED.outcomes(negatives=1)
+    found = difference(few, few)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_baseline_is_paired_with_every_seed():
+    few, oracle = RECORDED.outcomes(negatives=1), RECORDED.baseline("oracle")
+    assert difference(oracle, few).mean == pytest.approx(np.mean([[0, 0, 1, 0], [0, 0, 0, 0]]))
+    assert difference(few, oracle).mean == pytest.approx(-1 / 8)
+    assert difference(oracle, RECORDED.baseline("sft")).mean == pytest.approx(2 / 4)
+
+
+def test_runs_without_a_seed_in_common_cannot_be_paired():
+    left, right = {0: np.ones(4)}, {1: np.zeros(4)}
+    with pytest.raises(ValueError, match="The two sides have no seed in common, so their runs cannot be paired"):
+        difference(left, right)
+    assert json.dumps(sorted(left)) == "[0]"  # neither side is changed
