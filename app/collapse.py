@@ -179,14 +179,16 @@ def happened(objective: str, shown: str) -> None:
         names = ", ".join(figures.VARIANTS[line][0] for line in missing)
         st.info(f"Not recorded for {figures.OBJECTIVE_LABELS[objective]}: {names}.")
         offer({"objective": objective, "negatives": last["negatives"], **LINES[missing[0]]})
-    levels = {name: grid.baseline(name.lower())[None].mean() for name in ("oracle", "SFT", "Markov")}
+    levels = {name: grid.baseline(name.lower())[None].mean() for name in ("oracle", "SFT")}
     levels["more SFT"] = grid.rows(objective="sft")["hr@1"].mean()  # for the compute of the dearest preference run
     figure = figures.collapse_grid(table, objective, figures.verdict(*change[1:]), levels)
+    others = [grid.baseline(name)[None].mean() for name in ("markov", "popularity", "random")]
     st.plotly_chart(figure, key="happens_grid", theme=None, config=PLOT)
     st.caption(
         f"Means of {plain['seed'].nunique()} seeds, bands from lowest to highest; {grid.ranks.shape[1]:,} test users. "
         "Training losses at different K are different functions; pair_loss, over all 19 negatives of validation users, "
-        "is the same one for every K. More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19."
+        "is the same for every K. More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19. "
+        f"HR@1 of a first-order Markov chain: {others[0]:.1%}, popularity: {others[1]:.1%}, chance: {others[2]:.1%}."
     )
 
 

@@ -136,9 +136,14 @@ class Queue:
     def _start(self, job: Job) -> None:
         try:
             job.errors.parent.mkdir(parents=True, exist_ok=True)
+            # Its share of the cores and no more: threads that wait for one another's core are slower than none.
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._slots))}
             with job.errors.open("wb") as errors:
                 job.process = subprocess.Popen(
-                    self._command(job.settings, job.folder), stdout=subprocess.DEVNULL, stderr=errors
+                    self._command(job.settings, job.folder),
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env=os.environ | threads,
                 )
         except OSError as error:
             job.problem = f"The run could not be started: {error.strerror or error}."

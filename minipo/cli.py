@@ -7,7 +7,7 @@ user's is one sentence there, and exit code 2.
 import argparse
 import json
 import math
-import subprocess
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -137,8 +137,11 @@ def _app(arguments: argparse.Namespace) -> None:
     page = DATA.parent / "app" / "main.py"
     if not page.is_file():
         raise ValueError(f"The app is missing at {page}: install minipo from a checkout of its repository.")
-    command = [sys.executable, "-m", "streamlit", "run", str(page), *arguments.streamlit]
-    raise SystemExit(subprocess.run(command, cwd=DATA.parent, check=False).returncode)
+    from streamlit.web import cli
+
+    os.chdir(DATA.parent)  # where Streamlit looks for its settings
+    sys.argv = ["streamlit", "run", str(page), *arguments.streamlit]
+    cli.main()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ VARIANTS = {
 
 AXIS = {"gridcolor": GRID, "zeroline": False, "automargin": True}
 # Levels drawn as lines in `collapse_grid`, and their dash.
-LEVELS = {"oracle": "dot", "more SFT": "dashdot", "SFT": "dash", "Markov": "longdash"}
+LEVELS = {"oracle": "dot", "more SFT": "dashdot", "SFT": "dash"}
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -425,7 +425,8 @@ def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mappin
     """Training loss, pair_loss and HR@1 against K, in stacked panels: means, in bands from lowest to highest seed.
 
     `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss`, `hr@1`. `word` is
-    `verdict`'s; it goes into the title of the last panel. `levels` are HR@1 levels drawn as lines, of those in LEVELS.
+    `verdict`'s; it goes into the title of the last panel. `levels` are HR@1 levels drawn as lines, of those in LEVELS;
+    the oracle's stands above a break of the axis.
     """
     label = OBJECTIVE_LABELS[objective]
     plain = table[table["variant"] == "plain"].groupby("negatives")[["train_loss", "pair_loss", "hr@1"]].mean()
@@ -464,15 +465,27 @@ def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mappin
                 "%{customdata[1]:.3~f})<extra></extra>",
                 row=row, col=1,
             )  # fmt: skip
-    heights = [*(100 * level for level in levels.values()), *(100 * table["hr@1"])]
-    places = apart({name: 100 * level for name, level in levels.items()}, 0.09 * (max(heights) - min(heights)))
+    # The oracle is far above every run: it has a strip of its own, so that a point of HR@1 can be seen below it.
+    near = {name: 100 * level for name, level in levels.items() if name != "oracle"}
+    heights = [*near.values(), *(100 * table["hr@1"])]
+    places = apart(near, 0.1 * (max(heights) - min(heights)))
+    top = figure.layout.yaxis3.domain[1]
+    if "oracle" in levels:
+        oracle = places["oracle"] = 100 * levels["oracle"]
+        strip = {"domain": [top - 0.03, top], "range": [oracle - 1, oracle + 1], "anchor": "x3", "visible": False}
+        figure.update_layout(yaxis3={"domain": [0, top - 0.06]}, yaxis4=strip)
+        figure.add_annotation(text="≈", x=0, xref="paper", y=top - 0.045, yref="paper", name="break", xanchor="center")
     for name, level in levels.items():
-        figure.add_hline(y=100 * level, line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]}, row=3, col=1)
+        axis = "y4" if name == "oracle" else "y3"
+        figure.add_shape(
+            type="line", x0=0, x1=1, xref="x3 domain", y0=100 * level, y1=100 * level, yref=axis,
+            line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]},
+        )  # fmt: skip
         figure.add_annotation(
-            text=f"{name} {level:.1%}".replace("%", " %"), x=1.01, xref="x3 domain", y=places[name], yref="y3",
+            text=f"{name} {level:.1%}".replace("%", " %"), x=1.01, xref="x3 domain", y=places[name], yref=axis,
             xanchor="left", align="left", font={"size": 13, "color": QUIET},
         )  # fmt: skip
-    figure.update_annotations(selector={"yref": "paper"}, x=0, xanchor="left", font={"size": 15})
+    figure.update_annotations(selector={"yref": "paper", "name": None}, x=0, xanchor="left", font={"size": 15})
     ticks = sorted(table["negatives"].unique())
     rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
     figure.update_layout(template=TEMPLATE, height=412 + 28 * rows, margin={"t": 20 + 26 * rows, "r": 118})

@@ -13,7 +13,7 @@ import pytest
 
 from minipo import cli, sweeps
 from minipo.cli import main
-from minipo.runs import PreferConfig, Run, SFTConfig, cache_folder
+from minipo.runs import DATA, PreferConfig, Run, SFTConfig, cache_folder
 from minipo.sweeps import grid
 
 SMALL = ["--dataset", "tiny", "--sft-epochs", "1", "--steps", "2", "--batch-size", "4", "--quiet"]
@@ -222,7 +222,7 @@ def test_a_shell_gets_a_sweeps_table(tmp_path, home):
         ("prefer --dynamic on --select hardst", "Unknown setting of select 'hardst'. Did you mean 'hardest'? Known: "),
         ("prefer --negatives 40", "negatives must be "),
         ("prefer --negatives 0", "negatives must be at least 1, not 0."),
-        ("prefer --beta 0", "beta must be a positive number, not 0.0."),
+        ("prefer --beta 0", "beta must be a positive number, not 0"),
         ("prefer --beta nan", "beta must be a positive number, not nan."),
         ("prefer --learning-rate inf", "learning_rate must be a positive number, not inf."),
         ("prefer --sft {tmp_path}", "{tmp_path} is not a finished SFT run: "),
@@ -316,19 +316,14 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
 
 def test_app_starts_streamlit_on_the_page_with_its_arguments(monkeypatch):
     started = []
-
-    def run(command, **_):
-        started.append(command)
-        return SimpleNamespace(returncode=3)
-
-    monkeypatch.setattr(cli.subprocess, "run", run)
-    with pytest.raises(SystemExit) as ended:
-        main(["app", "--server.port", "8600"])
-    assert ended.value.code == 3
-    (command,) = started
-    assert command[:4] == [sys.executable, "-m", "streamlit", "run"]
-    assert os.path.isfile(command[4])
-    assert command[5:] == ["--server.port", "8600"]
+    monkeypatch.setattr("streamlit.web.cli.main", lambda: started.append(list(sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["minipo", "app"])
+    monkeypatch.chdir(DATA.parent / "tests")
+    main(["app", "--server.port", "8600"])
+    ((program, command, page, *arguments),) = started
+    assert (program, command, arguments) == ("streamlit", "run", ["--server.port", "8600"])
+    assert os.path.isfile(page)
+    assert os.path.samefile(os.getcwd(), DATA.parent)  # where Streamlit looks for .streamlit/config.toml
 
 
 def test_app_without_the_repository_is_one_sentence(capsys, monkeypatch, tmp_path):

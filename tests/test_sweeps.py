@@ -111,7 +111,7 @@ def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
         ({"seeds": ()}, "seed has no values; name at least one."),
         ({"negative": 5}, "Unknown setting 'negative'. Did you mean 'negatives'? Known: "),
         ({"objective": ["dmpo", "dmmpo"]}, "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: "),
-        ({"beta": [1.0, 0.0]}, "beta must be a positive number, not 0.0."),
+        ({"beta": [1.0, 0.0]}, "beta must be a positive number, not 0"),
         ({"negatives": [1, "5"]}, "negatives must be of type int, not '5'."),
     ],
 )
