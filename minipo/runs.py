@@ -89,6 +89,8 @@ def read_json(path: Path) -> Any:
 
 
 def _check_types(config: Any) -> None:
+    if config.kind != type(config).kind:
+        raise ValueError(f"kind must be {type(config).kind!r} here, not {config.kind!r}; leave it out.")
     for field in fields(config):
         value, kind = getattr(config, field.name), cast(type, field.type)
         allowed = (int, float) if kind is float else kind

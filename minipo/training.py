@@ -154,7 +154,6 @@ def training_arguments(
         "seed": seed,
         "logging_steps": log_every,
         "save_steps": 10 * log_every,
-        "save_total_limit": 2,
         "eval_strategy": "no" if evaluate_every is None else "steps",
         "eval_steps": evaluate_every,
         "disable_tqdm": not progress,

@@ -208,9 +208,8 @@ def test_collapse_grid_draws_means_bands_and_levels():
     assert "Yardstick pair_loss stays: 0.30 → 0.30" in texts
     levels = {note["text"]: note["y"] for note in figure["layout"]["annotations"] if note.get("yref") in ("y3", "y4")}
     assert set(levels) == {"SFT 65.0 %", "more SFT 65.2 %", "oracle 79.0 %"}
-    assert (
-        levels["more SFT 65.2 %"] - levels["SFT 65.0 %"] > 1
-    )  # their names do not overlap, though the levels nearly do
+    # The names do not overlap, though the levels nearly do.
+    assert levels["more SFT 65.2 %"] - levels["SFT 65.0 %"] > 0.5
 
 
 def test_names_of_levels_are_spread_evenly_and_keep_their_order():

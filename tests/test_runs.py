@@ -577,6 +577,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"seed": -1}, r"^seed must not be negative, and it is -1\.$"),
         ({"sft_seed": -1}, r"^sft_seed must not be negative, and it is -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
+        ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
         ({"sft": 3}, r"^sft must be of type str \| None, not 3\.$"),
     ],
 )  # fmt: skip
