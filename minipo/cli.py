@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .runs import DATA, PreferConfig, Run, SFTConfig, prefer, reference_logps, sft, sft_folder, sft_run
+from .runs import DATA, PreferConfig, Run, SFTConfig, prefer, reference_logps, sft, sft_run
 
 HELP = {
     "dataset": "catalog",
@@ -124,8 +124,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     users = getattr(splits, arguments.split)
     reference = None
     if isinstance(config, PreferConfig):
-        progress = not arguments.quiet
-        start = sft_run(config, progress=progress) if config.sft is None else sft_folder(Path(config.sft), splits)
+        start = sft_run(config, progress=not arguments.quiet)
         reference = reference_logps(start, *start.load_model(), splits, arguments.split, config.template)
     metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
     metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)

@@ -197,8 +197,9 @@ class PreferConfig:
         lookup("setting of select", self.select, SELECT)
         lookup("setting of adjust_beta", self.adjust_beta, SWITCH)
         _check_numbers(
-            self, "beta", "learning_rate", "steps", "batch_size", "accumulation", "evaluate_every", "clusters"
-        )
+            self, "beta", "learning_rate", "steps", "batch_size", "accumulation", "evaluate_every", "clusters",
+            "sft_epochs",
+        )  # fmt: skip
         if self.negatives < 1:
             raise ValueError(f"negatives must be at least 1, not {self.negatives}.")
         if self.dynamic == "off":
@@ -414,14 +415,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
     model: Any
     if config.start_epochs:
-        start = PreferConfig(
-            dataset=config.dataset,
-            dataset_seed=config.dataset_seed,
-            model=config.model,
-            sft_epochs=config.start_epochs,
-            template=config.template,
-        )
-        model, tokenizer = sft_run(start, progress=progress).load_model()
+        model, tokenizer = sft_run(config, progress=progress).load_model()
     else:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
@@ -484,7 +478,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
 
 
 def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> Run:
-    start = sft_run(config, progress=progress) if config.sft is None else sft_folder(Path(config.sft), splits)
+    start = sft_run(config, progress=progress)
 
     from .evaluation import evaluate
     from .models import add_lora
@@ -550,20 +544,39 @@ def cache_folder(config: Config) -> Path:
     return home() / "runs" / f"{config.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def sft_run(config: PreferConfig, *, progress: bool = True) -> Run:
-    """The SFT run that a preference run with `sft = None` starts from: the one shipped in `data/sft`, or one in the
-    cache, trained now if need be."""
-    wanted = SFTConfig(
+def start_config(config: Config) -> SFTConfig | None:
+    """The settings of the SFT run that a run with `config` starts from; None for a folder, or a bare model."""
+    if isinstance(config, PreferConfig):
+        epochs, seed = config.sft_epochs if config.sft is None else 0, config.sft_seed
+    else:
+        epochs, seed = config.start_epochs, 0
+    if not epochs:
+        return None
+    return SFTConfig(
         dataset=config.dataset,
         dataset_seed=config.dataset_seed,
         model=config.model,
-        epochs=config.sft_epochs,
-        seed=config.sft_seed,
+        epochs=epochs,
+        seed=seed,
         template=config.template,
     )
+
+
+def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
+    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, or one
+    in the cache, trained now if need be.
+
+    Raises ValueError if the folder is no finished SFT run on the same data, or if the run starts from a bare model.
+    """
+    splits = load_dataset(config.dataset, config.dataset_seed)
+    if isinstance(config, PreferConfig) and config.sft is not None:
+        return sft_folder(Path(config.sft), splits)
+    wanted = start_config(config)
+    if wanted is None:
+        raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
     for run in list_runs(DATA / "sft"):
         if run.config == wanted:
-            return sft_folder(run.folder, load_dataset(config.dataset, config.dataset_seed))
+            return sft_folder(run.folder, splits)
     return sft(progress=progress, **asdict(wanted))
 
 

@@ -36,6 +36,7 @@ from .runs import (
     sft,
     sft_folder,
     sft_run,
+    start_config,
     versions,
     whole_file,
     write_json,
@@ -113,30 +114,11 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
         if folder is not None:
             sft_folder(Path(folder), load_dataset(dataset, seed))
     todo = [config for config in dict.fromkeys(configs) if not (cache_folder(config) / "summary.json").is_file()]
-    starts = list(dict.fromkeys(start for config in todo if (start := _start_of(config))))
+    starts = list({start: config for config in todo if (start := start_config(config))}.values())
     workers = workers or os.cpu_count() or 1
     _work("SFT runs", _start, starts, workers, progress)
     _work("runs", _train, todo, workers, progress)
     return [Run(cache_folder(config)) for config in configs]
-
-
-def _start_of(config: Config) -> PreferConfig | None:
-    """The settings that name the SFT run which a run starts from, all others at their defaults; None if it starts from
-    a folder or from nothing."""
-    if isinstance(config, PreferConfig):
-        epochs, seed = config.sft_epochs if config.sft is None else 0, config.sft_seed
-    else:
-        epochs, seed = config.start_epochs, 0
-    if not epochs:
-        return None
-    return PreferConfig(
-        dataset=config.dataset,
-        dataset_seed=config.dataset_seed,
-        model=config.model,
-        sft_epochs=epochs,
-        sft_seed=seed,
-        template=config.template,
-    )
 
 
 def _work(
@@ -213,7 +195,7 @@ def _end_with_parent() -> None:
         os._exit(1)  # at once: a run that is cut off resumes
 
 
-def _start(config: PreferConfig) -> None:
+def _start(config: Config) -> None:
     start = sft_run(config, progress=False)
     splits = load_dataset(config.dataset, config.dataset_seed)
     model, tokenizer = start.load_model()

@@ -575,6 +575,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"clusters": 0, "dynamic": "on"}, r"^clusters must be a positive number, not 0\.$"),
         ({"margin": float("nan"), "dynamic": "on"}, r"margin"),
         ({"seed": -1}, r"^seed must not be negative, and it is -1\.$"),
+        ({"sft_epochs": 0}, r"^sft_epochs must be a positive number, not 0\.$"),
         ({"sft_seed": -1}, r"^sft_seed must not be negative, and it is -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
         ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
