@@ -145,7 +145,7 @@ def what_happens() -> None:
         shown = st.segmented_control(
             "DynamicPO", ["off", "on", "its parts"], default="on", required=True, key="happens_dynamic",
             help="Its parts: the selection alone, β alone, and two controls for the selection: as many negatives as it "
-            "keeps, drawn at random, and as many of the hardest.",
+            "keeps, drawn at random, and as many of the hardest (which are the very ones it keeps).",
         )  # fmt: skip
     try:
         happened(objective, shown)
