@@ -182,13 +182,14 @@ def happened(objective: str, shown: str) -> None:
     levels = {name: grid.baseline(name.lower())[None].mean() for name in ("oracle", "SFT")}
     levels["more SFT"] = grid.rows(objective="sft")["hr@1"].mean()  # for the compute of the dearest preference run
     figure = figures.collapse_grid(table, objective, figures.verdict(*change[1:]), levels)
-    others = [grid.baseline(name)[None].mean() for name in ("markov", "popularity", "random")]
+    markov, popularity, chance = (100 * grid.baseline(name)[None].mean() for name in ("markov", "popularity", "random"))
     st.plotly_chart(figure, key="happens_grid", theme=None, config=PLOT)
     st.caption(
         f"Means of {plain['seed'].nunique()} seeds, bands from lowest to highest; {grid.ranks.shape[1]:,} test users. "
         "Training losses at different K are different functions; pair_loss, over all 19 negatives of validation users, "
         "is the same for every K. More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19. "
-        f"HR@1 of a first-order Markov chain: {others[0]:.1%}, popularity: {others[1]:.1%}, chance: {others[2]:.1%}."
+        f"HR@1 of a first-order Markov chain: {markov:.1f} %, popularity: {popularity:.1f} %, chance: {chance:.1f} %. "
+        "All runs start from one SFT checkpoint, so seeds are the preference runs' alone."
     )
 
 

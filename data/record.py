@@ -4,7 +4,8 @@
     python data/record.py settings    DMPO over SFT length × learning rate, and "more SFT"   data/recorded/settings/
     python data/record.py objectives  every objective × K × DynamicPO                        data/recorded/objectives/
     python data/record.py parts       DynamicPO's parts and its controls                     data/recorded/parts/
-    python data/record.py report      what the three say, as tables                          README.md
+    python data/record.py fresh       the headline differences on users that played no part  data/recorded/fresh.json
+    python data/record.py report      what all of them say, as tables                          README.md
 
 Runs come from minipo's cache where they were trained before; MINIPO_HOME=$(mktemp -d) trains everything anew. The SFT
 length and the learning rate of `objectives` and `parts` come from `settings`, by validation users alone (`choose`).
@@ -12,14 +13,26 @@ length and the learning rate of `objectives` and `parts` come from `settings`, b
 
 import argparse
 import shutil
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 
 from minipo.datasets import baselines, catalog, load_dataset
-from minipo.evaluation import ranks
+from minipo.evaluation import ranking_metrics, ranks, score
 from minipo.figures import verdict
-from minipo.runs import DATA, PreferConfig, SFTConfig, sft_run, whole_file
+from minipo.runs import (
+    DATA,
+    PreferConfig,
+    Run,
+    SFTConfig,
+    cache_folder,
+    read_json,
+    sft_run,
+    versions,
+    whole_file,
+    write_json,
+)
 from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
 
 SHIPPED_EPOCHS = (10, 20, 40)
@@ -27,6 +40,7 @@ SFT_EPOCHS = (5, *SHIPPED_EPOCHS)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 NEGATIVES = (1, 3, 5, 10, 15, 19)
 STEPS, BATCH, SFT_BATCH, ITEM_TOKENS, PROMPT_TOKENS = 300, 32, 32, 2, 18
+FRESH, FRESH_USERS = RECORDED / "fresh.json", 4000
 MARKS = ("<!-- made by: python data/record.py report -->", "<!-- end -->")
 COMMON = {"steps": STEPS, "batch_size": BATCH, "evaluate_every": 100}
 
@@ -163,6 +177,59 @@ def make_parts() -> None:
     )
 
 
+def make_fresh() -> None:
+    """The headline differences again, on users that no choice, of a setting or of the world itself, can have used."""
+    chosen = load_recorded("objectives").provenance["chosen"]
+    users = catalog.fresh_users(0, FRESH_USERS)
+    shared = {"seeds": [0, 1, 2, 3, 4], **COMMON, **chosen}
+    cells = {
+        "{} K = 1": {"negatives": 1, "dynamic": "off"},
+        "{} K = 19": {"negatives": 19, "dynamic": "off"},
+        "DynamicPO-{} K = 19": {"negatives": 19, "dynamic": "on"},
+    }
+    queries = {
+        label.format(name): {"objective": objective, **query}
+        for objective, name in (("dmpo", "DMPO"), ("mppo", "MPPO"))
+        for label, query in cells.items()
+    }
+    for label, select in (("selection alone", "on"), ("random", "random")):
+        queries[label] = {"objective": "dmpo", "negatives": 19, "dynamic": "on", "select": select, "adjust_beta": "off"}
+    configs = {label: grid(**query, **shared) for label, query in queries.items()}
+    train_all([config for each in configs.values() for config in each])
+
+    def hits(run: Run) -> np.ndarray:
+        return ranking_metrics(ranks(score(*run.load_model(), users)))["hr@1"]
+
+    found: dict[str, Outcomes] = {
+        label: {config.seed: hits(Run(cache_folder(config))) for config in each} for label, each in configs.items()
+    }
+    found["SFT"] = {None: hits(sft_run(configs["DMPO K = 1"][0], progress=False))}
+    for label, scores in (
+        ("Markov", baselines.markov_scores(load_dataset().train, users)),
+        ("oracle", catalog.oracle(catalog.world(), users)),
+    ):
+        found[label] = {None: ranking_metrics(ranks(scores))["hr@1"]}
+    pairs = [
+        ("DMPO K = 19", "DMPO K = 1"),
+        ("DMPO K = 1", "SFT"),
+        ("DynamicPO-DMPO K = 19", "DMPO K = 19"),
+        ("DynamicPO-DMPO K = 19", "SFT"),
+        ("selection alone", "random"),
+        ("MPPO K = 19", "MPPO K = 1"),
+        ("DynamicPO-MPPO K = 19", "MPPO K = 19"),
+        ("SFT", "Markov"),
+    ]
+    content = {
+        "command": "python data/record.py fresh",
+        "users": FRESH_USERS,
+        "hr@1": {label: float(np.mean(list(level.values()))) for label, level in found.items()},
+        "differences": [[left, right, points(found[left], found[right])] for left, right in pairs],
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    write_json(FRESH, content)
+
+
 def spread(rows: pd.DataFrame, column: str) -> str:
     """Mean ± standard deviation over seeds."""
     return f"{rows[column].mean():.3f} ± {rows[column].std():.3f}"
@@ -184,7 +251,7 @@ def points(left: Outcomes, right: Outcomes) -> str:
 def report() -> str:
     """What the recorded grids say, as the Markdown that stands in README.md."""
     settings, objectives, parts = (load_recorded(name) for name in ("settings", "objectives", "parts"))
-    made = objectives.provenance
+    made, fresh = objectives.provenance, read_json(FRESH)
     chosen, seeds = made["chosen"], len(made["seeds"])
     names = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
     across = []
@@ -214,17 +281,17 @@ def report() -> str:
         "control: as many negatives, drawn at random": {"select": "random", "adjust_beta": "off"},
         "control: as many negatives, the hardest": {"select": "hardest", "adjust_beta": "off"},
     }
-    pieces = [
-        [
-            label,
-            *(
-                points(whole[number] if query is None else parts.outcomes(**query, negatives=number), plain[number])
-                for number in (5, 19)
-            ),
-        ]
-        for label, query in kinds.items()
-    ]
+    pieces = []
+    for label, query in kinds.items():
+        enters = {
+            number: whole[number] if query is None else parts.outcomes(**query, negatives=number) for number in (5, 19)
+        }
+        alone = {number: parts.outcomes(**kinds["selection alone"], negatives=number) for number in (5, 19)}
+        gains = [points(enters[number], plain[number]) for number in (5, 19)]
+        against = ["—"] * 2 if label == "selection alone" else [points(alone[k], enters[k]) for k in (5, 19)]
+        pieces.append([label, *gains, *against])
     levels = {
+        "DMPO, K = 1": objectives.outcomes(objective="dmpo", dynamic="off", negatives=1),
         "SFT, where every run starts": objectives.baseline("sft"),
         "more SFT, for the compute of a preference run": objectives.outcomes(objective="sft"),
         "DMPO, K = 19": plain[19],
@@ -264,6 +331,7 @@ def report() -> str:
                     points(repaired, many),
                 ]
             )
+    again = [[f"{left} minus {right}", gap] for left, right, gap in fresh["differences"]]
     return "\n\n".join(
         [
             f"Test HR@1 on 2,000 users, mean ± standard deviation over {seeds} seeds; differences in points with 95 % "
@@ -283,10 +351,21 @@ def report() -> str:
                 ],
                 across,
             ),
-            "**What repairs it: parts and controls, DMPO, each minus plain DMPO at the same K**",
-            markdown(["what enters the loss", "K = 5", "K = 19"], pieces),
+            "**What repairs it: parts and controls, DMPO, at the same K**",
+            markdown(
+                [
+                    "what enters the loss",
+                    "minus plain, K = 5",
+                    "minus plain, K = 19",
+                    "selection alone minus this, K = 5",
+                    "selection alone minus this, K = 19",
+                ],
+                pieces,
+            ),
             "**Distances at K = 19**",
             markdown(["", "HR@1", "DynamicPO-DMPO minus this", "DMPO minus this"], distances),
+            f"**The headline again on {fresh['users']:,} users that played no part in any choice**",
+            markdown(["points of HR@1", ""], again),
             f"**The same at other SFT lengths and learning rates** (DMPO, {len(settings.provenance['seeds'])} seeds)",
             markdown(
                 [
@@ -320,6 +399,7 @@ if __name__ == "__main__":
         "settings": make_settings,
         "objectives": make_objectives,
         "parts": make_parts,
+        "fresh": make_fresh,
         "report": make_report,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -244,3 +244,13 @@ def test_a_negative_seed_or_count_is_refused():
         generate(-1)
     with pytest.raises(ValueError, match="cannot have -5 validation users; ask for 0 or more"):
         generate(0, 10, -5, 10)
+
+
+def test_fresh_users_are_new_users_of_the_same_world():
+    fresh = catalog.fresh_users(0, 50)
+    assert fresh == catalog.fresh_users(0, 50)
+    known = {(line.history, line.chosen) for split in (SPLITS.train, SPLITS.validation, SPLITS.test) for line in split}
+    assert sum((line.history, line.chosen) in known for line in fresh) <= 3  # neighbours in a small world, by chance
+    assert np.isfinite(oracle(WORLD, fresh, grid=6)[:, 0]).all()  # histories that this world can produce
+    with pytest.raises(ValueError, match="cannot have -1 fresh users"):
+        catalog.fresh_users(0, -1)
