@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 from jobs import Job, Queue
 
-from minipo import DynamicPO, figures, load_dataset, preference_loss, runs, sweeps
+from minipo import DynamicPO, figures, files, load_dataset, preference_loss, sweeps
 
 PLOT = {"displayModeBar": False}
 EASY = 18  # easy negatives beside the mistake: a user has 19 negatives
@@ -53,7 +53,7 @@ def recorded_mistakes() -> list[tuple[figures.Mistake, str]]:
                 label = figures.OBJECTIVE_LABELS[run["objective"]]
                 title = f"{label}{', DynamicPO' * (run['dynamic'] == 'on')}, K = {run['negatives']}, seed {run['seed']}"
                 order = (run["dynamic"] == "on", run["objective"] != "dmpo", -run["negatives"])
-                found += [(order, mistake, title) for mistake in figures.mistakes(runs.read_parquet(path))]
+                found += [(order, mistake, title) for mistake in figures.mistakes(files.read_parquet(path))]
         except (ValueError, KeyError):  # a grid or a probe that cannot be read has no users to show
             continue
     return [(mistake, title) for _, mistake, title in sorted(found, key=lambda entry: entry[0])]

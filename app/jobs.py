@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minipo import runs
-
 SLOTS = 2  # jobs at the same time on this machine
 Command = Callable[[Mapping[str, Any], Path], list[str]]
 
@@ -97,7 +95,7 @@ class Queue:
 
     def submit(self, settings: Mapping[str, Any]) -> Job:
         """A new job; it runs as soon as a slot is free."""
-        job = Job(dict(settings), runs.home() / "app" / uuid.uuid4().hex)
+        job = Job(dict(settings), files.home() / "app" / uuid.uuid4().hex)
         with self._lock:
             self._jobs.append(job)
         self.place(job)

@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
-import platformdirs
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from .datasets import DATASETS, Interaction, Splits, load_dataset
 from .dynamic import DynamicPO, SelectionRule, hardest, random
+from .files import alone, home, read_json, read_parquet, remove, whole_file, write_json
 from .names import lookup
 from .objectives import OBJECTIVES
 from .prompts import TEMPLATES
@@ -45,47 +44,6 @@ PROBED_USERS = 64
 SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": hardest}
 SWITCH = {"on": True, "off": False}
 TUNING = {"full": False, "lora": True}  # to whether there is an adapter
-
-
-def home() -> Path:
-    """Where minipo keeps what it makes: the folder MINIPO_HOME names, or the user's cache folder."""
-    return Path(os.environ.get("MINIPO_HOME") or platformdirs.user_cache_dir("minipo", appauthor=False))
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` only when the block ends well: nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays last, because pandas and safetensors choose the format by it.
-    draft = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        _remove(draft)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, whole or not at all."""
-    with whole_file(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; ValueError in one sentence if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; make it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder and run again.") from None
 
 
 def _check_types(config: Any) -> None:
@@ -299,16 +257,6 @@ class Run:
             return load_model((self.folder / "model").resolve())
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """The table in `path`; ValueError in one sentence if it is missing or damaged."""
-    try:
-        return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; make it again.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); make it again.") from None
-
-
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines file; a last line cut off by a kill has no newline and is left out."""
     if not path.is_file():
@@ -353,19 +301,6 @@ def _finished(out: Path, config: Config) -> Run | None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """One process at a time in `out`: another that wants the same run waits, and then finds it finished.
-
-    The lock is the operating system's, so it ends with its process, however that ends.
-    """
-    name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    locks = home() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):
-        yield
-
-
-@contextmanager
 def _without_bars() -> Iterator[None]:
     """transformers' own bars for every file it reads or writes stay away; the training's bar is none of them."""
     from transformers.utils import logging
@@ -402,7 +337,7 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
     """
     config = make_config(SFTConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
-    with _alone(out):
+    with alone(out):
         return _finished(out, config) or _sft(config, out, progress)
 
 
@@ -473,7 +408,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     if config.negatives > available:
         raise ValueError(f"negatives must be at most {available}, what every user has, not {config.negatives}.")
     out = cache_folder(config) if out is None else Path(out)
-    with _alone(out):
+    with alone(out):
         return _finished(out, config) or _prefer(config, splits, out, progress)
 
 
@@ -639,7 +574,7 @@ def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> f
     # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.
     for path in (*out.glob(".[0-9]*-*"), *out.glob("checkpoints/checkpoint-*")):
         if path != checkpoint:
-            _remove(path)
+            remove(path)
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
     for name in ("metrics", "evaluation"):
         # What came after the checkpoint is trained again, and written again.

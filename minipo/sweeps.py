@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .datasets import load_dataset
 from .evaluation import Interval, paired_interval, ranking_metrics
+from .files import read_json, read_parquet, whole_file, write_json
 from .names import lookup
 from .runs import (
     DATA,
@@ -30,16 +31,12 @@ from .runs import (
     cache_folder,
     make_config,
     prefer,
-    read_json,
-    read_parquet,
     reference_logps,
     sft,
     sft_folder,
     sft_run,
     start_config,
     versions,
-    whole_file,
-    write_json,
 )
 
 RECORDED = DATA / "recorded"

@@ -19,19 +19,16 @@ from transformers.utils import logging
 
 from minipo import runs, training
 from minipo.evaluation import evaluate, ranking_metrics, score
+from minipo.files import read_json, read_parquet, whole_file, write_json
 from minipo.runs import (
     PreferConfig,
     Run,
     SFTConfig,
     list_runs,
     prefer,
-    read_json,
-    read_parquet,
     reference_logps,
     sft,
     sft_run,
-    whole_file,
-    write_json,
 )
 
 STEPS = 25  # a line each, a checkpoint at 10, 20 and 25

@@ -1,0 +1,79 @@
+"""Files as minipo keeps them: one folder for what it makes, whole files or none, one process at a time."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import platformdirs
+from filelock import FileLock
+
+
+def home() -> Path:
+    """Where minipo keeps what it makes: the folder MINIPO_HOME names, or the user's cache folder."""
+    return Path(os.environ.get("MINIPO_HOME") or platformdirs.user_cache_dir("minipo", appauthor=False))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` only when the block ends well: nobody ever reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending stays last, because pandas and safetensors choose the format by it.
+    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        remove(draft)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder; nothing happens if there is none."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; ValueError in one sentence if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; make it again.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove its folder and run again.") from None
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """The table in `path`; ValueError in one sentence if it is missing or damaged."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; make it again.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); make it again.") from None
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """One process at a time in `out`: another that wants the same run waits, and then finds it finished.
+
+    The lock is the operating system's, so it ends with its process, however that ends.
+    """
+    name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+    locks = home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{name}.lock"):
+        yield
