@@ -8,7 +8,7 @@ import streamlit as st
 import torch
 from jobs import Job, Queue
 
-from minipo import DynamicPO, figures, files, load_dataset, preference_loss, sweeps
+from minipo import DynamicPO, figures, files, load_dataset, preference_loss, runs, sweeps
 
 PLOT = {"displayModeBar": False}
 EASY = 18  # easy negatives beside the mistake: a user has 19 negatives
