@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minipo import files
+
 SLOTS = 2  # jobs at the same time on this machine
 Command = Callable[[Mapping[str, Any], Path], list[str]]
 
