@@ -22,6 +22,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from .fetch import SOURCES, fetch, first_line
+from .files import read_json, remove, write_json
 from .names import lookup
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
@@ -29,8 +31,8 @@ DROPOUT = 0.1  # GPT-2's own; SFT needs it, because a few thousand users are few
 PAD, EOS = "<pad>", "<eos>"
 
 POCKET = ("pocket-gpt2", "pocket-qwen2")
-HUB = {"gpt2": "openai-community/gpt2", "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B"}
-MODELS: Mapping[str, str] = {name: name for name in POCKET} | HUB
+PRETRAINED = {name: source.hub for name, source in SOURCES.items() if source.kind == "model"}  # and the hub's names
+MODELS: Mapping[str, str] = {name: name for name in POCKET} | PRETRAINED
 
 
 def load_model(
@@ -38,13 +40,14 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model called `name` in float32, with its tokenizer.
 
-    name: pocket-gpt2 or pocket-qwen2 (random weights under `seed`, a tokenizer built from `items`); gpt2 or
-        qwen2.5-0.5b (from the Hugging Face hub or its cache); or a local folder in from_pretrained format. A folder
-        that holds a LoRA adapter opens as its base model with the adapter merged.
+    name: pocket-gpt2 or pocket-qwen2 (random weights under `seed`, a tokenizer built from `items`); smollm2-135m, gpt2
+        or qwen2.5-0.5b (fetched on first use, see minipo.fetch); or a local folder in from_pretrained format. A folder
+        that holds a LoRA adapter opens as its base model with the adapter merged; the base may be any of these again,
+        or a name on the Hugging Face hub.
     items: the items' names; pocket models need them, the others ignore them.
 
-    Raises ValueError: unknown name; a pocket model without items; a hub model that can neither be fetched nor found in
-    the cache; a folder that is not a model or is damaged.
+    Raises ValueError: unknown name; a pocket model without items; a model that is not here and cannot be fetched; a
+    folder that is not a model or is damaged. OSError: no room for what is fetched.
     """
     name = str(name)
     if name in POCKET:
@@ -52,8 +55,8 @@ def load_model(
             raise ValueError(f"{name} needs the items' names, which its tokenizer is made of; pass items=splits.items.")
         return _pocket_model(name, pocket_tokenizer(items), seed)
     folder = Path(name).expanduser()
-    if name in HUB:
-        model, tokenizer = _open(HUB[name], f"Model {name!r} (hub name {HUB[name]})")
+    if name in PRETRAINED:
+        model, tokenizer = _open_fetched(name)
     elif folder.is_dir():
         model, tokenizer = _open_folder(folder)
     elif folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 1:
@@ -63,6 +66,24 @@ def load_model(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model, or its LoRA adapter alone, into `folder`, so that `load_model` opens it here and elsewhere.
+
+    An adapter calls a fetched base model by its name on the hub and leaves the tokenizer to it: a few megabytes.
+    """
+    model.save_pretrained(str(folder))
+    hub = None
+    if isinstance(model, PeftModel):
+        remove(folder / "README.md")  # peft's empty form
+        model.config.save_pretrained(str(folder))  # peft looks for it when an adapter on top of this one is saved
+        settings = read_json(folder / "adapter_config.json")
+        hub = PRETRAINED.get(_fetched_name(settings["base_model_name_or_path"] or ""))
+        if hub is not None:
+            write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": hub})
+    if hub is None:
+        tokenizer.save_pretrained(str(folder))
 
 
 def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -149,6 +170,20 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _open_fetched(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    folder = fetch(name)
+    return _open(str(folder), f"Model {name!r} in {str(folder)!r} (remove that folder to fetch it again)")
+
+
+def _fetched_name(base: str) -> str:
+    """The name by which minipo fetches the base model that an adapter calls `base`, or "" if it does not."""
+    return next(
+        (name for name, hub in PRETRAINED.items() if base.lower() in (name, hub.lower())),
+        # Within one computer an adapter may name the folder it was trained on.
+        Path(base).name if Path(base).parent.name == "fetched" and Path(base).name in PRETRAINED else "",
+    )
+
+
 def _open_folder(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     described = f"Model folder {str(folder)!r}"
     if (folder / "adapter_config.json").is_file():
@@ -162,27 +197,38 @@ def _open_adapter(folder: Path, described: str) -> tuple[PreTrainedModel, PreTra
     try:
         base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     except Exception as error:
-        raise ValueError(f"{described} holds a LoRA adapter that cannot be read: {_first_line(error)}") from error
+        raise ValueError(f"{described} holds a LoRA adapter that cannot be read: {first_line(error)}") from error
     if not base:
         raise ValueError(f"{described} holds a LoRA adapter that does not name its base model; save the model merged.")
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    model, tokenizer = _open(base, f"{base!r}, the base model of {described}", str(folder) if has_tokenizer else base)
+    if fetched := _fetched_name(base):
+        model, tokenizer = _open_fetched(fetched)
+    elif Path(base).is_dir():
+        model, tokenizer = _open_folder(Path(base))
+    elif Path(base).is_absolute():
+        raise ValueError(
+            f"{described} holds a LoRA adapter whose base model {base!r} is not there; "
+            "put it back or write its new place into adapter_config.json."
+        )
+    else:
+        model, tokenizer = _open(base, f"{base!r}, the base model of {described}")
     try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval(), tokenizer
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = _open_tokenizer(str(folder))
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
     except Exception as error:
-        raise ValueError(f"{described} holds a LoRA adapter that does not open: {_first_line(error)}") from error
+        raise ValueError(f"{described} holds a LoRA adapter that does not open: {first_line(error)}") from error
+    model.name_or_path = str(folder.resolve())  # what an adapter on top of this one names as its base
+    return model, tokenizer
 
 
-def _open(
-    source: str, described: str, tokenizer_source: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def _open(source: str, described: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Open a folder or a hub name through transformers; whatever it raises becomes one sentence."""
     try:
-        tokenizer = _open_tokenizer(tokenizer_source or source)
+        tokenizer = _open_tokenizer(source)
         opened: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers, huggingface_hub, safetensors and json each raise their own
         if Path(source).is_dir():
-            raise ValueError(f"{described} cannot be opened: {_first_line(error)}") from error
+            raise ValueError(f"{described} cannot be opened: {first_line(error)}") from error
         raise ValueError(
             f"{described} is neither in the Hugging Face cache nor reachable; "
             "download it elsewhere and give the path of its folder as the model's name."
@@ -204,21 +250,17 @@ def _open_tokenizer(source: str) -> Any:
     return AutoTokenizer.from_pretrained(source)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int = 16, seed: int = 0) -> PeftModel:
+def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, seed: int = 0) -> PeftModel:
     """Low-rank adapters (LoRA, arXiv 2106.09685) on every linear layer of attention and MLP; the rest is frozen.
 
     The output head stays as it is. The model is changed in place; the adapter starts as the identity, its random half
-    under `seed`; no dropout.
+    under `seed`, and is scaled by alpha / rank (alpha: twice the rank if not given); no dropout.
     """
     # GPT-2 writes its linear layers as Conv1D, with the weight transposed.
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     configuration = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=transposed,

@@ -38,6 +38,27 @@ TEMPLATES: Mapping[str, Template] = {
         f"I enjoyed these, oldest first: {HISTORY}. "
         f"Which one of the following would I enjoy next: {CANDIDATES}?\nAnswer:"
     ),
+    # For published data. A semicolon between names, because many hold commas: "Earth, Wind & Fire".
+    "music": Template(
+        f"Artists that a listener discovered, oldest first: {HISTORY}.\n"
+        f"The listener's next artist is one of these: {CANDIDATES}.\nNext artist:",
+        separator="; ",
+    ),
+    "films": Template(
+        f"Films that a viewer liked, oldest first: {HISTORY}.\n"
+        f"The next film that the viewer liked is one of these: {CANDIDATES}.\nNext film:",
+        separator="; ",
+    ),
+    "books": Template(
+        f"Books that a reader finished, oldest first: {HISTORY}.\n"
+        f"The reader's next book is one of these: {CANDIDATES}.\nNext book:",
+        separator="; ",
+    ),
+    "games": Template(
+        f"Games that a player took up, oldest first: {HISTORY}.\n"
+        f"The player's next game is one of these: {CANDIDATES}.\nNext game:",
+        separator="; ",
+    ),
 }
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from minipo.models import add_lora, load_model, pocket_tokenizer
+from minipo import fetch
+from minipo.models import add_lora, load_model, pocket_tokenizer, save_model
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Björk Rêve", "Redemption, The (1994)", "10,000 Things", "Fox", "Neon Tiger"]
 POCKET = ["pocket-gpt2", "pocket-qwen2"]
@@ -218,15 +220,129 @@ def test_adapter_without_its_base(tmp_path):
     one_sentence(error)
 
 
-def test_unreachable_hub_says_which_name_and_what_to_do(monkeypatch, tmp_path):
+def test_a_model_that_is_not_here_and_cannot_be_fetched(monkeypatch, tmp_path):
     # huggingface_hub reads HF_HUB_OFFLINE and HF_HUB_CACHE once, at import.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"qwen2.5-0.5b.*neither in the Hugging Face cache nor reachable.*folder"
-    ) as error:
+    with pytest.raises(ValueError, match=r"qwen2.5-0.5b is not on this computer .*minipo fetch qwen2.5-0.5b") as error:
         load_model("qwen2.5-0.5b")
     one_sentence(error)
+
+
+# Adapters and their bases
+
+
+@pytest.fixture
+def smollm2(home):
+    """A fetched smollm2-135m, tiny."""
+    folder = home / "fetched" / "smollm2-135m"
+    model, tokenizer = load_model("pocket-qwen2", items=ITEMS)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    receipt = {"origin": fetch.SOURCES["smollm2-135m"].origin, "files": {}}
+    (folder / "fetched.json").write_text(json.dumps(receipt))
+    return folder
+
+
+def trained_adapter(base, seed=0):
+    """A LoRA model on what `load_model(base)` opens, with weights that change its answers."""
+    model, tokenizer = load_model(base)
+    adapted = add_lora(model, rank=2)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trained_parameters(adapted).values():
+            parameter.normal_(0, 0.3, generator=generator)
+    return adapted, tokenizer
+
+
+def rename_base(folder, base):
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+
+
+def test_an_adapter_on_a_fetched_model_is_small_and_opens_on_another_computer(smollm2, tmp_path, monkeypatch):
+    adapted, tokenizer = trained_adapter("smollm2-135m")
+    expected = adapted(INPUT).logits
+    save_model(adapted, tokenizer, tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+    }
+    assert sum(path.stat().st_size for path in (tmp_path / "adapter").iterdir()) < 100_000
+    assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    smollm2.parent.parent.rename(tmp_path / "other")
+    monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "other"))
+    opened, opened_tokenizer = load_model(tmp_path / "adapter")
+    torch.testing.assert_close(opened(INPUT).logits, expected)
+    assert opened_tokenizer.encode("Neon Fox") == tokenizer.encode("Neon Fox")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "huggingfacetb/smollm2-135m-instruct",
+        "smollm2-135m",
+        "/elsewhere/minipo/fetched/smollm2-135m",
+    ],
+)
+def test_an_adapter_may_call_its_base_by_any_of_its_names(smollm2, tmp_path, base):
+    adapted, tokenizer = trained_adapter("smollm2-135m")
+    save_model(adapted, tokenizer, tmp_path)
+    rename_base(tmp_path, base)
+    torch.testing.assert_close(load_model(tmp_path)[0](INPUT).logits, adapted(INPUT).logits)
+
+
+def test_an_adapter_may_stand_on_an_adapter(smollm2, tmp_path, recwarn):
+    save_model(*trained_adapter("smollm2-135m", seed=1), tmp_path / "sft")
+    adapted, tokenizer = trained_adapter(tmp_path / "sft", seed=2)
+    save_model(adapted, tokenizer, tmp_path / "prefer")
+    opened = load_model(tmp_path / "prefer")[0]
+    torch.testing.assert_close(opened(INPUT).logits, adapted(INPUT).logits)
+    assert not torch.allclose(opened(INPUT).logits, load_model(tmp_path / "sft")[0](INPUT).logits, atol=1e-3)
+    assert not [warning for warning in recwarn if "config file" in str(warning.message)]
+
+
+def test_a_whole_model_is_saved_with_its_tokenizer(tmp_path):
+    model, tokenizer = load_model("pocket-gpt2", items=ITEMS)
+    save_model(model, tokenizer, tmp_path)
+    opened, opened_tokenizer = load_model(tmp_path)
+    assert torch.equal(opened(INPUT).logits, model(INPUT).logits)
+    assert opened_tokenizer.encode("Neon Fox") == tokenizer.encode("Neon Fox")
+
+
+def test_an_adapter_whose_base_folder_is_gone(smollm2, tmp_path):
+    save_model(*trained_adapter("smollm2-135m"), tmp_path)
+    rename_base(tmp_path, "/nowhere/base")
+    with pytest.raises(ValueError, match=r"base model '/nowhere/base' is not there; put it back") as error:
+        load_model(tmp_path)
+    one_sentence(error)
+
+
+def test_a_damaged_fetched_model_says_how_to_bring_it_again(smollm2):
+    (smollm2 / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"'smollm2-135m' in .*remove that folder to fetch it again") as error:
+        load_model("smollm2-135m")
+    one_sentence(error)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt_neox", "olmo2", "gemma"])
+def test_a_folder_of_another_family_opens_and_takes_lora(family, tmp_path):
+    tokenizer = pocket_tokenizer(ITEMS)
+    heads = {} if family == "gpt_neox" else {"num_key_value_heads": 1, "head_dim": 16}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **SMALL, **heads)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    save_model(model, tokenizer, tmp_path / "model")
+    opened, opened_tokenizer = load_model(tmp_path / "model")
+    torch.testing.assert_close(opened(INPUT).logits, model(INPUT).logits)
+    assert opened_tokenizer.encode("Neon Fox") == tokenizer.encode("Neon Fox")
+    adapted, _ = trained_adapter(tmp_path / "model")
+    save_model(adapted, opened_tokenizer, tmp_path / "adapter")
+    torch.testing.assert_close(load_model(tmp_path / "adapter")[0](INPUT).logits, adapted(INPUT).logits)
 
 
 # LoRA
@@ -251,6 +367,12 @@ def test_lora_trains_attention_and_mlp_only_and_starts_as_the_model(name, linear
     assert {min(parameter.shape) for parameter in trained.values()} == {4}
     torch.testing.assert_close(adapted(INPUT).logits, before)
     assert not [warning for warning in recwarn if "fan_in_fan_out" in str(warning.message)]
+
+
+def test_lora_is_scaled_by_two_unless_told_otherwise():
+    for settings, expected in (({"rank": 4}, 8), ({"rank": 4, "alpha": 4}, 4)):
+        adapted = add_lora(load_model("pocket-gpt2", items=ITEMS)[0], **settings)
+        assert adapted.peft_config["default"].lora_alpha == expected
 
 
 def test_lora_is_drawn_under_its_seed():

@@ -16,9 +16,17 @@ def test_history_keeps_its_order_and_candidates_theirs():
 def test_no_placeholder_is_left_and_every_item_is_there(name):
     prompt = render(TEMPLATES[name], ["Velvet Tiger", "Neon Fox"], ["Iron Lark", "Glass Moth"])
     assert "Here]" not in prompt
-    assert "Velvet Tiger, Neon Fox" in prompt
-    assert ("Iron Lark, Glass Moth" in prompt) == TEMPLATES[name].lists_candidates == (name == "choice")
+    assert TEMPLATES[name].separator.join(["Velvet Tiger", "Neon Fox"]) in prompt
+    listed = TEMPLATES[name].separator.join(["Iron Lark", "Glass Moth"]) in prompt
+    assert listed == TEMPLATES[name].lists_candidates == (name not in ("line", "question"))
     assert not prompt.endswith(" ")  # the answer brings its own
+
+
+@pytest.mark.parametrize("name", ["music", "films", "books", "games"])
+def test_names_with_commas_stay_apart_in_the_templates_for_published_data(name):
+    prompt = render(TEMPLATES[name], ["Earth, Wind & Fire", "Keane"], ["Mono", "Woe, Is Me"])
+    assert "Earth, Wind & Fire; Keane." in prompt
+    assert "Mono; Woe, Is Me." in prompt
 
 
 def test_placeholders_in_names_are_not_filled():

@@ -6,13 +6,17 @@ Every dataset arrives in the same form, so that training and evaluation never as
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from minipo.names import lookup
+
+FILES = (".csv", ".parquet", ".json")  # what a file of one's own may end in
 
 
 @dataclass(frozen=True)
@@ -59,23 +63,66 @@ class Interaction:
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset: interactions of users for training, validation and test, and all its items."""
+    """A dataset: interactions of users for training, validation and test, and all its items.
+
+    report: how large it is, and what was dropped and why, see `with_report`; no part of what the dataset is.
+    """
 
     name: str
     train: tuple[Interaction, ...]
     validation: tuple[Interaction, ...]
     test: tuple[Interaction, ...]
     items: tuple[str, ...]
+    report: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of everything above: two datasets that differ anywhere differ here."""
+        """16 hexadecimal digits of the SHA-256 of name, lines and items: datasets that differ there differ here."""
         lines = [
             [(line.user, line.history, line.chosen, line.candidates) for line in split]
             for split in (self.train, self.validation, self.test)
         ]
         content = json.dumps([self.name, self.items, lines], separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | None = None) -> Splits:
+    """The splits with their data report: plain numbers under users, items, interactions, lengths, rows and dropped.
+
+    lengths: the least, median and most items of a history. dropped: what was left out, and how many of each; what is 0
+    is not reported. interactions: how many different (user, item) pairs the lines hold; counted here if not given.
+    """
+    lines = [*splits.train, *splits.validation, *splits.test]
+    lengths = [len(line.history) for line in lines] or [0]
+    if interactions is None:
+        interactions = len({(line.user, item) for line in lines for item in (*line.history, line.chosen)})
+    return replace(
+        splits,
+        report={
+            "users": len({line.user for line in lines}),
+            "items": len(splits.items),
+            "interactions": interactions,
+            "lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
+            "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+            "dropped": {what: count for what, count in dropped.items() if count},
+        },
+    )
+
+
+def describe(splits: Splits) -> str:
+    """The data report as a few lines of text."""
+    report = splits.report or with_report(splits, {}).report
+    rows, lengths = report["rows"], report["lengths"]
+    lines = [
+        f"{splits.name} (fingerprint {splits.fingerprint})",
+        f"  users         {report['users']:,}",
+        f"  items         {report['items']:,}",
+        f"  interactions  {report['interactions']:,}",
+        f"  histories     {lengths['min']} to {lengths['max']} items, median {lengths['median']:g}",
+        f"  rows          {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test",
+        *(f"  dropped       {count:,} {what}" for what, count in report["dropped"].items()),
+    ]
+    return "\n".join(lines)
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:
@@ -98,19 +145,75 @@ def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str])
 
 @cache
 def _catalog(seed: int) -> Splits:
-    # Imported here because every dataset's module builds the classes above.
-    from minipo.datasets import catalog
+    # Imported here, as below, because every dataset's module builds the classes above.
+    from . import catalog
 
-    return catalog.generate(seed)[1]
-
-
-DATASETS: Mapping[str, Callable[[int], Splits]] = {"catalog": _catalog}
+    return with_report(catalog.generate(seed)[1], {})
 
 
-def load_dataset(name: str = "catalog", seed: int = 0) -> Splits:
-    """The dataset called `name`; kept in memory, so that asking again costs nothing.
+@cache
+def _movielens(seed: int) -> Splits:
+    from . import movielens
 
-    seed: of the generator, for datasets that are generated.
-    Raises ValueError, with the known names, if there is no such dataset.
+    return movielens.load(seed)
+
+
+@cache
+def _published(name: str, seed: int) -> Splits:
+    from . import llara
+
+    return llara.load(name, seed)
+
+
+@lru_cache(maxsize=4)
+def _own(path: Path, versions: tuple[tuple[str, int, int], ...], seed: int) -> Splits:
+    """The splits of the user's files; `versions`, each file's name, time of change and size, tell when to read anew."""
+    from . import llara, own
+
+    return llara.read(path, seed) if path.is_dir() or path.suffix.lower() == ".json" else own.read(path, seed)
+
+
+DATASETS: Mapping[str, Callable[[int], Splits]] = {
+    "catalog": _catalog,
+    "ml-100k": _movielens,
+    "lastfm": partial(_published, "lastfm"),
+    "goodreads": partial(_published, "goodreads"),
+    "steam": partial(_published, "steam"),
+}
+
+
+def load_dataset(name: str | Path = "catalog", seed: int = 0) -> Splits:
+    """The dataset called `name`, or the one in a file of your own; kept in memory, so that asking again costs nothing.
+
+    name: one of DATASETS; or the path of a CSV or Parquet file of user, item, timestamp (and rating), see
+    `minipo.datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see `minipo.datasets.llara`.
+    seed: of the generator, for datasets that are generated; of what is drawn here (negatives, users), for others.
+    Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0.
     """
-    return lookup("dataset", name, DATASETS)(seed)
+    check_dataset(name)
+    if seed < 0:
+        raise ValueError(f"The dataset's seed is {seed}; use a whole number of 0 or more.")
+    if name in DATASETS:
+        return DATASETS[str(name)](seed)
+    path = Path(name).expanduser().resolve()
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    versions = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _own(path, versions, seed)
+
+
+def check_dataset(name: str | Path) -> None:
+    """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one.
+
+    Nothing is read or fetched.
+    """
+    if name in DATASETS:
+        return
+    path = Path(name).expanduser()
+    known_kind = path.suffix.lower() in FILES
+    if path.is_dir() or (path.is_file() and known_kind):
+        return
+    if path.exists():
+        raise ValueError(f"{name} is no file that minipo reads; bring one that ends in {', '.join(FILES)}.")
+    if known_kind or len(path.parts) > 1:
+        raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
+    lookup("dataset", str(name), DATASETS)

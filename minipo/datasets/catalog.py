@@ -93,7 +93,7 @@ def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int
             raise ValueError(f"The catalogue cannot have {count} {split} users; ask for 0 or more.")
         splits[split] = _users(here, np.random.default_rng(stream), first_user, count)
         first_user += count
-    return here, Splits("catalog", **splits, items=here.items)
+    return here, Splits("catalog", splits["train"], splits["validation"], splits["test"], here.items)
 
 
 def fresh_users(seed: int, count: int) -> tuple[Interaction, ...]:

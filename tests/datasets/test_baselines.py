@@ -34,9 +34,31 @@ def test_markov_counts_neighbours_and_backs_off_to_popularity():
     np.testing.assert_allclose(np.exp(markov_scores(TRAIN, ASKED, backoff=2)), expected, rtol=1e-12)
 
 
+def test_a_users_overlapping_lines_count_once():
+    whole = [*TRAIN, Interaction(8, ("d", "a", "c"), "b", ("b", "a"))]
+    slid = [Interaction(8, ("d",), "a", ("a", "b")), Interaction(8, ("d", "a"), "c", ("c", "b"))]
+    for scores in (popularity_scores, markov_scores):
+        np.testing.assert_array_equal(scores([*slid, *whole], ASKED), scores(whole, ASKED))
+
+
+def test_markov_without_training_lines_is_even():
+    np.testing.assert_allclose(np.exp(markov_scores([], ASKED)), [[1 / 4] * 3, [1 / 4, 1 / 4, 0]])
+
+
 def test_markov_is_popularity_for_an_item_without_successors():
     asked = [Interaction(5, ("d",), "a", ("a", "b", "d"))]
     np.testing.assert_allclose(np.exp(markov_scores(TRAIN, asked)), [[4 / 13, 4 / 13, 1 / 13]], rtol=1e-12)
+
+
+def test_markov_fits_in_memory_for_a_large_catalogue():
+    """A table of all pairs would take 80 GB."""
+    items = [f"item {number}" for number in range(100_000)]
+    train = [
+        Interaction(user, tuple(items[user * 10 : user * 10 + 9]), items[user * 10 + 9], (items[user * 10 + 9], "x"))
+        for user in range(10_000)
+    ]
+    scores = markov_scores(train, [Interaction(0, (items[4],), items[5], (items[9], items[5]))])
+    assert scores[0, 0] > scores[0, 1]
 
 
 @pytest.mark.parametrize("backoff", [0, -1, float("nan")])

@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minipo.datasets import Interaction, canonical_numbers, load_dataset
+from minipo.datasets import (
+    DATASETS,
+    Interaction,
+    Splits,
+    canonical_numbers,
+    check_dataset,
+    describe,
+    load_dataset,
+)
 
 LINE = Interaction(7, ("a", "b"), "d", ("c", "d", "e"))
 
@@ -42,6 +50,76 @@ def test_catalog_is_the_default_and_is_kept_in_memory():
 def test_unknown_dataset_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"Unknown dataset 'catalogue'. Did you mean 'catalog'\? Known: catalog"):
         load_dataset("catalogue")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_check_of_a_known_name_fetches_nothing(name):
+    check_dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "ml100k",
+            r"Unknown dataset 'ml100k'. Did you mean 'ml-100k'\? Known: catalog, ml-100k, lastfm, goodreads, steam",
+        ),
+        ("nowhere.csv", "There is no file nowhere.csv; check the path, or name one of catalog, ml-100k"),
+        ("no/where", "There is no file no/where; check the path"),
+        (__file__, r"test_datasets\.py is no file that minipo reads; bring one that ends in \.csv, \.parquet, \.json"),
+    ],
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_loaded(name, message):
+    for ask in (check_dataset, load_dataset):
+        with pytest.raises(ValueError, match=message):
+            ask(name)
+
+
+def test_a_path_that_could_be_data_passes_the_check(tmp_path):
+    check_dataset(tmp_path)
+    for name in ("a.csv", "b.PARQUET", "c.json"):
+        (tmp_path / name).touch()
+        check_dataset(str(tmp_path / name))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="dataset's seed is -1; use a whole number of 0 or more"):
+        load_dataset("ml-100k", seed=-1)
+
+
+def test_report_of_the_catalogue():
+    assert load_dataset().report == {
+        "users": 7000,
+        "items": 240,
+        "interactions": 49_000,
+        "lengths": {"min": 6, "median": 6.0, "max": 6},
+        "rows": {"train": 4000, "validation": 1000, "test": 2000},
+        "dropped": {},
+    }
+
+
+def test_description_says_how_large_the_data_is_and_what_was_dropped():
+    later = Interaction(7, ("a", "b", "d"), "c", ("c", "e"))
+    splits = Splits("small", (LINE,), (later,), (), ("a", "b", "c", "d", "e"))
+    assert describe(splits).splitlines() == [
+        f"small (fingerprint {splits.fingerprint})",
+        "  users         1",
+        "  items         5",
+        "  interactions  4",
+        "  histories     2 to 3 items, median 2.5",
+        "  rows          1 train, 1 validation, 0 test",
+    ]
+    report = {**load_dataset().report, "dropped": {"rows without item": 1234}}
+    assert (
+        describe(replace(load_dataset(), report=report)).splitlines()[-1] == "  dropped       1,234 rows without item"
+    )
+
+
+def test_the_report_is_no_part_of_what_the_data_is():
+    splits = load_dataset()
+    other = replace(splits, report={})
+    assert other == splits
+    assert other.fingerprint == splits.fingerprint
 
 
 def test_fingerprint_of_the_catalogue_is_the_one_that_the_shipped_checkpoints_were_trained_on():
