@@ -21,17 +21,15 @@ import pandas as pd
 from minipo.datasets import baselines, catalog, load_dataset
 from minipo.evaluation import ranking_metrics, ranks, score
 from minipo.figures import verdict
+from minipo.files import read_json, whole_file, write_json
 from minipo.runs import (
     DATA,
     PreferConfig,
     Run,
     SFTConfig,
     cache_folder,
-    read_json,
     sft_run,
     versions,
-    whole_file,
-    write_json,
 )
 from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
 

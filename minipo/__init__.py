@@ -9,18 +9,29 @@ from .preference import PreferenceOutput, Push, preference_loss, preference_push
 from .runs import prefer, sft
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate
+    from .evaluation import evaluate, preference_rows
     from .models import load_model
     from .scoring import candidate_logps
     from .sweeps import sweep
+    from .training import PreferenceTrainer, SFTTrainer
 
 # These bring transformers or pandas with them: imported when first asked for, so that a loss costs torch alone.
-_ROOMS = {"candidate_logps": "scoring", "evaluate": "evaluation", "load_model": "models", "sweep": "sweeps"}
+_ROOMS = {
+    "PreferenceTrainer": "training",
+    "SFTTrainer": "training",
+    "candidate_logps": "scoring",
+    "evaluate": "evaluation",
+    "load_model": "models",
+    "preference_rows": "evaluation",
+    "sweep": "sweeps",
+}
 
 __all__ = [
     "DynamicPO",
     "PreferenceOutput",
+    "PreferenceTrainer",
     "Push",
+    "SFTTrainer",
     "candidate_logps",
     "evaluate",
     "load_dataset",
@@ -28,6 +39,7 @@ __all__ = [
     "prefer",
     "preference_loss",
     "preference_push",
+    "preference_rows",
     "sft",
     "sweep",
 ]

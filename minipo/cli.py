@@ -1,4 +1,4 @@
-"""`minipo sft | prefer | sweep | evaluate | app`: the library from a shell.
+"""`minipo fetch | data | sft | prefer | sweep | evaluate | app`: the library from a shell.
 
 Standard output holds the result alone, with --json one JSON document; progress goes to standard error. A mistake of the
 user's is one sentence there, and exit code 2.
@@ -14,16 +14,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .runs import DATA, PreferConfig, Run, SFTConfig, prefer, reference_logps, sft, sft_run
+from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, sft, sft_run
 
 HELP = {
-    "dataset": "catalog",
+    "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
+    "user, item, timestamp and optionally rating; LLaRA JSON, or a folder of it",
     "dataset_seed": "seed of the dataset, where it is generated",
-    "model": "pocket-gpt2, pocket-qwen2, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
+    "model": "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
     "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
     "sft_epochs": "epochs of that SFT run",
     "sft_seed": "seed of that SFT run",
     "tuning": "full or lora",
+    "rank": "rank of LoRA's adapters",
+    "precision": "float32, or bfloat16 for the matrix products",
+    "validation_users": "validation users that each evaluation ranks (default: all)",
     "objective": "dpo, dmpo, sdpo or mppo",
     "negatives": "K, negatives per user",
     "dynamic": "DynamicPO, off or on",
@@ -115,21 +119,37 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .datasets import load_dataset
-    from .evaluation import evaluate, valid_ratio
+    from .evaluation import evaluate, score, valid_ratio
 
     run = Run(Path(arguments.run_folder))
     config = run.config
     model, tokenizer = run.load_model()
     splits = load_dataset(config.dataset, config.dataset_seed)
     users = getattr(splits, arguments.split)
-    reference = None
-    if isinstance(config, PreferConfig):
-        start = sft_run(config, progress=not arguments.quiet)
-        reference = reference_logps(start, *start.load_model(), splits, arguments.split, config.template)
-    metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
-    metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
+    with arithmetic(model, config.precision):
+        reference = None
+        if isinstance(config, PreferConfig):
+            start = sft_run(config, progress=not arguments.quiet)
+            reference = score(*start.load_model(), users, config.template)
+        metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
+        metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
     text = "\n".join(f"{name:16} {value:.4f}" for name, value in metrics.items())
     _print(arguments, {"folder": str(run.folder), "split": arguments.split, **metrics}, text)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from .fetch import fetch
+
+    folders = {name: str(fetch(name, progress=not arguments.quiet)) for name in arguments.names}
+    _print(arguments, folders, "\n".join(f"{name:16} {folder}" for name, folder in folders.items()))
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from .datasets import describe, load_dataset
+
+    splits = load_dataset(arguments.dataset, arguments.dataset_seed)
+    content = {"dataset": splits.name, "fingerprint": splits.fingerprint, **splits.report}
+    _print(arguments, content, describe(splits))
 
 
 def _app(arguments: argparse.Namespace) -> None:
@@ -167,6 +187,15 @@ def parser() -> argparse.ArgumentParser:
     _add_settings(command, PreferConfig, lists=True)
     command.add_argument("--out", help="the table's file, .parquet or .csv")
     command.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
+
+    from .fetch import SOURCES
+
+    command = add("fetch", _fetch, "bring models and datasets into minipo's folder (MINIPO_HOME)")
+    command.add_argument("names", nargs="+", metavar="NAME", help=", ".join(SOURCES))
+
+    command = add("data", _data, "what a dataset holds, and what was left out of it and why")
+    command.add_argument("dataset", help=HELP["dataset"])
+    command.add_argument("--dataset-seed", type=int, default=0, help=HELP["dataset_seed"])
 
     command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")

@@ -1,12 +1,15 @@
 """Ranking metrics over a user's candidates, and differences between runs with intervals.
 
 Everywhere the chosen item stands in column 0 and its negatives in columns 1..K; a tie counts against the chosen item.
+Where a user has fewer negatives than the longest row, −inf fills the row: such a candidate is absent, beats nobody, and
+counts in no mean.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 from .datasets import Interaction
 from .names import lookup
 from .prompts import TEMPLATES, Template, answer, render
-from .scoring import candidate_logps
+from .scoring import candidate_logps, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +79,8 @@ def pair_loss(log_ratios: Scores) -> float:
     runs. Raises ValueError as `ranks` does.
     """
     log_ratios = _checked(log_ratios).astype(np.float64)
-    return float(np.logaddexp(0, log_ratios[:, 1:] - log_ratios[:, :1]).mean())
+    losses = np.logaddexp(0, log_ratios[:, 1:] - log_ratios[:, :1])
+    return float(losses.mean(where=log_ratios[:, 1:] > -np.inf))
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Report:
 def report(scores: Scores, reference: Scores | None = None) -> Report:
     """Ranking metrics of log-probs `scores` (B, 1+K), and with the `reference`'s log-probs those of the log-ratio too.
 
-    Raises ValueError as `ranks` does, and if the two are not of one shape.
+    Raises ValueError as `ranks` does, and if the two are not of one shape or differ in what is absent.
     """
     rank = ranks(scores)
     metrics = {name: float(value.mean()) for name, value in ranking_metrics(rank).items()}
@@ -103,11 +107,23 @@ def report(scores: Scores, reference: Scores | None = None) -> Report:
                 f"reference is of shape {np.shape(reference)} and scores of {np.shape(scores)}: "
                 "give the SFT model's log-probs of the same users and candidates."
             )
-        log_ratios = np.asarray(scores, dtype=np.float64) - reference
-        wins = reward_wins(log_ratios)
+        wins = reward_wins(log_ratios := _log_ratios(scores, reference))
         metrics["reward_win_rate"] = float(wins.mean())
         metrics["pair_loss"] = pair_loss(log_ratios)
     return Report(scores, rank, wins, metrics)
+
+
+def _log_ratios(scores: Scores, reference: Scores) -> NDArray[np.float64]:
+    """ρ (B, 1+K), −inf where a candidate is absent."""
+    absent = np.isneginf(scores)
+    if (differ := absent != np.isneginf(reference)).any():
+        row, column = np.argwhere(differ)[0]
+        raise ValueError(
+            f"At row {row}, column {column} only one of scores and reference is -inf, which stands for an absent "
+            "candidate: give the SFT model's log-probs of the same users and candidates."
+        )
+    with np.errstate(invalid="ignore"):  # −inf − −inf
+        return np.where(absent, -np.inf, np.subtract(scores, reference, dtype=np.float64))
 
 
 def user_prompt(interaction: Interaction, template: str | Template = "line") -> str:
@@ -119,6 +135,91 @@ def _template(template: str | Template) -> Template:
     return lookup("template", template, TEMPLATES) if isinstance(template, str) else template
 
 
+def context_of(model: Any) -> int | None:
+    """How many tokens `model` can read, or None if it sets no limit."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def fit_prompts(
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    template: str | Template = "line",
+    context: int | None = None,
+    room: int | None = None,
+) -> tuple[list[str], int]:
+    """Every user's prompt, shortened from the oldest item of the history where it does not fit, and how many were.
+
+    context: tokens the model can read; None for no limit. room: tokens kept free for what follows the prompt; None for
+    each user's longest candidate.
+    Raises ValueError if a prompt does not fit with one item of history.
+    """
+    template = _template(template)
+    prompts = [user_prompt(user, template) for user in interactions]
+    if context is None:
+        return prompts, 0
+    rooms = np.full(len(interactions), room or 0)
+    if room is None:
+        names = tokenize(tokenizer, [answer(item) for user in interactions for item in user.canonical])
+        begins = np.cumsum([0] + [len(user.candidates) for user in interactions[:-1]])
+        rooms = np.maximum.reduceat([len(ids) for ids in names], begins) if interactions else rooms
+    long = np.arange(len(interactions))  # rows still to be looked at
+    shortened = dropped = 0
+    while True:
+        lengths = np.array([len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)])
+        too_long = lengths + rooms[long] > context if len(long) else np.zeros(0, bool)
+        if not too_long.any():
+            return prompts, shortened
+        long, needed = long[too_long], (lengths + rooms[long])[too_long]
+        shortened, dropped = shortened or len(long), dropped + 1
+        for row, tokens in zip(long, needed, strict=True):
+            user = interactions[row]
+            if len(user.history) <= dropped:
+                raise ValueError(
+                    f"User {user.user}: with one item of history, prompt and answer need {tokens} tokens, more than "
+                    f"the {context} of the model's context; choose a shorter template or a model with a longer context."
+                )
+            prompts[row] = render(template, user.history[dropped:], user.candidates)
+
+
+def _fitted(
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    template: str | Template,
+    context: int | None,
+    room: int | None = None,
+) -> list[str]:
+    """`fit_prompts`' prompts, with a warning that says how many it shortened."""
+    prompts, shortened = fit_prompts(tokenizer, interactions, template, context, room)
+    if shortened:
+        warnings.warn(
+            f"{shortened} of {len(prompts)} prompts were longer than the {context} tokens of the model's context: "
+            "their oldest history items were left out.",
+            stacklevel=3,
+        )
+    return prompts
+
+
+def preference_rows(
+    interactions: Sequence[Interaction],
+    template: str | Template = "line",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    context: int | None = None,
+) -> list[dict[str, Any]]:
+    """Rows for `PreferenceTrainer` and `SFTTrainer`: a user's "prompt", the "chosen" answer and the "rejected" ones.
+
+    tokenizer, context: with both, prompts are shortened to fit into so many tokens, see `fit_prompts`; a warning says
+    how many were. Raises ValueError as `fit_prompts` does.
+    """
+    if tokenizer is None:
+        prompts = [user_prompt(user, template) for user in interactions]
+    else:
+        prompts = _fitted(tokenizer, interactions, template, context)
+    return [
+        {"prompt": prompt, "chosen": answer(user.chosen), "rejected": [answer(item) for item in user.negatives]}
+        for prompt, user in zip(prompts, interactions, strict=True)
+    ]
+
+
 def score(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -128,9 +229,11 @@ def score(
 ) -> NDArray[np.float32]:
     """Log-probs (B, 1+K), in nats, of every user's candidates, chosen first, then the negatives in their order.
 
-    No gradient; the model is in evaluation mode meanwhile. Raises what `candidate_logps` raises.
+    A row with fewer candidates than the longest ends in −inf. A prompt beyond the model's context is shortened, as
+    `preference_rows` does it. No gradient; the model is in evaluation mode meanwhile. Raises what `candidate_logps` and
+    `fit_prompts` raise.
     """
-    prompts = [user_prompt(interaction, template) for interaction in interactions]
+    prompts = _fitted(tokenizer, interactions, template, context_of(model))
     candidates = [[answer(item) for item in user.canonical] for user in interactions]
     training = model.training
     model.eval()
@@ -172,14 +275,13 @@ def valid_ratio(
     What is generated may be one token longer than the longest of `items`.
     If the prompt lists the candidates, an answer is usable when it names exactly one of them, whatever else it says; if
     not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4, and DESIGN section 2).
-    Raises ValueError if there are no users, or if a prompt and an answer do not fit into the model's context.
+    Prompts are shortened as in `score`. Raises ValueError if there are no users, and as `fit_prompts` does.
     """
     if not interactions:
         raise ValueError(NO_USERS)
     resolved = _template(template)
-    context = getattr(model.config, "max_position_embeddings", None)
-    answers = tokenizer([answer(item) for item in items], add_special_tokens=False)["input_ids"]
-    longest = max(len(ids) for ids in answers)
+    longest = max(len(ids) for ids in tokenize(tokenizer, [answer(item) for item in items]))
+    prompts = _fitted(tokenizer, interactions, resolved, context_of(model), longest)
     listed, catalogue, valid = resolved.lists_candidates, set(items), 0
     training, side = model.training, tokenizer.padding_side
     model.eval()
@@ -187,15 +289,8 @@ def valid_ratio(
     try:
         for start in range(0, len(interactions), batch_size):
             users = interactions[start : start + batch_size]
-            prompts = [user_prompt(user, resolved) for user in users]
-            inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+            inputs = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)
             inputs.pop("token_type_ids", None)
-            needed = inputs["input_ids"].shape[1] + longest
-            if context is not None and needed > context:
-                raise ValueError(
-                    f"A prompt and an answer need {needed} tokens, more than the {context} of the model's context; "
-                    "shorten the histories or the template."
-                )
             with torch.inference_mode():
                 output = model.generate(  # type: ignore[operator]
                     **inputs,

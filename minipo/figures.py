@@ -2,7 +2,8 @@
 
 Figures are pure functions from arrays or tables to `plotly.graph_objects.Figure`; sentences are pure functions from the
 same numbers to text, so that no conclusion is ever written down before the data are seen. An objective has one colour
-everywhere, and whatever DynamicPO does is blue (Okabe and Ito's palette, safe for colour-blind readers).
+everywhere, and whatever DynamicPO does is blue (Okabe and Ito's palette, and for the extensions Tol's muted one: safe
+for colour-blind readers).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,13 @@ from torch import Tensor
 from minipo.dynamic import DynamicPO
 from minipo.preference import preference_loss, preference_push
 
-OBJECTIVE_LABELS = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
-OBJECTIVE_COLOURS = {"dpo": "#E69F00", "dmpo": "#D55E00", "sdpo": "#009E73", "mppo": "#CC79A7"}
+OBJECTIVE_LABELS = {
+    "dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO", "simpo": "SimPO", "beta-dpo": "β-DPO",
+}  # fmt: skip
+OBJECTIVE_COLOURS = {
+    "dpo": "#E69F00", "dmpo": "#D55E00", "sdpo": "#009E73", "mppo": "#CC79A7", "simpo": "#999933",
+    "beta-dpo": "#882255",
+}  # fmt: skip
 DYNAMIC_COLOUR = "#0072B2"
 INK, QUIET, FAINT, GRID = "#1B2430", "#5B6675", "#AAB3BF", "#E7EBF0"
 DILUTION_COLOUR, SATURATION_COLOUR = "#D9DEE6", "#A9B3C1"

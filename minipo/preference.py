@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minipo.dynamic import DynamicPO, boundary, dual_margin_beta
 from minipo.names import lookup
-from minipo.objectives import OBJECTIVES, Aggregate, Objective, likelihood, log_ratio, pairwise_margins
+from minipo.objectives import OBJECTIVES, Aggregate, Objective, average, likelihood, log_ratio, pairwise_margins
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Push:
 
 
 def preference_loss(
-    objective: str | Aggregate,
+    objective: str | Objective | Aggregate,
     policy: Float[Tensor, "batch candidates"],
     reference: Float[Tensor, "batch candidates"] | None = None,
     beta: float = 1.0,
@@ -56,24 +56,26 @@ def preference_loss(
 ) -> PreferenceOutput:
     """The loss of each row; `.losses.mean()` is what one trains on.
 
-    objective: "dpo", "dmpo", "sdpo" or "mppo"; or a function of (margins, used), both (batch, negatives), to losses
-        (batch,), whose margins are β_k (ρ_w − ρ_k), or β_k (s_w − s_k) without a reference, and 0 where unused.
-    policy, reference: summed log-probs in nats, the chosen item in column 0. mppo's loss needs no reference.
-    beta: the strength β > 0.
+    objective: "dpo", "dmpo", "sdpo", "mppo", or one of our extensions, "simpo" or "beta-dpo"; an `Objective`, as
+        `objectives.simpo(...)` and `objectives.beta_dpo(...)` return with settings of one's own; or a function of
+        (margins, used), both (batch, negatives), to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or
+        β_k (s_w − s_k) without a reference, and 0 where unused.
+    policy, reference: summed log-probs in nats, the chosen item in column 0. mppo and simpo need no reference.
+    beta: the strength β > 0; beta-dpo makes the batch's of it.
     mask: False where a row has fewer negatives; whatever stands in the tensors there is not looked at.
-    lengths: token counts, for mppo's average likelihood; the other objectives ignore them.
-    dynamic: DynamicPO's settings; None for the plain objective.
+    lengths: token counts, for mppo's average likelihood and simpo's average log-prob; the others ignore them.
+    dynamic: DynamicPO's settings; None for the plain objective. beta-dpo takes none: both say which pairs count, and β.
 
     Raises ValueError, in one sentence, for an unknown objective, shapes that do not fit, no negatives, numbers that are
-    not finite, β ≤ 0, a missing reference, and a selection rule that returns something else than it should.
-    Sources: `minipo.objectives`, `minipo.dynamic`.
+    not finite, β ≤ 0, a missing reference, missing lengths, DynamicPO around beta-dpo, and a selection rule that
+    returns something else than it should. Sources: `minipo.objectives`, `minipo.dynamic`.
     """
     pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic)
     return PreferenceOutput(_losses(pairs), pairs.boundary, pairs.used, pairs.beta, pairs.rewards)
 
 
 def preference_push(
-    objective: str | Aggregate,
+    objective: str | Objective | Aggregate,
     policy: Float[Tensor, "batch candidates"],
     reference: Float[Tensor, "batch candidates"] | None = None,
     beta: float = 1.0,
@@ -112,7 +114,7 @@ class _Pairs:
 
 
 def _pair(
-    objective: str | Aggregate,
+    objective: str | Objective | Aggregate,
     policy: Tensor,
     reference: Tensor | None,
     beta: float,
@@ -120,8 +122,9 @@ def _pair(
     lengths: Tensor | None,
     dynamic: DynamicPO | None,
 ) -> _Pairs:
-    known = lookup("objective", objective, OBJECTIVES) if isinstance(objective, str) else None
-    _check_settings(objective, known, reference, beta, dynamic)
+    given = lookup("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
+    known, aggregate = (given, given.aggregate) if isinstance(given, Objective) else (None, given)
+    _check_settings(aggregate, known, reference, beta, lengths, dynamic)
     _check_policy(policy)
     mask = _checked_mask(policy, mask)
     present = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
@@ -130,20 +133,26 @@ def _pair(
     policy = _checked("policy", policy, policy, present, fill=0)
     if reference is not None:
         reference = _checked("reference", reference, policy, present, fill=0).detach()
-    value = policy if reference is None else log_ratio(policy, reference)
-    if known is not None and known.utility == "likelihood":
+    value = utility = policy if reference is None else log_ratio(policy, reference)
+    if known is not None and known.utility != "log-ratio":
         if lengths is not None:
             lengths = _checked("lengths", lengths, policy, present, fill=1)
-        utility = likelihood(policy, lengths)
-    else:
-        utility = value
+        if known.utility == "likelihood":
+            utility = likelihood(policy, lengths)
+        elif lengths is not None:
+            utility = average(policy, lengths)
 
     logps = policy.detach().masked_fill(~present, -torch.inf)
     census, used, strength = _select(logps, mask, beta, dynamic)
+    if known is not None and known.batch is not None:
+        gaps = pairwise_margins(value.detach(), torch.ones_like(strength))
+        batch = known.batch.after(gaps, mask)
+        used = batch.choose(gaps, mask)
+        strength = torch.full_like(strength, batch.beta(beta, gaps, used)).masked_fill(~used, 0)
     return _Pairs(
         objective=known,
-        aggregate=known.aggregate if known is not None else objective,  # type: ignore[arg-type]  # a function, checked
-        margins=pairwise_margins(utility, strength),
+        aggregate=aggregate,
+        margins=pairwise_margins(utility, strength) - (known.target_margin if known is not None else 0),
         boundary=census,
         used=used,
         beta=strength,
@@ -183,16 +192,23 @@ def _select(logps: Tensor, mask: Tensor, beta: float, dynamic: DynamicPO | None)
 
 
 def _check_settings(
-    objective: str | Aggregate,
+    aggregate: object,
     known: Objective | None,
     reference: Tensor | None,
     beta: float,
+    lengths: Tensor | None,
     dynamic: DynamicPO | None,
 ) -> None:
-    if known is None and not callable(objective):
-        raise ValueError(f"objective is {objective!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
+    if not callable(aggregate):
+        raise ValueError(f"objective is {aggregate!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
     if known is not None and known.utility == "log-ratio" and reference is None:
         raise ValueError(f"{known.name} compares with a reference model: give reference, log-probs shaped like policy.")
+    if known is not None and known.utility == "average" and lengths is None:
+        raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
+    if known is not None and known.batch is not None and dynamic is not None:
+        raise ValueError(
+            f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
+        )
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta is {beta}: give a finite number above 0.")
     if not (dynamic is None or isinstance(dynamic, DynamicPO)):

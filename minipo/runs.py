@@ -9,6 +9,7 @@ model, or after preference training through LoRA the adapter, whose base is the 
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,8 +26,9 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
-from .datasets import DATASETS, Interaction, Splits, load_dataset
+from .datasets import DATASETS, Interaction, Splits, check_dataset, load_dataset
 from .dynamic import DynamicPO, SelectionRule, hardest, random
+from .fetch import SOURCES
 from .files import alone, home, read_json, read_parquet, remove, whole_file, write_json
 from .names import lookup
 from .objectives import OBJECTIVES
@@ -44,6 +46,41 @@ PROBED_USERS = 64
 SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": hardest}
 SWITCH = {"on": True, "off": False}
 TUNING = {"full": False, "lora": True}  # to whether there is an adapter
+PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products run in bfloat16 (autocast)
+
+# Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
+# What stands here was chosen on validation users (data/record.py says how), or is what fits a model into 8 GB.
+PRETRAINED: dict[str, dict[str, Any]] = {
+    "sft": {
+        "tuning": "lora",
+        "rank": 4,
+        "epochs": 0.25,
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "accumulation": 2,
+        "template": "question",
+        "precision": "bfloat16",
+    },
+    "prefer": {
+        "tuning": "lora",
+        "sft_epochs": 0.25,
+        "learning_rate": 1e-4,
+        "steps": 100,
+        "batch_size": 16,
+        "accumulation": 2,
+        "template": "question",
+        "precision": "bfloat16",
+        "validation_users": 256,
+    },
+}
+REAL_DATA: dict[str, dict[str, Any]] = {"sft": {"epochs": 10}, "prefer": {"sft_epochs": 10, "learning_rate": 1e-4}}
+
+
+def recipe(kind: str, dataset: str, model: str) -> dict[str, Any]:
+    """The settings that a run ("sft" or "prefer") has on this data with this model where nobody gives others."""
+    if not model.startswith("pocket-"):
+        return PRETRAINED[kind]
+    return {} if dataset == "catalog" else REAL_DATA[kind]
 
 
 def _check_types(config: Any) -> None:
@@ -65,7 +102,7 @@ def _check_numbers(config: Any, *positive: str) -> None:
             raise ValueError(f"{name} must be a positive number, not {value:g}.")
     for name in ("seed", "sft_seed", "dataset_seed", "start_epochs"):
         if getattr(config, name, 0) < 0:
-            raise ValueError(f"{name} must not be negative, and it is {getattr(config, name)}.")
+            raise ValueError(f"{name} must not be negative, and it is {getattr(config, name):g}.")
     if config.batch_size % config.accumulation:
         raise ValueError(
             f"accumulation {config.accumulation} does not divide the batch of {config.batch_size} users; "
@@ -77,11 +114,13 @@ def _check_numbers(config: Any, *positive: str) -> None:
 class SFTConfig:
     """One SFT run.
 
-    model: a name, or a folder that `from_pretrained` opens. start_epochs: above 0, the run goes on from the SFT run of
-    that many epochs under seed 0 ("more SFT"). epochs or, if given, steps say how long; tuning is "full" or "lora";
-    whole_line says whether history and answer are learnt or the answer alone, and None stands for "as the model is:
-    pocket models the whole line, pretrained ones the answer". batch_size: users in an optimizer step, `accumulation`
-    micro-batches of them.
+    dataset: a name, or the path of a file or folder of one's own. model: a name, or a folder that `from_pretrained`
+    opens. start_epochs: above 0, the run goes on from the SFT run of that many epochs under seed 0 ("more SFT"). epochs
+    (a fraction may be given) or, if given, steps say how long. tuning is "full" or "lora", with adapters of rank
+    `rank`; precision is "float32", or "bfloat16" for the matrix products alone. whole_line says whether history and
+    answer are learnt or the answer alone; None: "as the model is: pocket models the whole line, pretrained ones
+    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. The defaults are those of
+    pocket models on the catalogue; `recipe` has those of other data and models.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -90,8 +129,9 @@ class SFTConfig:
     dataset_seed: int = 0
     model: str = "pocket-gpt2"
     tuning: str = "full"
-    start_epochs: int = 0
-    epochs: int = 40
+    rank: int = 8
+    start_epochs: float = 0.0
+    epochs: float = 40.0
     steps: int | None = None
     learning_rate: float = 2e-3
     batch_size: int = 32
@@ -99,14 +139,16 @@ class SFTConfig:
     seed: int = 0
     template: str = "line"
     whole_line: bool | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         _check_types(self)
-        lookup("dataset", self.dataset, DATASETS)
+        check_dataset(self.dataset)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
+        lookup("precision", self.precision, PRECISION)
         steps = ["steps"] if self.steps is not None else []
-        _check_numbers(self, "epochs", "learning_rate", "batch_size", "accumulation", *steps)
+        _check_numbers(self, "epochs", "learning_rate", "batch_size", "accumulation", "rank", *steps)
 
 
 @dataclass(frozen=True)
@@ -116,8 +158,9 @@ class PreferConfig:
     sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
     negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,
     "random" or "hardest". With dynamic off, select and adjust_beta are off too. batch_size: users in an optimizer step,
-    `accumulation` micro-batches of them. The defaults of sft_epochs and learning_rate are what `data/record.py` chose
-    for the catalogue on validation users.
+    `accumulation` micro-batches of them. validation_users: how many of the split's users, its first, each evaluation
+    ranks; None for all. The defaults are those of pocket models on the catalogue, whose sft_epochs and learning_rate
+    `data/record.py` chose on validation users; `recipe` has those of other data and models.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -126,9 +169,10 @@ class PreferConfig:
     dataset_seed: int = 0
     model: str = "pocket-gpt2"
     sft: str | None = None
-    sft_epochs: int = 40
+    sft_epochs: float = 40.0
     sft_seed: int = 0
     tuning: str = "full"
+    rank: int = 8
     objective: str = "dmpo"
     negatives: int = 15
     dynamic: str = "off"
@@ -143,20 +187,24 @@ class PreferConfig:
     accumulation: int = 1
     seed: int = 0
     evaluate_every: int = 50
+    validation_users: int | None = None
     template: str = "line"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         _check_types(self)
-        lookup("dataset", self.dataset, DATASETS)
+        check_dataset(self.dataset)
         lookup("objective", self.objective, OBJECTIVES)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
+        lookup("precision", self.precision, PRECISION)
         lookup("setting of dynamic", self.dynamic, SWITCH)
         lookup("setting of select", self.select, SELECT)
         lookup("setting of adjust_beta", self.adjust_beta, SWITCH)
+        limits = ["validation_users"] if self.validation_users is not None else []
         _check_numbers(
             self, "beta", "learning_rate", "steps", "batch_size", "accumulation", "evaluate_every", "clusters",
-            "sft_epochs",
+            "sft_epochs", "rank", *limits,
         )  # fmt: skip
         if self.negatives < 1:
             raise ValueError(f"negatives must be at least 1, not {self.negatives}.")
@@ -178,16 +226,24 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
-    """`settings` as a configuration; ValueError names the closest setting if one is unknown."""
+    """`settings` as a configuration, the others from `recipe`; ValueError names the closest to an unknown setting."""
     known = {field.name: field for field in fields(kind)}
-    plain: dict[str, Any] = {}
+    given = {name: settings.get(name, known[name].default) for name in ("dataset", "model")}
+    plain = dict(recipe(kind.kind, str(given["dataset"]), str(given["model"])))
     for name, value in settings.items():
         lookup("setting", name, known)
         # What JSON can hold: a folder as its path, a number out of numpy as Python's own.
-        plain[name] = (
-            str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
-        )
+        value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
+        plain[name] = _absolute(value) if name in ("dataset", "model", "sft") else value
     return kind(**plain)
+
+
+def _absolute(value: Any) -> Any:
+    """A path from its root, so that a run is read from whatever folder later; a name, or a mistake, as it is."""
+    if not isinstance(value, str) or value in {*DATASETS, *SOURCES} or value.startswith("pocket-"):
+        return value
+    path = os.path.expanduser(value)
+    return os.path.abspath(path) if os.path.exists(path) else value
 
 
 UNFINISHED = "The run in {} is unfinished; start it again with the same settings to resume it."
@@ -275,11 +331,14 @@ def list_runs(folder: Path | str) -> list[Run]:
 
 def versions() -> dict[str, str]:
     """Versions and machine, for provenance."""
+    import torch
+
     packages = ("minipo", "torch", "transformers", "peft", "numpy")
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{accelerator}",
     }
 
 
@@ -342,7 +401,7 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
-    from .evaluation import evaluate
+    from .evaluation import context_of, evaluate, preference_rows
     from .models import POCKET, add_lora, load_model
     from .training import SFTTrainer, training_arguments
 
@@ -354,13 +413,12 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     else:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
-        model = add_lora(model, seed=config.seed)
-    steps = config.steps or -(-config.epochs * len(splits.train) // config.batch_size)
+        model = add_lora(model, config.rank, seed=config.seed)
+    steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
+    rows = preference_rows(splits.train, config.template, tokenizer, context_of(model))
     write_json(out / "config.json", asdict(config))
     trainer = SFTTrainer(
         model,
-        tokenizer,
-        splits.train,
         training_arguments(
             out / "checkpoints",
             steps=steps,
@@ -369,28 +427,34 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
             learning_rate=config.learning_rate,
             seed=config.seed,
             progress=progress,
+            bf16=PRECISION[config.precision],
         ),
+        rows,
+        processing_class=tokenizer,
         whole_line=whole_line,
-        seed=config.seed,
-        template=config.template,
     )
     seconds = _train(trainer, out)
-    if config.tuning == "lora":  # what starts from here, the reference above all, is then one whole model
+    adapter_alone = config.tuning == "lora" and config.model not in POCKET  # a pocket model is nowhere else to be had
+    if adapter_alone:
+        _save_model(trainer, out)
+    if config.tuning == "lora":  # what starts from here, the reference above all, is one whole model
         trainer.model = model = model.merge_and_unload()
+    if not adapter_alone:
+        _save_model(trainer, out)
     logs = Run(out).metrics
-    test = evaluate(model, tokenizer, splits.test, template=config.template)
+    with arithmetic(model, config.precision):
+        test = evaluate(model, tokenizer, splits.test, template=config.template)
+        validation = evaluate(model, tokenizer, splits.validation, template=config.template)
     _write_users(out, splits, test)
     summary = {
         "train_loss": float(logs[logs.step > 0.9 * steps].loss.mean()),
         "steps": steps,
-        **{
-            f"val_{name}": value
-            for name, value in evaluate(model, tokenizer, splits.validation, template=config.template).metrics.items()
-        },
+        **{f"val_{name}": value for name, value in validation.metrics.items()},
         **test.metrics,
+        **_shortened(model, tokenizer, splits, config.template),
         "seconds": seconds,
     }
-    return _finish(trainer, out, splits, summary)
+    return _finish(out, splits, summary)
 
 
 def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: Any) -> Run:
@@ -404,58 +468,66 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     """
     config = make_config(PreferConfig, settings)
     splits = load_dataset(config.dataset, config.dataset_seed)
-    available = min(len(user.negatives) for user in splits.train)
-    if config.negatives > available:
-        raise ValueError(f"negatives must be at most {available}, what every user has, not {config.negatives}.")
+    check_negatives(splits, config.negatives)
     out = cache_folder(config) if out is None else Path(out)
     with alone(out):
         return _finished(out, config) or _prefer(config, splits, out, progress)
 
 
+def check_negatives(splits: Splits, negatives: int) -> None:
+    """Raises ValueError if K = `negatives` is more than any user has; a user who has fewer uses all of them."""
+    available = max(len(user.candidates) for user in splits.train) - 1
+    if negatives > available:
+        raise ValueError(f"negatives must be at most {available}, the most that a user here has, not {negatives}.")
+
+
 def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
-    from .evaluation import evaluate
+    from .evaluation import context_of, preference_rows, report
     from .models import add_lora
     from .training import PreferenceTrainer, training_arguments
 
-    arguments = training_arguments(
-        out / "checkpoints",
-        steps=config.steps,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        evaluate_every=config.evaluate_every,
-        progress=progress,
-    )
     model: Any
     model, tokenizer = start.load_model()
-    model.to(arguments.device)  # before the reference, so that policy and reference come from the same arithmetic
-    reference = {
-        split: reference_logps(start, model, tokenizer, splits, split, config.template)
-        for split in ("train", "validation", "test")
+    rows = {
+        split: preference_rows(users, config.template, tokenizer, context_of(model))
+        for split, users in (
+            ("train", splits.train),
+            ("validation", splits.validation[: config.validation_users]),
+            ("test", splits.test),
+        )
     }
+    shortened = _shortened(model, tokenizer, splits, config.template)
     if config.tuning == "lora":
-        model = add_lora(model, seed=config.seed)
+        model = add_lora(model, config.rank, seed=config.seed)
     write_json(out / "config.json", asdict(config))
     trainer = PreferenceTrainer(
         model,
-        tokenizer,
-        splits.train,
-        arguments,
+        training_arguments(
+            out / "checkpoints",
+            steps=config.steps,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            evaluate_every=config.evaluate_every,
+            progress=progress,
+            bf16=PRECISION[config.precision],
+        ),
+        rows["train"],
+        rows["validation"],
+        processing_class=tokenizer,
         objective=config.objective,
         negatives=config.negatives,
-        reference=reference["train"],
         beta=config.beta,
         dynamic=config.dynamic_po(),
-        seed=config.seed,
-        template=config.template,
-        validation=splits.validation,
-        validation_reference=reference["validation"],
+        reference_cache=home() / "reference",
     )
-    seconds = _train(trainer, out, splits.validation[:PROBED_USERS])
-    test = evaluate(model, tokenizer, splits.test, reference["test"], config.template)
+    test_reference = trainer.reference_logps(rows["test"])
+    seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
+    _save_model(trainer, out)
+    test = report(trainer.score(rows["test"]), test_reference)
     _write_users(out, splits, test)
     run = Run(out)
     last_tenth = run.metrics[lambda table: table.step > 0.9 * config.steps]
@@ -467,9 +539,26 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
         "sft_hr@1": float(start.summary["hr@1"]),
         **{name: value for name, value in test.metrics.items() if name != "pair_loss"},
         "boundary_share": float(last_tenth.boundary_share.mean()),
+        **shortened,
         "seconds": seconds,
     }
-    return _finish(trainer, out, splits, summary)
+    return _finish(out, splits, summary)
+
+
+def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
+    """The context in which a run of that precision computes: bfloat16 in matrix products, or nothing at all."""
+    import torch
+
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
+
+
+def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dict[str, int]:
+    """How many prompts of all splits lost their oldest items, because they were longer than the model's context."""
+    from .evaluation import context_of, fit_prompts
+
+    context = context_of(model)
+    users = (*splits.train, *splits.validation, *splits.test)
+    return {"shortened_prompts": fit_prompts(tokenizer, users, template, context)[1]}
 
 
 def cache_folder(config: Config) -> Path:
@@ -482,30 +571,31 @@ def cache_folder(config: Config) -> Path:
 def start_config(config: Config) -> SFTConfig | None:
     """The settings of the SFT run that a run with `config` starts from; None for a folder, or a bare model."""
     if isinstance(config, PreferConfig):
-        epochs, seed = config.sft_epochs if config.sft is None else 0, config.sft_seed
+        epochs, seed = config.sft_epochs if config.sft is None else 0.0, config.sft_seed
     else:
         epochs, seed = config.start_epochs, 0
     if not epochs:
         return None
-    return SFTConfig(
-        dataset=config.dataset,
-        dataset_seed=config.dataset_seed,
-        model=config.model,
-        epochs=epochs,
-        seed=seed,
-        template=config.template,
-    )
+    same = {name: getattr(config, name) for name in ("dataset", "dataset_seed", "model", "template")}
+    return make_config(SFTConfig, {**same, "epochs": epochs, "seed": seed})
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
     """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, or one
     in the cache, trained now if need be.
 
-    Raises ValueError if the folder is no finished SFT run on the same data, or if the run starts from a bare model.
+    Raises ValueError if the folder is no finished SFT run of the same model on the same data and prompts, or if the run
+    starts from a bare model.
     """
     splits = load_dataset(config.dataset, config.dataset_seed)
     if isinstance(config, PreferConfig) and config.sft is not None:
-        return sft_folder(Path(config.sft), splits)
+        run = sft_folder(Path(config.sft), splits)
+        for name in ("model", "template"):
+            if (here := getattr(run.config, name)) != getattr(config, name):
+                raise ValueError(
+                    f"The SFT run in {config.sft} has {name} = {here!r}, not {getattr(config, name)!r}; give the same."
+                )
+        return run
     wanted = start_config(config)
     if wanted is None:
         raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
@@ -531,36 +621,6 @@ def sft_folder(folder: Path, splits: Splits) -> Run:
     return run
 
 
-def reference_logps(
-    start: Run,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    splits: Splits,
-    split: str,
-    template: str,
-) -> np.ndarray:
-    """The SFT run's log-probs (users, candidates) of a split's candidates, chosen first: from the cache, or computed.
-
-    `model` must be the SFT model as it was saved. The cache's key is the hash of its weights, so no two models share an
-    entry; a damaged entry is computed again.
-    """
-    from .evaluation import score
-
-    digest = hashlib.sha256("|".join((splits.fingerprint, split, template)).encode())
-    for weights in sorted((start.folder / "model").glob("*.safetensors")):
-        digest.update(weights.read_bytes())
-    path = home() / "reference" / f"{digest.hexdigest()[:24]}.npy"
-    try:
-        return np.load(path)
-    except (FileNotFoundError, ValueError, EOFError):
-        pass
-    interactions: Sequence[Interaction] = getattr(splits, split)
-    scores = score(model, tokenizer, interactions, template)
-    with whole_file(path) as draft:
-        np.save(draft, scores)
-    return scores
-
-
 def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) -> float:
     """Train in `out`, or go on from its last complete checkpoint. Returns the seconds of training so far."""
     with _without_bars(), _writing(out):
@@ -568,6 +628,8 @@ def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) ->
 
 
 def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> float:
+    from transformers import TrainerState
+
     from .training import Listen, last_checkpoint
 
     checkpoint = last_checkpoint(out / "checkpoints")
@@ -585,7 +647,11 @@ def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> f
     trainer.add_callback(Listen(recorder.heard))
     if trainer.eval_dataset is not None and checkpoint is None:
         trainer.evaluate()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:  # the Trainer would take one step more
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
     if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
         trainer.evaluate()
     return recorder.seconds()
@@ -628,15 +694,16 @@ class Recorder:
     def _record_probe(self, step: int) -> None:
         policy = self.trainer.validation_report.scores[: len(self.probed)]
         reference = self.trainer.validation_reference[: len(self.probed)]
-        columns = policy.shape[1]
+        counts = [len(user.candidates) for user in self.probed]
+        there = np.arange(policy.shape[1]) < np.array(counts)[:, None]  # rows may differ in their number
         table = pd.DataFrame(
             {
                 "step": step,
-                "user": np.repeat([user.user for user in self.probed], columns),
-                "candidate": np.tile(np.arange(columns), len(self.probed)),
+                "user": np.repeat([user.user for user in self.probed], counts),
+                "candidate": np.nonzero(there)[1],
                 "item": [item for user in self.probed for item in user.canonical],
-                "reference": reference.ravel(),
-                "policy": policy.ravel(),
+                "reference": reference[there],
+                "policy": policy[there],
             }
         )
         self.probe.append(table)
@@ -652,12 +719,16 @@ def _write_users(out: Path, splits: Splits, test: "Report") -> None:
         table.to_parquet(draft, index=False)
 
 
-def _finish(trainer: "Trainer", out: Path, splits: Splits, summary: dict[str, Any]) -> Run:
-    """Save the model, then the summary, which makes the run a finished one; then the checkpoints may go."""
+def _save_model(trainer: Any, out: Path) -> None:
+    from .models import save_model
+
     shutil.rmtree(out / "model", ignore_errors=True)
     with _without_bars(), _writing(out), whole_file(out / "model") as draft:
-        trainer.save_model(str(draft))
-        (draft / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
+        save_model(trainer.model, trainer.processing_class, draft)
+
+
+def _finish(out: Path, splits: Splits, summary: dict[str, Any]) -> Run:
+    """Write the summary, which makes the run a finished one; then the checkpoints may go."""
     content = {
         "status": "done",
         "dataset_fingerprint": splits.fingerprint,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import std
 from tqdm.auto import tqdm
 
 from .datasets import load_dataset
@@ -29,11 +30,10 @@ from .runs import (
     PreferConfig,
     Run,
     cache_folder,
+    check_negatives,
     make_config,
     prefer,
-    reference_logps,
     sft,
-    sft_folder,
     sft_run,
     start_config,
     versions,
@@ -100,16 +100,14 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     Raises ValueError on settings that do not fit the dataset or the SFT run, before anything is trained; ValueError or
     OSError when the others are done, for a run that failed, saying which; ChildProcessError if a worker died.
     """
-    from .training import check_negatives
-
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     preferred = [config for config in configs if isinstance(config, PreferConfig)]
     for dataset, seed, negatives in dict.fromkeys((c.dataset, c.dataset_seed, c.negatives) for c in preferred):
-        check_negatives(load_dataset(dataset, seed).train, negatives)
-    for dataset, seed, folder in dict.fromkeys((c.dataset, c.dataset_seed, c.sft) for c in preferred):
-        if folder is not None:
-            sft_folder(Path(folder), load_dataset(dataset, seed))
+        check_negatives(load_dataset(dataset, seed), negatives)
+    for config in preferred:
+        if config.sft is not None:
+            sft_run(config)
     todo = [config for config in dict.fromkeys(configs) if not (cache_folder(config) / "summary.json").is_file()]
     starts = list({start: config for config in todo if (start := start_config(config))}.values())
     workers = workers or os.cpu_count() or 1
@@ -181,6 +179,7 @@ def _begin() -> None:
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which would outlive a worker that is ended
     torch.set_num_threads(1)
 
 
@@ -193,11 +192,7 @@ def _end_with_parent() -> None:
 
 
 def _start(config: Config) -> None:
-    start = sft_run(config, progress=False)
-    splits = load_dataset(config.dataset, config.dataset_seed)
-    model, tokenizer = start.load_model()
-    for split in ("train", "validation", "test"):
-        reference_logps(start, model, tokenizer, splits, split, config.template)
+    sft_run(config, progress=False)
 
 
 def _train(config: Config) -> None:
@@ -219,9 +214,10 @@ Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a nu
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded grid: a row a run in `table`, the same row's test users' ranks in `ranks` (runs, users), the ranks
-    under each of the `baselines` (users,), what was logged and evaluated on the way in `curves` (whose `run` is the
-    table's row), and where it all comes from in `provenance`."""
+    """A recorded grid: a row a run in `table`, the same row's test users' ranks in `ranks` (runs, users) and, where
+    they were recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward), the
+    ranks under each of the `baselines` (users,), what was logged and evaluated on the way in `curves` (whose `run` is
+    the table's row), and where it all comes from in `provenance`."""
 
     table: pd.DataFrame
     ranks: np.ndarray
@@ -229,6 +225,7 @@ class Recorded:
     curves: pd.DataFrame
     provenance: dict[str, Any]
     folder: Path
+    wins: np.ndarray | None = None
 
     def rows(self, **query: Any) -> pd.DataFrame:
         """The table's rows with these settings; several values mean any of them."""
@@ -239,7 +236,8 @@ class Recorded:
         return table
 
     def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
-        """Every test user's `metric` (hr@1, hr@5, ndcg@5 or mrr) by seed, in the runs with these settings.
+        """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate) by seed, in the
+        runs with these settings.
 
         Raises ValueError unless the settings leave one run a seed.
         """
@@ -247,6 +245,8 @@ class Recorded:
         if rows.empty or rows.seed.duplicated().any():
             raise ValueError(f"{len(rows)} recorded runs have {query}: name the settings of one run a seed.")
         metrics = ranking_metrics(self.ranks[rows.index])
+        if self.wins is not None:
+            metrics["reward_win_rate"] = self.wins[rows.index]
         return dict(zip(rows.seed, lookup("metric of a user", metric, metrics), strict=True))
 
     def baseline(self, name: str, metric: str = "hr@1") -> Outcomes:
@@ -273,7 +273,14 @@ def record(
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
         "table": pd.DataFrame([row(run) for run in runs]),
-        "ranks": pd.DataFrame({"rank": [run.users["rank"].to_numpy(np.uint8) for run in runs]}),
+        "ranks": pd.DataFrame(
+            {
+                "rank": [run.users["rank"].to_numpy(np.uint8) for run in runs],
+                "reward_win": [
+                    run.users["reward_win"].to_numpy() if "reward_win" in run.users else None for run in runs
+                ],
+            }
+        ),
         "baselines": pd.DataFrame({name: rank.astype(np.uint8) for name, rank in baselines.items()}),
         "curves": pd.concat(
             [
@@ -316,21 +323,23 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
     folder = RECORDED / grid if folder is None else Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with data/record.py."
+            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with data/record.py or "
+            "data/findings.py."
         )
     names = ("table", "ranks", "baselines", "curves")
     table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
     provenance = read_json(folder / "provenance.json")
-    users = set(ranks["rank"].map(len)) if "rank" in ranks else set()
+    users = {len(row) for name in ("rank", "reward_win") if name in ranks for row in ranks[name].dropna()}
     if (
         not {*SETTINGS, *RESULTS} <= {*table.columns}
         or len(table) != len(ranks)
+        or "rank" not in ranks
         or users != {len(baselines)}
         or not isinstance(provenance, dict)
     ):
         raise ValueError(
             f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with "
-            "data/record.py."
+            "data/record.py or data/findings.py."
         )
     return Recorded(
         table,
@@ -339,7 +348,15 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         curves,
         provenance,
         folder,
+        _wins(ranks),
     )
+
+
+def _wins(ranks: pd.DataFrame) -> np.ndarray | None:
+    if "reward_win" not in ranks:
+        return None
+    nothing = np.full(len(ranks["rank"].iloc[0]), np.nan)
+    return np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
 
 
 def difference(left: Outcomes, right: Outcomes) -> Interval:

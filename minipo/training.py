@@ -1,21 +1,27 @@
 """Supervised fine-tuning (SFT) and preference training, both on `transformers.Trainer`.
 
-Rows are drawn by (seed, epoch, user), not by a stateful generator: a run that resumes sees the same rows, and runs at
-different K see the same users in the same order, K = 5 the first five of K = 15's negatives.
+Rows are drawn by (seed, epoch, row), not by a stateful generator: a run that resumes sees the same rows, and runs at
+different K see the same rows in the same order, K = 5 the first five of K = 15's negatives.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import islice
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, compress, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from torch.nn.functional import softplus
-from torch.utils.data import Dataset, SequentialSampler
+from torch.nn.functional import pad, softplus
+from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,15 +32,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from .datasets import Interaction
 from .dynamic import DynamicPO
-from .evaluation import Report, report, score, user_prompt
-from .objectives import Aggregate
+from .evaluation import Report, Scores, context_of, report
+from .files import alone, whole_file
+from .objectives import OBJECTIVES, Aggregate, BatchBeta, Objective, pairwise_margins
 from .preference import PreferenceOutput, preference_loss
-from .prompts import answer
-from .scoring import pack_ids, packed_logps, tokenize, tokenize_answers
+from .scoring import TokenIds, pack_groups, packed_logps, tokenize, tokenize_answers
 
 COMPLETE = "complete"  # a checkpoint counts only when this file stands in it: it is written after everything else
+BATCH_BETA = "batch_beta.json"  # β-DPO's running state in a checkpoint
+SAVE_EVERY = 60.0  # seconds between two writings of the reference log-probs, so that a kill costs a minute
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
@@ -46,27 +53,72 @@ def disable_dropout(model: torch.nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-class UserRows(Dataset):
-    """`count` rows over `users` users, epoch after epoch, each epoch in an order of its own keyed by (seed, epoch).
+class Rows(Protocol):
+    """What a trainer takes for data: a list of dictionaries, or a `datasets.Dataset`."""
 
-    A row is (user, columns): the columns of the user's candidates that the row uses, 0 (the chosen item) first, then
-    `negatives` of the user's `available` ones in an order keyed by (seed, epoch, user). With negatives = 0 the row is
-    the chosen item alone.
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+class TokenRows(Dataset):
+    """Rows as token ids: `prompts[row]`, and `answers[row]`, each answer with its end-of-answer token, chosen first.
+
+    An item (epoch, row) is the row with the columns of the answers that this visit uses: 0, the chosen one, then
+    `negatives` (None: all) of the row's others, or as many as it has, in an order keyed by (seed, epoch, row).
     """
 
-    def __init__(self, users: int, available: int, negatives: int, count: int, seed: int):
-        self.users, self.available, self.negatives, self.count, self.seed = users, available, negatives, count, seed
-        # The rows are asked for in order, so the current epoch's order is all that is worth keeping.
-        self.order = lru_cache(maxsize=2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(users))
+    def __init__(
+        self,
+        prompts: Sequence[TokenIds],
+        answers: Sequence[Sequence[TokenIds]],
+        negatives: int | None = None,
+        seed: int = 0,
+    ):
+        self.prompts, self.answers, self.negatives, self.seed = prompts, answers, negatives, seed
+        self.counts = np.fromiter(map(len, answers), np.int64, len(answers))
+        self.width = int(self.counts.max(initial=0))
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.prompts)
 
-    def __getitem__(self, row: int) -> tuple[int, np.ndarray]:
-        epoch, place = divmod(row, self.users)
-        user = int(self.order(epoch)[place])
-        negatives = np.random.default_rng([self.seed, epoch, user]).permutation(self.available)[: self.negatives]
-        return user, np.concatenate([[0], 1 + negatives])
+    def __getitem__(self, visit: tuple[int, int]) -> tuple[int, NDArray[np.int64]]:
+        epoch, row = visit
+        others = np.random.default_rng([self.seed, epoch, row]).permutation(self.counts[row] - 1)
+        return row, np.concatenate([[0], 1 + others[: self.negatives]])
+
+    @property
+    def absent(self) -> NDArray[np.bool_]:
+        """(rows, width): where a row has no such answer."""
+        return np.arange(self.width) >= self.counts[:, None]
+
+    def fingerprint(self) -> bytes:
+        """A hash of all token ids, which a tokenizer or a template that differs would change."""
+        lengths = [len(ids) for ids in self.prompts] + [len(ids) for row in self.answers for ids in row]
+        digest = hashlib.sha256(np.concatenate([self.counts, lengths]).tobytes())
+        for prompt, answers in zip(self.prompts, self.answers, strict=True):
+            digest.update(np.concatenate([prompt, *answers]).tobytes())
+        return digest.digest()
+
+
+class Visits(Sampler[tuple[int, int]]):
+    """Every row once an epoch, as (epoch, row), in an order keyed by (seed, epoch)."""
+
+    def __init__(self, rows: int, seed: int):
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The rows in the order of that epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, int(row)) for row in self.order(self.epoch))
+
+    def __len__(self) -> int:
+        return self.rows
 
 
 class Progress(ProgressCallback):
@@ -93,28 +145,6 @@ class Listen(TrainerCallback):
         self.heard(state.global_step, dict(logs or {}))
 
 
-def rows_per_step(arguments: TrainingArguments) -> int:
-    """Users in one optimizer step."""
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-
-
-def check_finite(logps: Tensor, step: int) -> None:
-    """Raises ValueError if training has diverged."""
-    if not logps.isfinite().all():
-        raise ValueError(
-            f"Log-probs are not finite after step {step}: training diverged; choose a lower learning_rate."
-        )
-
-
-def check_negatives(interactions: Sequence[Interaction], negatives: int) -> None:
-    """Raises ValueError if K = `negatives` is below 1 or above the negatives that some user has, or without users."""
-    if not interactions:
-        raise ValueError("There are no users to train on: the split is empty; give at least one.")
-    available = min(len(user.negatives) for user in interactions)
-    if not 1 <= negatives <= available:
-        raise ValueError(f"negatives must be from 1 to {available}, the negatives every user has, not {negatives}.")
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest complete checkpoint in `folder`, or None."""
     complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
@@ -133,9 +163,9 @@ def training_arguments(
     progress: bool = True,
     **others: Any,
 ) -> TrainingArguments:
-    """The `TrainingArguments` both trainers use: AdamW, 5 % warm-up, cosine, no reporting service.
+    """The `TrainingArguments` of minipo's own runs: AdamW, 5 % warm-up, cosine, no reporting service.
 
-    batch_size: users per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
+    batch_size: rows per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
     be given as they are. Raises ValueError if `accumulation` does not divide `batch_size`.
     """
     # 30 lines a run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
@@ -147,6 +177,7 @@ def training_arguments(
     settings: dict[str, Any] = {
         "max_steps": steps,
         "per_device_train_batch_size": batch_size // accumulation,
+        "per_device_eval_batch_size": 64,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",
@@ -157,211 +188,539 @@ def training_arguments(
         "eval_strategy": "no" if evaluate_every is None else "steps",
         "eval_steps": evaluate_every,
         "disable_tqdm": not progress,
+        "use_cpu": not torch.accelerator.is_available(),  # said aloud, or the Trainer would refuse bf16 there
         "report_to": "none",
-        "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(output_dir=str(folder), **(settings | others))
 
 
+# From a user's rows to token ids.
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    answers_of: Callable[[Mapping[str, Any]], list[Any]],
+    context: int | None = None,
+    negatives: int | None = None,
+    seed: int = 0,
+) -> TokenRows:
+    """`rows` as token ids. answers_of: a row's answers, chosen first; see `preference_answers` and `completion`.
+
+    A prompt is a string, or a list of messages that goes through the tokenizer's chat template; an answer is the text
+    that follows the prompt, or, after messages, what the assistant says: a string or a list with one message.
+    Raises ValueError, which names the row, for rows that are not of this form, are empty, or exceed `context` tokens.
+    """
+    if isinstance(rows, Mapping) or not hasattr(rows, "__len__"):
+        raise ValueError(f"The rows are a {type(rows).__name__}: give a list of dictionaries or a datasets.Dataset.")
+    if not len(rows):
+        raise ValueError("There are no rows: the split is empty; give at least one.")
+    prompts, answers, chats = [], [], []
+    for number in range(len(rows)):
+        try:
+            prompt, texts, chat = _texts(tokenizer, rows[number], answers_of)
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from None
+        prompts.append(prompt)
+        answers.append(texts)
+        chats.append(chat)
+    # All rows in one call, for the tokenizer is quick and calling it is not. A chat template writes the special tokens
+    # around a prompt itself.
+    ids = {
+        kind: iter(tokenize(tokenizer, list(compress(prompts, [chat == kind for chat in chats])), special=not kind))
+        for kind in (False, True)
+    }
+    prompt_ids = [next(ids[chat]) for chat in chats]
+    flat = iter(tokenize_answers(tokenizer, list(chain.from_iterable(answers))))
+    answer_ids = [list(islice(flat, len(texts))) for texts in answers]
+    _check_lengths(prompt_ids, answer_ids, context)
+    return TokenRows(prompt_ids, answer_ids, negatives, seed)
+
+
+def preference_answers(row: Mapping[str, Any]) -> list[Any]:
+    """The chosen answer of a row of preferences, and the rejected ones; a lone one need not stand in a list."""
+    rejected = row["rejected"]
+    lone = isinstance(rejected, str) or (bool(rejected) and isinstance(rejected[0], Mapping))
+    if not (lone or rejected):
+        raise ValueError("there is no rejected answer; leave the row out, or give it one.")
+    return [row["chosen"], *([rejected] if lone else rejected)]
+
+
+def completion(row: Mapping[str, Any]) -> list[Any]:
+    """What SFT learns of a row: its completion, or the chosen answer of a row of preferences."""
+    return [row["chosen" if "completion" not in row and "chosen" in row else "completion"]]
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Callable[[Mapping[str, Any]], list[Any]]
+) -> tuple[str, list[str], bool]:
+    """A row's prompt and answers as texts, and whether they went through the chat template."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"it is a {type(row).__name__}; give a dictionary.")
+    try:
+        prompt, answers = row["prompt"], answers_of(row)
+    except KeyError as missing:
+        raise ValueError(f"it has no {missing}; give every row one.") from None
+    if isinstance(prompt, str):
+        for answer in answers:
+            if not isinstance(answer, str):
+                raise ValueError(f"after a prompt that is a string, an answer is a {type(answer).__name__}.")
+        return prompt, answers, False
+    if not tokenizer.chat_template:
+        raise ValueError("the prompt is a list of messages and the tokenizer has no chat_template; give strings.")
+    start = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    texts = []
+    for answer in answers:
+        messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
+        if len(messages) != 1 or messages[0].get("role") != "assistant":
+            raise ValueError("after a prompt of messages, an answer is a string or one message of the assistant.")
+        line = str(tokenizer.apply_chat_template([*prompt, *messages], tokenize=False))
+        if not line.startswith(start):
+            raise ValueError("the chat template does not begin an answer as add_generation_prompt does; give strings.")
+        # The end-of-answer token, which the template may write and follow with a newline, is added to every answer.
+        text, end, after = line[len(start) :].rpartition(str(tokenizer.eos_token))
+        texts.append(text if end else after)
+    return start, texts, True
+
+
+def _check_lengths(prompts: Sequence[TokenIds], answers: Sequence[Sequence[TokenIds]], context: int | None) -> None:
+    for row, (prompt, rest) in enumerate(zip(prompts, answers, strict=True)):
+        longest = max(map(len, rest)) - 1  # the end-of-answer token is predicted, and never read
+        if not len(prompt):
+            raise ValueError(f"Row {row}: the prompt tokenizes to nothing; give it a word.")
+        if min(map(len, rest)) < 2:
+            empty = min(range(len(rest)), key=lambda column: len(rest[column]))
+            name = f"rejected answer {empty}" if empty else "chosen answer"
+            raise ValueError(f"Row {row}: the {name} tokenizes to nothing; leave it out.")
+        if context is not None and len(prompt) + longest > context:
+            raise ValueError(
+                f"Row {row} needs {len(prompt) + longest} tokens (prompt {len(prompt)}, longest answer {longest}), "
+                f"more than the {context} of the model's context; shorten its prompt."
+            )
+
+
+# Trainers.
+
+
 class _RowTrainer(Trainer):
-    """What both trainers share: rows in their given order, a quiet console, checkpoints marked when complete."""
+    """What both trainers share: rows in their given order, a quiet console, checkpoints marked when complete, losses
+    that are sums over a step divided by its `items`, and log-probs of rows as they are without training."""
 
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
-    train_dataset: UserRows
+    train_dataset: TokenRows
+    eval_dataset: TokenRows | None
 
     def __init__(
-        self, model: PreTrainedModel, arguments: TrainingArguments, tokenizer: PreTrainedTokenizerBase, **others: Any
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: PeftConfig | None,
+        **others: Any,
     ):
-        super().__init__(model=model, args=arguments, processing_class=tokenizer, **others)
+        if args.n_gpu > 1 or args.world_size > 1:
+            raise ValueError(
+                f"Training runs on one device and here are {max(args.n_gpu, args.world_size)}; "
+                "choose one, as with CUDA_VISIBLE_DEVICES=0."
+            )
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+        super().__init__(
+            model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
+        )
+        self.loss_is_scaled_for_ga = True  # by the items of the whole step, in compute_loss
         self.remove_callback(PrinterCallback)
-        if not arguments.disable_tqdm:
+        if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(Progress)
         self.add_callback(MarkComplete)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        """A micro-batch of `train_dataset`'s visits: what `compute_loss` takes, and how many "items" are in it."""
+        raise NotImplementedError
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Visits:
+        return Visits(len(self.train_dataset), self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
+        return sum(batch["items"] for batch in batch_samples)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the Trainer's estimate assumes one plain row per example, which packed rows are not
+
+    @property
+    def pad_token_id(self) -> int:
+        tokenizer = self.processing_class
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
+        """What `packed_logps` takes, of the columns of the rows that `visits` names."""
+        return pack_groups(
+            [rows.prompts[row] for row, _ in visits],
+            [[rows.answers[row][column] for column in columns] for row, columns in visits],
+            self.pad_token_id,
+        )
+
+    def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:
+        """Log-probs (b, width) of all answers of the rows `which`, a few rows at a time and the longest first; −inf
+        where a row has no such answer. By the model as it is now, in the arithmetic of training, without gradient."""
+        lengths = np.array([len(rows.prompts[row]) + sum(map(len, rows.answers[row])) for row in which])
+        which = which[np.argsort(-lengths, kind="stable")]  # neighbours are of a length, so there is little padding
+        size, training = self.args.per_device_eval_batch_size, self.model.training
+        precision = torch.bfloat16 if self.args.bf16 else torch.float16
+        bar = tqdm(total=len(which), desc=task, unit="row", delay=2, leave=False, disable=self.args.disable_tqdm)
+        self.model.eval()
+        try:
+            for start in range(0, len(which), size):
+                batch = which[start : start + size]
+                packed = self.pack(rows, [(row, range(rows.counts[row])) for row in batch])
+                with (
+                    torch.no_grad(),
+                    torch.autocast(self.args.device.type, precision, enabled=self.args.bf16 or self.args.fp16),
+                ):
+                    logps = packed_logps(self.model, packed)
+                yield batch, pad(logps, (0, rows.width - logps.shape[1]), value=-math.inf).float().cpu().numpy()
+                bar.update(len(batch))
+        finally:
+            bar.close()
+            self.model.train(training)
+
+    def all_logps(self, rows: TokenRows, task: str = "evaluation") -> Scores:
+        """(rows, width): see `logps`."""
+        scores = np.full((len(rows), rows.width), -np.inf, np.float32)
+        for batch, logps in self.logps(rows, np.arange(len(rows)), task):
+            scores[batch] = logps
+        return scores
+
+    def check_finite(self, logps: Tensor) -> None:
+        """Raises ValueError if training has diverged."""
+        if not logps.isfinite().all():
+            raise ValueError(
+                f"Log-probs are not finite after step {self.state.global_step}: training diverged; "
+                "choose a lower learning_rate."
+            )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the rows of `eval_dataset`, by default those given at the start, and log what `measures` says."""
+        if eval_dataset is None and self.eval_dataset is None:
+            raise ValueError("There are no rows to evaluate: give eval_dataset.")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measures(eval_dataset).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """Metrics of `rows`, or of `eval_dataset` if None."""
+        raise NotImplementedError
 
 
 class SFTTrainer(_RowTrainer):
     """Supervised fine-tuning on "prompt answer".
 
+    train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
+    learnt; see `token_rows`. args: rows are drawn under its seed. Further arguments are `transformers.Trainer`'s.
     whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or the answer's
     tokens alone (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
-    first token, or after the prompt. The loss is the mean of −log p over the tokens learnt.
+    first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
+    peft_config: adapters to train in the model's place.
+
+    Raises ValueError as `token_rows` does.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        interactions: Sequence[Interaction],
-        arguments: TrainingArguments,
+        args: TrainingArguments,
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
         *,
-        whole_line: bool,
-        seed: int = 0,
-        template: str = "line",
-        callbacks: list[TrainerCallback] | None = None,
+        processing_class: PreTrainedTokenizerBase,
+        whole_line: bool = False,
+        peft_config: PeftConfig | None = None,
+        **others: Any,
     ):
-        prompts = tokenize(tokenizer, [user_prompt(user, template) for user in interactions], special=True)
-        answers = tokenize_answers(tokenizer, [answer(user.chosen) for user in interactions])
-        lines = [np.concatenate(parts) for parts in zip(prompts, answers, strict=True)]
-        cuts = [1 if whole_line else len(prompt) for prompt in prompts]
-        self.known = [line[:cut] for line, cut in zip(lines, cuts, strict=True)]
-        self.learnt = [line[cut:] for line, cut in zip(lines, cuts, strict=True)]
-        rows = UserRows(len(interactions), 0, 0, arguments.max_steps * rows_per_step(arguments), seed)
+        self.whole_line, self.context, self.tokenizer = whole_line, context_of(model), processing_class
         super().__init__(
-            model, arguments, tokenizer, train_dataset=rows, data_collator=self.collate, callbacks=callbacks
+            model,
+            args,
+            processing_class,
+            peft_config,
+            train_dataset=self._lines(train_dataset),
+            eval_dataset=None if eval_dataset is None else self._lines(eval_dataset),
+            **others,
         )
-        self.loss_is_scaled_for_ga = True  # by the tokens of the whole step, in compute_loss
 
-    def collate(self, rows: list[tuple[int, np.ndarray]]) -> dict[str, Any]:
-        users = [user for user, _ in rows]
-        packed = pack_ids(
-            [self.known[user] for user in users],
-            [[self.learnt[user]] for user in users],
-            self.processing_class.pad_token_id,
-        )
-        return {"packed": packed, "tokens": sum(len(self.learnt[user]) for user in users)}
+    def _lines(self, rows: Rows) -> TokenRows:
+        read = token_rows(self.tokenizer, rows, completion, self.context)
+        if not self.whole_line:
+            return read
+        lines = [np.concatenate([prompt, answer]) for prompt, (answer,) in zip(read.prompts, read.answers, strict=True)]
+        return TokenRows([line[:1] for line in lines], [[line[1:]] for line in lines])
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
-        return sum(batch["tokens"] for batch in batch_samples)
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        rows = self.train_dataset
+        return {"packed": self.pack(rows, visits), "items": sum(len(rows.answers[row][0]) for row, _ in visits)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logps = packed_logps(model, inputs["packed"])
-        check_finite(logps, self.state.global_step)
-        loss = -logps.sum() / (num_items_in_batch or inputs["tokens"])
+        self.check_finite(logps)
+        loss = -logps.sum() / (num_items_in_batch or inputs["items"])
         return (loss, {}) if return_outputs else loss
+
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """The mean of −log p over the tokens learnt, as "loss"."""
+        lines = self._lines(rows) if rows is not None and rows is not self.eval_dataset else self.eval_dataset
+        assert lines is not None
+        tokens = sum(len(answer) for (answer,) in lines.answers)
+        return {"loss": -float(self.all_logps(lines).sum(dtype=np.float64)) / tokens}
 
 
 class PreferenceTrainer(_RowTrainer):
-    """Preference training of `model`, which on entry is the SFT model, from K negatives a user.
+    """Preference training of `model` on rows of one chosen and any number of rejected answers.
 
-    reference: the SFT model's log-probs (users, 1 + available negatives) of every candidate of `interactions`, chosen
-    first, computed once, before the first step: the reference is SFT itself, and no second copy of the model is held.
-    Objectives without a reference use it for `pair_loss` alone.
+    train_dataset, eval_dataset: rows of a "prompt", the "chosen" answer and the "rejected" ones (a list of any length
+    in each row); `preference_rows` makes them of interactions; see `token_rows` for strings and messages. args: rows
+    and their negatives are drawn under its seed. Further arguments are `transformers.Trainer`'s.
+    objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, which looks
+    at a whole batch, that is a micro-batch; its running state stays in `objective`, and in the checkpoints.
+    negatives: K, that many of a row's rejected answers, drawn anew in each epoch, or all of them where a row has fewer;
+    None for all.
+    peft_config: adapters to train in the model's place.
 
-    validation: users ranked at every `eval_steps`, with their own reference; the last report and its log-probs stay in
-    `validation_report`.
-    Raises ValueError if K is below 1 or above the negatives that some user has, or if `reference` has not a row for
-    every user and a column for every candidate.
+    The reference is the model as it is on entry (to resume, start from it again): its log-probs of all answers of each
+    row that training will visit, and of `eval_dataset`'s, are computed here, once, and no second copy of the model is
+    held. reference_cache: a folder where they stay for other runs from the same model on the same rows; another process
+    that needs the same ones waits for them, and a run that was cut off goes on where it was. Objectives without a
+    reference use it for `pair_loss` and the reward win rate alone. Dropout is turned off in the model.
+
+    After `evaluate`, which ranks `eval_dataset`'s answers, the report stays in `validation_report`; the reference's
+    log-probs of them are `validation_reference`.
+    Raises ValueError as `token_rows` and `preference_loss` do.
     """
 
     validation_report: Report
+    validation_reference: Scores | None = None
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        interactions: Sequence[Interaction],
-        arguments: TrainingArguments,
+        args: TrainingArguments,
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
         *,
-        objective: str | Aggregate,
-        negatives: int,
-        reference: np.ndarray,
+        processing_class: PreTrainedTokenizerBase,
+        objective: str | Objective | Aggregate = "dmpo",
+        negatives: int | None = None,
         beta: float = 1.0,
         dynamic: DynamicPO | None = None,
-        seed: int = 0,
-        template: str = "line",
-        validation: Sequence[Interaction] = (),
-        validation_reference: np.ndarray | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        reference_cache: Path | None = None,
+        peft_config: PeftConfig | None = None,
+        **others: Any,
     ):
-        check_negatives(interactions, negatives)
-        width = max(len(user.candidates) for user in interactions)
-        if reference.shape != (len(interactions), width):
-            raise ValueError(
-                f"reference is of shape {reference.shape}, not {(len(interactions), width)}: give the SFT model's "
-                "log-probs of every user's candidates, as `score` returns them."
-            )
-        self.objective: str | Aggregate = objective
-        self.beta, self.dynamic, self.template = beta, dynamic, template
-        self.reference, self.validation_reference = reference, validation_reference
-        self.validation = validation
-        self.prompts = tokenize(tokenizer, [user_prompt(user, template) for user in interactions], special=True)
-        # All users' candidates in one call: the tokenizer is quick, calling it is not.
-        answers = iter(tokenize_answers(tokenizer, [answer(item) for user in interactions for item in user.canonical]))
-        self.candidates = [list(islice(answers, len(user.candidates))) for user in interactions]
-        available = min(len(user.negatives) for user in interactions)
-        rows = UserRows(len(interactions), available, negatives, arguments.max_steps * rows_per_step(arguments), seed)
-        disable_dropout(model)
+        if negatives is not None and negatives < 1:
+            raise ValueError(f"negatives is {negatives}: give at least 1, or None for all that a row has.")
+        self.objective: str | Objective | Aggregate = objective
+        if isinstance(objective, str) and objective in OBJECTIVES:
+            self.objective = OBJECTIVES[objective]
+        self.beta, self.dynamic = beta, dynamic
+        self._check_objective()
+        self.tokenizer, self.context = processing_class, context_of(model)
         super().__init__(
             model,
-            arguments,
-            tokenizer,
-            train_dataset=rows,
-            eval_dataset=validation,
-            data_collator=self.collate,
-            callbacks=callbacks,
+            args,
+            processing_class,
+            peft_config,
+            train_dataset=token_rows(
+                processing_class, train_dataset, preference_answers, self.context, negatives, args.seed
+            ),
+            eval_dataset=None if eval_dataset is None else self._read(eval_dataset),
+            **others,
         )
-        # The loss is a mean over the users of a micro-batch, and micro-batches are of one size.
-        self.loss_is_scaled_for_ga = False
-        self.measured: list[dict[str, float]] = []  # of the micro-batches of the step that is logged next
+        disable_dropout(self.model)
+        self.reference_cache = reference_cache
+        self.model_fingerprint = b"" if reference_cache is None else fingerprint(self.model)
+        self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
+        self.measured_step = -1
+        self.reference = self._reference(self.train_dataset, self._visited())
+        if self.eval_dataset is not None:
+            self.validation_reference = self._reference(self.eval_dataset, np.arange(len(self.eval_dataset)))
 
-    def collate(self, rows: list[tuple[int, np.ndarray]]) -> dict[str, Any]:
-        packed = pack_ids(
-            [self.prompts[user] for user, _ in rows],
-            [[self.candidates[user][column] for column in columns] for user, columns in rows],
-            self.processing_class.pad_token_id,
-        )
-        users, columns = np.array([user for user, _ in rows]), np.stack([columns for _, columns in rows])
-        return {"packed": packed, "reference": torch.from_numpy(self.reference[users[:, None], columns])}
+    def _check_objective(self) -> None:
+        """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
+        zeros = torch.zeros(2, 3)
+        with torch.random.fork_rng(devices=[]):
+            preference_loss(
+                self.objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
+            )
+
+    def _read(self, rows: Rows) -> TokenRows:
+        return token_rows(self.tokenizer, rows, preference_answers, self.context)
+
+    def _visited(self) -> NDArray[np.int64]:
+        """The rows that training will visit: all of them after an epoch, and the first of its order before."""
+        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        steps_an_epoch = math.ceil(len(self.train_dataset) / rows_a_step)
+        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        if steps <= 0:
+            steps = math.ceil(epochs * steps_an_epoch)
+        order = self._get_train_sampler().order(0)
+        return order if steps >= steps_an_epoch else order[: steps * rows_a_step]
+
+    def reference_logps(self, rows: Rows) -> Scores:
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model on entry, from the cache or
+        computed; −inf where a row has fewer. Raises ValueError after the first step, for the model is another then."""
+        if self.state.global_step:
+            raise ValueError("The model has been trained, so it is not the reference any more; ask before training.")
+        read = self._read(rows)
+        return self._reference(read, np.arange(len(read)))
+
+    def score(self, rows: Rows) -> Scores:
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
+        has fewer. In the arithmetic of training and of the reference."""
+        return self.all_logps(self._read(rows))
+
+    def _reference(self, rows: TokenRows, which: NDArray[np.int64]) -> Scores:
+        """(rows, width) log-probs, of the rows `which` at least; NaN where not computed, −inf where absent."""
+        if self.reference_cache is None:
+            return self._fill(np.full((len(rows), rows.width), np.nan, np.float32), rows, which, lambda _: None)
+        arithmetic = [self.args.device.type, self.args.bf16, self.args.fp16]
+        key = hashlib.sha256(self.model_fingerprint + rows.fingerprint() + json.dumps(arithmetic).encode())
+        path = Path(self.reference_cache) / f"{key.hexdigest()[:24]}.npy"
+
+        def save(logps: Scores) -> None:
+            with whole_file(path) as draft:
+                np.save(draft, logps)
+
+        with alone(path):
+            try:
+                known = np.load(path)
+            except (FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
+                known = np.empty(0)
+            if known.shape != (len(rows), rows.width) or known.dtype != np.float32:
+                known = np.full((len(rows), rows.width), np.nan, np.float32)
+            return self._fill(known, rows, which, save)
+
+    def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], save: Callable[[Scores], None]) -> Scores:
+        """Compute the rows of `which` that are not known yet; `save` is called now and then, and at the end."""
+        missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
+        for batch, logps in self.logps(rows, missing, "reference"):
+            known[batch] = logps
+            if time.monotonic() - saved > SAVE_EVERY:
+                save(known)
+                saved = time.monotonic()
+        if len(missing):
+            save(known)
+        return known
+
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        rows, width = self.train_dataset, max(len(columns) for _, columns in visits)
+        lengths = torch.zeros(len(visits), width, dtype=torch.long)  # 0 where a row has no such candidate
+        reference = torch.full((len(visits), width), -math.inf)
+        for place, (row, columns) in enumerate(visits):
+            lengths[place, : len(columns)] = torch.tensor([len(rows.answers[row][column]) for column in columns])
+            reference[place, : len(columns)] = torch.from_numpy(self.reference[row, columns])
+        packed = self.pack(rows, visits)
+        return {"packed": packed, "lengths": lengths, "reference": reference, "items": len(visits)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        present = inputs["lengths"] > 0
         policy = packed_logps(model, inputs["packed"])
-        check_finite(policy, self.state.global_step)
+        self.check_finite(policy[present])
         output = preference_loss(
             self.objective,
             policy,
             inputs["reference"],
             beta=self.beta,
+            mask=present[:, 1:],
+            lengths=inputs["lengths"],
             dynamic=self.dynamic,
-            lengths=inputs["packed"]["lengths"],
         )
-        if model.training and (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self.measured.append(measure(output, policy, inputs["reference"]))
-        loss = output.losses.mean()
+        if model.training:
+            self._keep_state((policy - inputs["reference"]).detach(), present[:, 1:])
+            if self.measured_step != self.state.global_step:
+                self.measured, self.measured_step = [], self.state.global_step
+            self.measured.append(measure(output, policy, inputs["reference"], present[:, 1:]))
+        loss = output.losses.sum() / (num_items_in_batch or inputs["items"])
         return (loss, {"policy": policy}) if return_outputs else loss
+
+    def _keep_state(self, ratio: Tensor, mask: Tensor) -> None:
+        """β-DPO's running mean and deviation, from this micro-batch's log-ratios on."""
+        if isinstance(self.objective, Objective) and self.objective.batch is not None:
+            gaps = pairwise_margins(ratio, torch.ones_like(ratio[:, 1:]))
+            self.objective = replace(self.objective, batch=self.objective.batch.after(gaps, mask))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if isinstance(self.objective, Objective) and self.objective.batch is not None:
+            Path(output_dir, BATCH_BETA).write_text(json.dumps(asdict(self.objective.batch)), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and isinstance(self.objective, Objective) and self.objective.batch is not None:
+            state = json.loads(Path(checkpoint, BATCH_BETA).read_text(encoding="utf-8"))
+            self.objective = replace(self.objective, batch=BatchBeta(**state))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.measured and "loss" in logs:
-            names = {name for batch in self.measured for name in batch}
-            logs |= {name: float(np.mean([batch[name] for batch in self.measured if name in batch])) for name in names}
-            self.measured = []
+            for name in {name: None for batch in self.measured for name in batch}:
+                sums, counts = zip(*(batch[name] for batch in self.measured if name in batch), strict=True)
+                logs[name] = sum(sums) / sum(counts)
         super().log(logs, start_time)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Rank the validation users; metrics are named `eval_hr@1`, `eval_pair_loss` and so on."""
-        scores = score(self.model, self.processing_class, self.validation, self.template)
-        self.validation_report = report(scores, self.validation_reference)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validation_report.metrics.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """Ranking metrics; of `eval_dataset` with those that compare with the reference."""
+        if rows is not None and rows is not self.eval_dataset:
+            return report(self.score(rows)).metrics
+        assert self.eval_dataset is not None
+        self.validation_report = report(self.all_logps(self.eval_dataset), self.validation_reference)
+        return self.validation_report.metrics
 
 
-def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor) -> dict[str, float]:
-    """One training batch under the microscope: `pair_loss` over its K negatives, the share of boundary negatives, and
-    the mean push on a boundary and on a discriminative negative, where the batch has one."""
+def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: Tensor) -> dict[str, tuple[float, int]]:
+    """One training batch under the microscope, as sums and counts: `pair_loss` over its negatives, the share of
+    boundary negatives, and the push on boundary and on discriminative negatives, where the batch has some. mask: False
+    where a row has fewer negatives."""
     # Through the loss alone, not through the model: ∂L/∂s of each negative.
     push = torch.autograd.grad(output.losses.sum(), policy, retain_graph=True)[0][:, 1:]
     ratio = (policy - reference).detach()
-    measured = {
-        "pair_loss": softplus(ratio[:, 1:] - ratio[:, :1]).mean(),
-        "boundary_share": output.boundary.float().mean(),
+    groups = {
+        "pair_loss": (softplus(ratio[:, 1:] - ratio[:, :1]), mask),
+        "boundary_share": (output.boundary.float(), mask),
+        "push_boundary": (push, output.boundary),
+        "push_discriminative": (push, mask & ~output.boundary),
     }
-    for name, group in (("push_boundary", output.boundary), ("push_discriminative", ~output.boundary)):
-        if group.any():
-            measured[name] = push[group].mean()
-    return {name: value.item() for name, value in measured.items()}
+    return {
+        name: (values[group].sum().item(), int(group.sum())) for name, (values, group) in groups.items() if group.any()
+    }
+
+
+def fingerprint(model: torch.nn.Module) -> bytes:
+    """A hash of what `model` computes: its configuration and weights. A LoRA adapter that is still the identity (B = 0)
+    leaves it as it was without."""
+    weights: dict[str, Tensor] = model.state_dict()
+    idle = {name for name, weight in weights.items() if ".lora_B." in name and not weight.any()}
+    idle |= {name.replace(".lora_B.", ".lora_A.") for name in idle}
+    configuration: Any = model.config
+    settings = {
+        name: value
+        for name, value in configuration.to_dict().items()
+        if name not in ("_name_or_path", "transformers_version", "dtype", "use_cache")
+    }
+    if any(".lora_B." in name for name in weights.keys() - idle):
+        settings["adapters"] = repr(model.peft_config)  # its scale stands there alone
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in weights.items():
+        if name not in idle:
+            # peft keeps the model one level down, and a layer that it adapts one more.
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            digest.update(f"{plain} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

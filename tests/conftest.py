@@ -1,7 +1,10 @@
 """What several rooms' tests share: a place of their own for what minipo keeps, a tiny dataset and an SFT run on it."""
 
 import gc
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from minipo.datasets import DATASETS, Splits, catalog
@@ -46,3 +49,16 @@ def _trained(tiny_splits, tmp_path_factory):
 def tiny_sft(tiny, _trained) -> Run:
     """A finished SFT run on "tiny", long enough to answer with names. Read it, do not change it."""
     return _trained
+
+
+@pytest.fixture
+def plays(tmp_path) -> Path:
+    """A CSV file of one's own: 20 users who took 8 of 30 items each."""
+    random, path = np.random.default_rng(0), tmp_path / "plays.csv"
+    rows = [
+        (f"user {user}", f"Film{item} of{item % 7}", 1_700_000_000 + 60 * step)
+        for user in range(20)
+        for step, item in enumerate(random.permutation(30)[:8])
+    ]
+    pd.DataFrame(rows, columns=["user", "item", "timestamp"]).to_csv(path, index=False)
+    return path

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minipo import cli, sweeps
+from minipo import cli, fetch, sweeps
 from minipo.cli import main
-from minipo.runs import DATA, PreferConfig, Run, SFTConfig, cache_folder
+from minipo.datasets import load_dataset
+from minipo.runs import DATA, PreferConfig, Run, SFTConfig, cache_folder, make_config
 from minipo.sweeps import grid
 
 SMALL = ["--dataset", "tiny", "--sft-epochs", "1", "--steps", "2", "--batch-size", "4", "--quiet"]
@@ -60,11 +61,12 @@ def asked(monkeypatch):
 # What it says about itself
 
 
-def test_help_lists_the_commands():
-    result = shell("--help")
-    assert result.returncode == 0
-    listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("    ")}
-    assert {"sft", "prefer", "sweep", "evaluate", "app"} <= listed
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
+    assert {"fetch", "data", "sft", "prefer", "sweep", "evaluate", "app"} <= listed
 
 
 @pytest.mark.parametrize(("command", "config"), [("sft", SFTConfig), ("prefer", PreferConfig), ("sweep", PreferConfig)])
@@ -110,6 +112,24 @@ def test_settings_arrive_as_what_they_are(asked):
         "dynamic": "on",
         "learning_rate": 1e-4,
         "progress": False,
+    }
+
+
+def test_settings_of_pretrained_models_arrive_too(asked):
+    line = "sft --dataset plays.csv --model smollm2-135m --epochs 0.5 --precision bfloat16 --rank 4 --start-epochs 0.25"
+    assert asked(*line.split(), "--quiet") == {
+        "dataset": "plays.csv",
+        "model": "smollm2-135m",
+        "epochs": 0.5,
+        "precision": "bfloat16",
+        "rank": 4,
+        "start_epochs": 0.25,
+        "progress": False,
+    }
+    assert asked("prefer", "--validation-users", "64", "--sft-epochs", "0.5") == {
+        "validation_users": 64,
+        "sft_epochs": 0.5,
+        "progress": True,
     }
 
 
@@ -183,6 +203,22 @@ def test_evaluate_takes_an_sft_run(capsys, tiny, tiny_sft):
     assert "pair_loss" not in content  # there is no reference to compare it with
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_on_a_file_of_ones_own_is_evaluated_as_it_was(capsys, plays, tmp_path, precision):
+    small = ["--epochs", "3", "--batch-size", "16", "--quiet", "--out", str(tmp_path / "first")]
+    place = ["--dataset", str(plays), "--precision", precision]
+    main(["sft", *place, *small])
+    main(
+        ["prefer", *place, "--sft", str(tmp_path / "first"), "--steps", "3", "--quiet", "--out", str(tmp_path / "run")]
+    )
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "run"), "--json", "--quiet"])
+    content, summary = json.loads(capsys.readouterr().out), Run(tmp_path / "run").summary
+    for name in ("hr@1", "hr@5", "ndcg@5", "mrr", "reward_win_rate"):
+        assert content[name] == pytest.approx(summary[name]), name
+    assert 0 <= content["valid_ratio"] <= 1
+
+
 @pytest.mark.slow
 def test_a_shell_gets_one_json_document_and_the_bar_beside_it(tmp_path):
     result = shell("prefer", "--json", "--steps", "2", "--sft-epochs", "1", "--out", str(tmp_path / "run"), timeout=250)
@@ -209,13 +245,47 @@ def test_a_shell_gets_a_sweeps_table(tmp_path, home):
     assert "4/4" in result.stderr
 
 
+# Data
+
+
+def test_data_says_what_a_dataset_holds(capsys):
+    main(["data", "catalog", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    splits = load_dataset("catalog")
+    assert content == {"dataset": "catalog", "fingerprint": splits.fingerprint, **splits.report}
+    assert content["rows"] == {"train": 4000, "validation": 1000, "test": 2000}
+    assert content["items"] == len(splits.items)
+
+
+def test_data_says_what_was_left_out_of_a_file_of_ones_own(capsys, plays):
+    with plays.open("a") as file:
+        file.write("user 0,,1\nnewcomer,Film3 of3,2\n")
+    main(["data", str(plays), "--json"])
+    content = json.loads(capsys.readouterr().out)
+    dropped = {what: count for what, count in content["dropped"].items() if count}
+    assert dropped == {"rows without item": 1, "users with fewer than 6 liked items": 1}
+    assert content["rows"] == {"train": 60, "validation": 20, "test": 20}
+    main(["data", str(plays)])
+    text = capsys.readouterr().out
+    for part in ("rows without item", "users with fewer than 6 liked items", "30", "60"):
+        assert part in text
+
+
+def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "fetch", lambda name, progress: tmp_path / name)
+    main(["fetch", "ml-100k", "gpt2", "--json", "--quiet"])
+    assert json.loads(capsys.readouterr().out) == {name: str(tmp_path / name) for name in ("ml-100k", "gpt2")}
+    main(["fetch", "gpt2"])
+    assert capsys.readouterr().out.split() == ["gpt2", str(tmp_path / "gpt2")]
+
+
 # Mistakes
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("prefer --objective dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: dpo, dmpo, sdpo, mppo."),
+        ("prefer --objective dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: dpo, dmpo, sdpo, mppo"),
         ("prefer --dataset catalogue", "Unknown dataset 'catalogue'. Did you mean 'catalog'? Known: catalog"),
         ("prefer --model pocket-gpt3 --quiet", "Unknown model 'pocket-gpt3'. Did you mean 'pocket-gpt2'? Known: "),
         ("sft --model ./nowhere", "There is no model folder './nowhere'; "),
@@ -227,7 +297,14 @@ def test_a_shell_gets_a_sweeps_table(tmp_path, home):
         ("prefer --learning-rate inf", "learning_rate must be a positive number, not inf."),
         ("prefer --sft {tmp_path}", "{tmp_path} is not a finished SFT run: "),
         ("prefer --out {tmp_path}", "{tmp_path} exists and is not a run; choose another folder."),
-        ("sweep --negatives 1,40", "negatives must be from 1 to 19, the negatives every user has, not 40."),
+        ("prefer --precision half", "Unknown precision 'half'. Known: float32, bfloat16."),
+        ("sweep --negatives 1,40", "negatives must be at most 19, the most that a user here has, not 40."),
+        ("fetch ml-100", "Unknown model or dataset to fetch 'ml-100'. Did you mean 'ml-100k'? Known: ml-100k, "),
+        ("data catalogue", "Unknown dataset 'catalogue'. Did you mean 'catalog'? Known: catalog"),
+        ("data {tmp_path}/plays.csv", "There is no file {tmp_path}/plays.csv; check the path, or name one of catalog"),
+        ("data {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; bring one that ends in .csv"),
+        ("data catalog --dataset-seed -1", "The dataset's seed is -1; use a whole number of 0 or more."),
+        ("sft --dataset {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; "),
         ("sweep --negatives ,", "negatives has no values; name at least one."),
         ("sweep --objective dmpo,spdo", "Unknown objective 'spdo'. Did you mean 'sdpo'? Known: "),
         ("sweep --out {tmp_path}/table.xlsx", "The table's file must end in .parquet or .csv, not 'table.xlsx'"),
@@ -289,7 +366,10 @@ def test_a_shell_sees_the_sentence_and_no_traceback():
     result = shell("prefer", "--objective", "dmmpo")
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "minipo: Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: dpo, dmpo, sdpo, mppo.\n"
+    assert result.stderr.startswith(
+        "minipo: Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: dpo, dmpo, sdpo, mppo"
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_sentence_of_several_lines_becomes_one(capsys, monkeypatch):
@@ -335,4 +415,4 @@ def test_runs_without_out_lie_in_the_cache(capsys, tiny, tiny_sft):
     main(["prefer", *SMALL, "--sft", str(tiny_sft.folder), "--json"])
     content = json.loads(capsys.readouterr().out)
     settings = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "batch_size": 4, "sft": str(tiny_sft.folder)}
-    assert content["folder"] == str(cache_folder(PreferConfig(**settings)))
+    assert content["folder"] == str(cache_folder(make_config(PreferConfig, settings)))

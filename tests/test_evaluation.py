@@ -14,9 +14,11 @@ from minipo.datasets import Interaction
 from minipo.evaluation import (
     Interval,
     evaluate,
+    fit_prompts,
     named,
     pair_loss,
     paired_interval,
+    preference_rows,
     ranking_metrics,
     ranks,
     report,
@@ -141,6 +143,120 @@ def test_score_is_one_plain_forward_per_candidate(name, tiny):
             assert logp == pytest.approx(logps[start - 1 :].sum().item(), abs=1e-4)
 
 
+@given(SCORES, SCORES, st.data())
+def test_absent_candidates_are_left_out(scores, reference, data):
+    """A ragged report is the report of each row alone, without what is absent."""
+    rows, columns = (min(sizes) for sizes in zip(scores.shape, reference.shape, strict=True))
+    scores, reference = scores[:rows, :columns], reference[:rows, :columns]
+    counts = [data.draw(st.integers(2, columns)) for _ in range(rows)]
+    absent = np.arange(columns) >= np.array(counts)[:, None]
+    found = report(np.where(absent, -np.inf, scores), np.where(absent, -np.inf, reference))
+    assert found.reward_wins is not None
+    alone = [report(scores[[row], :count], reference[[row], :count]) for row, count in enumerate(counts)]
+    assert found.ranks.tolist() == [int(single.ranks[0]) for single in alone]
+    assert found.reward_wins.tolist() == [bool(single.reward_wins[0]) for single in alone]
+    losses = [single.metrics["pair_loss"] * (count - 1) for single, count in zip(alone, counts, strict=True)]
+    assert found.metrics["pair_loss"] == pytest.approx(sum(losses) / sum(count - 1 for count in counts))
+
+
+def test_scores_and_reference_agree_on_what_is_absent():
+    scores = np.array([[-1.0, -2, -3], [-1, -2, -np.inf]])
+    with pytest.raises(ValueError, match=r"^At row 1, column 2 only one of scores and reference is -inf"):
+        report(scores, np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"^At row 1, column 2 only one of scores and reference is -inf"):
+        report(np.zeros((2, 3)), scores)
+
+
+def test_users_may_differ_in_their_number_of_candidates(tiny):
+    model, tokenizer = load_model("pocket-gpt2", items=tiny.items)
+    users = [shorter(user, 3 + number) for number, user in enumerate(tiny.test[:4])]
+    found = score(model, tokenizer, users)
+    assert found.shape == (4, 6)
+    for row, user in zip(found, users, strict=True):
+        count = len(user.candidates)
+        assert row[:count] == pytest.approx(score(model, tokenizer, [user])[0], abs=1e-4)
+        assert np.isneginf(row[count:]).all()
+    metrics = evaluate(model, tokenizer, users, reference=found).metrics
+    assert metrics["pair_loss"] == pytest.approx(math.log(2))
+
+
+# Prompts and the model's context
+
+
+def shorter(user, count):
+    """The user with so many candidates."""
+    return Interaction(user.user, user.history, user.chosen, user.canonical[:count])
+
+
+def test_prompts_that_are_too_long_lose_their_oldest_items(tiny):
+    tokenizer = pocket_tokenizer(tiny.items)
+    users = [shorter(user, 4) for user in tiny.test[:5]]
+    whole, none = fit_prompts(tokenizer, users)
+    assert none == 0
+    assert whole == [", ".join(user.history) + "," for user in users]
+    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in whole)
+    room = max(len(tokenizer(" " + item)["input_ids"]) for user in users for item in user.candidates)
+    assert fit_prompts(tokenizer, users, context=longest + room) == (whole, 0)
+    for context in (longest, 10):
+        prompts, shortened = fit_prompts(tokenizer, users, context=context)
+        cut = 0
+        for prompt, user in zip(prompts, users, strict=True):
+            needs = max(len(tokenizer(" " + item)["input_ids"]) for item in user.candidates)
+            fitting = [  # the longest history that fits, counted by hand
+                history
+                for start in range(len(user.history))
+                if len(tokenizer(", ".join(history := user.history[start:]) + ",")["input_ids"]) + needs <= context
+            ]
+            assert prompt == ", ".join(fitting[0]) + ","
+            cut += fitting[0] != user.history
+        assert shortened == cut > 0
+    with_room, _ = fit_prompts(tokenizer, users, context=longest, room=longest - 4)
+    assert all(len(tokenizer(prompt)["input_ids"]) <= 4 for prompt in with_room)
+
+
+def test_a_prompt_that_does_not_fit_with_one_item(tiny):
+    tokenizer = pocket_tokenizer(tiny.items)
+    with pytest.raises(
+        ValueError,
+        match=r"^User \d+: with one item of history, prompt and answer need \d+ tokens, more than the 4 of the",
+    ) as raised:
+        fit_prompts(tokenizer, tiny.test[:3], context=4)
+    assert "\n" not in str(raised.value)
+    assert fit_prompts(tokenizer, [], context=4) == ([], 0)
+
+
+def test_preference_rows(tiny):
+    (row, *_) = rows = preference_rows(tiny.test[:3])
+    user = tiny.test[0]
+    assert len(rows) == 3
+    assert row == {
+        "prompt": ", ".join(user.history) + ",",
+        "chosen": " " + user.chosen,
+        "rejected": [" " + item for item in user.negatives],
+    }
+    tokenizer = pocket_tokenizer(tiny.items)
+    with pytest.warns(
+        UserWarning, match=r"^3 of 3 prompts were longer than the 12 tokens of the model's context: their"
+    ):
+        rows = preference_rows(tiny.test[:3], "line", tokenizer, 12)
+    assert [row["prompt"] for row in rows] == fit_prompts(tokenizer, tiny.test[:3], context=12)[0]
+    assert preference_rows(tiny.test[:3], "line", tokenizer, 128) == preference_rows(tiny.test[:3])
+
+
+def test_long_histories_are_scored_shortened(tiny):
+    model, tokenizer = load_model("pocket-gpt2", items=tiny.items)
+    user = tiny.test[0]
+    long = Interaction(user.user, user.history * 12, user.chosen, user.candidates)
+    with pytest.warns(UserWarning, match="1 of 2 prompts were longer than the 128 tokens"):
+        found = score(model, tokenizer, [user, long])
+    (prompt,), _ = fit_prompts(tokenizer, [long], context=128)
+    assert len(prompt.split(", ")) < len(long.history)
+    kept = Interaction(user.user, tuple(prompt.removesuffix(",").split(", ")), user.chosen, user.candidates)
+    assert found[1] == pytest.approx(score(model, tokenizer, [kept])[0], abs=1e-4)
+    with pytest.warns(UserWarning, match="1 of 1 prompts were longer"):
+        assert 0 <= valid_ratio(model, tokenizer, [long], tiny.items) <= 1
+
+
 def test_an_error_in_scoring_leaves_the_model_in_training(tiny):
     model, tokenizer = load_model("pocket-gpt2", items=tiny.items)
     model.train()
@@ -262,7 +378,9 @@ def test_what_valid_ratio_does_not_measure(template, tiny):
 def test_a_prompt_beyond_the_context_is_one_sentence(tiny):
     model, tokenizer = load_model("pocket-gpt2", items=tiny.items)
     model.train()
-    with pytest.raises(ValueError, match=r"A prompt and an answer need \d+ tokens, more than the 128 of the model's"):
+    with pytest.raises(
+        ValueError, match=r"prompt and answer need \d+ tokens, more than the 128 of the model's context;"
+    ):
         valid_ratio(model, tokenizer, tiny.test[:2], tiny.items, "choice")
     assert model.training
     assert tokenizer.padding_side == "right"

@@ -212,6 +212,16 @@ def test_collapse_grid_draws_means_bands_and_levels():
     assert levels["more SFT 65.2 %"] - levels["SFT 65.0 %"] > 0.5
 
 
+def test_collapse_grid_without_an_oracle_has_no_break_and_ticks_where_runs_are():
+    figure = drawn(collapse_grid(grid(plain=[0.3, 0.32, 0.25, 0.27]), "dmpo", "collapses", {"SFT": 0.33}))
+    notes = [note["text"] for note in figure["layout"]["annotations"]]
+    assert "SFT 33.0 %" in notes
+    assert "≈" not in notes
+    assert "yaxis4" not in figure["layout"]
+    assert figure["layout"]["xaxis3"]["tickvals"] == [1, 19]
+    drawn(collapse_grid(grid(plain=[0.3, 0.32, 0.25, 0.27]), "dmpo", "collapses", {}))  # no level at all
+
+
 def test_names_of_levels_are_spread_evenly_and_keep_their_order():
     places = apart({"a": 10.0, "b": 10.1, "c": 10.2, "d": 30.0}, 2.0)
     np.testing.assert_allclose(np.diff([places[name] for name in "abc"]), 2.0, atol=0.3)

@@ -5,7 +5,20 @@ import math
 import pytest
 import torch
 
-from minipo.objectives import OBJECTIVES, dmpo, dpo, likelihood, log_ratio, mppo, pairwise_margins, sdpo
+from minipo.objectives import (
+    OBJECTIVES,
+    BatchBeta,
+    average,
+    beta_dpo,
+    dmpo,
+    dpo,
+    likelihood,
+    log_ratio,
+    mppo,
+    pairwise_margins,
+    sdpo,
+    simpo,
+)
 
 
 def loss_of(z: float) -> float:
@@ -17,6 +30,7 @@ FORMULAS = {
     "dmpo": lambda d: loss_of(sum(d) / len(d)),
     "sdpo": lambda d: loss_of(-math.log(sum(math.exp(-x) for x in d))),
     "mppo": lambda d: loss_of(sum(d)),
+    "simpo": lambda d: sum(loss_of(x) for x in d) / len(d),
 }
 
 
@@ -33,7 +47,7 @@ def used() -> torch.Tensor:
     return used
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", FORMULAS)
 def test_losses_are_the_formulas_over_the_used_negatives(name, margins, used):
     losses = OBJECTIVES[name].aggregate(margins, used)
     expected = [FORMULAS[name](row[keep].tolist()) for row, keep in zip(margins, used, strict=True)]
@@ -106,3 +120,101 @@ def test_likelihood_is_the_average_over_tokens_when_lengths_are_given():
     assert likelihood(policy).tolist()[0] == pytest.approx([math.exp(-6), math.exp(-2)])
     averaged = likelihood(policy, torch.tensor([[3, 2]]))
     assert averaged.tolist()[0] == pytest.approx([math.exp(-2), math.exp(-1)])
+
+
+# The extensions: SimPO and β-DPO with many negatives.
+
+
+def test_only_the_extensions_are_marked_as_ours():
+    assert [name for name, objective in OBJECTIVES.items() if objective.extension] == ["simpo", "beta-dpo"]
+
+
+def test_simpo_averages_over_tokens():
+    policy = torch.tensor([[-6.0, -2.0]], dtype=torch.float64)
+    assert average(policy, torch.tensor([[3, 4]])).tolist() == [[-2.0, -0.5]]
+
+
+@pytest.mark.parametrize("target", [-0.1, math.inf, math.nan])
+def test_a_target_margin_out_of_range(target):
+    with pytest.raises(ValueError, match=rf"^SimPO's target_margin is {target}: give a finite number, 0 or more\."):
+        simpo(target)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"alpha": -1.0}, "β-DPO's alpha is -1.0: give a finite number, 0 or more."),
+        ({"alpha": math.nan}, "β-DPO's alpha is nan: give a finite number, 0 or more."),
+        ({"keep": 0.0}, "β-DPO's keep is 0.0: give a share above 0, at most 1."),
+        ({"keep": 1.1}, "β-DPO's keep is 1.1: give a share above 0, at most 1."),
+        ({"momentum": 1.0}, "β-DPO's momentum is 1.0: give a number from 0 to below 1."),
+    ],
+)
+def test_settings_of_beta_dpo_out_of_range(settings, sentence):
+    with pytest.raises(ValueError, match=r"^β-DPO") as raised:
+        beta_dpo(**settings)
+    assert str(raised.value) == sentence
+
+
+def test_beta_dpo_is_the_mean_over_the_pairs_of_the_batch(margins, used):
+    losses = OBJECTIVES["beta-dpo"].aggregate(margins, used)
+    pairs = [loss_of(margin) for margin in margins[used].tolist()]
+    assert losses.mean().item() == pytest.approx(sum(pairs) / len(pairs), rel=1e-12)
+    row = sum(loss_of(margin) for margin in margins[1][used[1]].tolist())
+    assert losses[1].item() == pytest.approx(row * len(margins) / len(pairs), rel=1e-12)
+
+
+def test_the_running_gap_is_the_papers(margins, used):
+    """M₀ ← m M₀ + (1 − m) mean, σ ← m σ + (1 − m) deviation, from 0 and 0, over the batch's pairs."""
+    state, mean, deviation = BatchBeta(momentum=0.7), 0.0, 0.0
+    for scale in (1.0, 3.0, -2.0):
+        gaps = scale * margins
+        state = state.after(gaps, used)
+        pairs = gaps[used].tolist()
+        batch = sum(pairs) / len(pairs)
+        spread = math.sqrt(sum((gap - batch) ** 2 for gap in pairs) / (len(pairs) - 1))
+        mean, deviation = 0.7 * mean + 0.3 * batch, 0.7 * deviation + 0.3 * spread
+        assert state.mean == pytest.approx(mean)
+        assert state.deviation == pytest.approx(deviation)
+    one = torch.tensor([[5.0]])
+    assert BatchBeta(momentum=0.9).after(one, torch.tensor([[True]])) == BatchBeta(mean=pytest.approx(0.5))
+
+
+def test_the_batchs_beta_is_the_papers(margins, used):
+    state = BatchBeta(alpha=0.6, mean=0.4)
+    kept = sum(margins[used].tolist()) / int(used.sum())
+    assert state.beta(0.1, margins, used) == pytest.approx(0.1 * (1 + 0.6 * (kept - 0.4)))
+    assert state.beta(0.1, margins - 100, used) == 1e-3  # never 0 or below
+    assert BatchBeta(alpha=0.0).beta(0.1, margins, used) == 0.1
+
+
+def test_pairs_are_kept_with_the_papers_weights():
+    """Without replacement, by exp(−(M − M₀)² / 2σ²): the first of two drawn, and what is left, as by hand."""
+    gaps = torch.tensor([[0.0, 1.0], [3.0, 99.0]], dtype=torch.float64)
+    present = torch.tensor([[True, True], [True, False]])
+    state = BatchBeta(keep=0.67, mean=0.5, deviation=1.5)
+    weights = [math.exp(-((gap - 0.5) ** 2) / (2 * 1.5**2)) for gap in (0.0, 1.0, 3.0)]
+    total = sum(weights)
+    left_out = [  # two of three are kept: the one left out is neither drawn first nor second
+        sum(weights[a] / total * weights[b] / (total - weights[a]) for a, b in ((i, j), (j, i)))
+        for i, j in ((1, 2), (0, 2), (0, 1))
+    ]
+    torch.manual_seed(0)
+    counts = torch.zeros(2, 2)
+    for _ in range(repeats := 4000):
+        kept = state.choose(gaps, present)
+        assert kept.sum() == 2
+        counts += kept
+    assert counts[1, 1] == 0
+    for place, share in zip(((0, 0), (0, 1), (1, 0)), left_out, strict=True):
+        assert 1 - counts[place].item() / repeats == pytest.approx(share, abs=4 * math.sqrt(share / repeats))
+
+
+def test_how_many_pairs_are_kept(margins, used):
+    for keep in (1.0, 0.8, 0.25, 1e-9):
+        kept = BatchBeta(keep=keep, deviation=1.0).choose(margins, used)
+        assert kept.sum() == max(1, int(keep * int(used.sum())))
+        assert not (kept & ~used).any()
+    # Before anything is learnt every gap is 0, and every pair as likely; and a far one underflows to no weight.
+    assert BatchBeta().choose(torch.zeros_like(margins), used).sum() == int(0.8 * int(used.sum()))
+    assert BatchBeta(deviation=1e-6).choose(margins * 1e6, used).sum() == int(0.8 * int(used.sum()))

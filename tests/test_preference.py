@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipo.dynamic import DynamicPO, boundary, hardest, random
-from minipo.objectives import OBJECTIVES, log_ratio, pairwise_margins
+from minipo.objectives import OBJECTIVES, BatchBeta, beta_dpo, log_ratio, pairwise_margins, simpo
 from minipo.preference import preference_loss, preference_push
 
 CASES = json.loads((Path(__file__).parent / "data" / "objectives.json").read_text())
-NAMES = list(OBJECTIVES)
+NAMES = ["dpo", "dmpo", "sdpo", "mppo"]
 SWITCHES = [
     None,
     DynamicPO(),
@@ -187,7 +187,7 @@ def test_float32_stays_finite_at_the_extremes(name, dynamic, negatives):
             assert push.saturation.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "simpo"])
 @pytest.mark.parametrize("dynamic", [*SWITCHES, DynamicPO(select=hardest)])
 @pytest.mark.parametrize("junk", [-math.inf, math.inf, math.nan, 1e30])
 def test_a_ragged_batch_equals_each_row_alone(name, dynamic, junk):
@@ -286,6 +286,102 @@ def test_an_objective_of_ones_own():
     torch.testing.assert_close(no_reference.losses, (1 - margins).clamp(min=0).sum(1))
 
 
+# SimPO and β-DPO, with many negatives extensions of their papers.
+
+LENGTHS = torch.randint(1, 6, (8, 6), generator=torch.Generator().manual_seed(3))
+
+
+def pair_loss(margin: torch.Tensor) -> torch.Tensor:
+    return torch.log1p(torch.exp(-margin))
+
+
+def test_simpo_at_one_negative_is_the_papers_pair_loss():
+    policy = candidates(8, 1)[0].requires_grad_()
+    lengths = LENGTHS[:, :2]
+    out, gradient = loss_and_gradient(simpo(target_margin=0.7), policy.detach(), beta=2.5, lengths=lengths)
+    chosen, rejected = policy.unbind(1)
+    expected = pair_loss(2.5 / lengths[:, 0] * chosen - 2.5 / lengths[:, 1] * rejected - 0.7)
+    expected.sum().backward()
+    torch.testing.assert_close(out.losses.detach(), expected.detach())
+    torch.testing.assert_close(gradient, policy.grad)
+
+
+@pytest.mark.parametrize("objective", ["simpo", simpo(0.5)])
+def test_simpo_is_the_mean_over_a_rows_pairs(objective):
+    policy, reference = candidates(8, 5)
+    losses = preference_loss(objective, policy, beta=2.0, lengths=LENGTHS).losses
+    pairs = [
+        preference_loss(objective, policy[:, [0, k]], beta=2.0, lengths=LENGTHS[:, [0, k]]).losses for k in range(1, 6)
+    ]
+    torch.testing.assert_close(losses, torch.stack(pairs).mean(0))
+    with_reference = preference_loss(objective, policy, reference, beta=2.0, lengths=LENGTHS)
+    assert torch.equal(losses, with_reference.losses)
+    torch.testing.assert_close(with_reference.rewards, 2.0 * (policy - reference))
+
+
+@pytest.mark.parametrize("dynamic", SWITCHES)
+def test_simpo_under_dynamic_po(dynamic):
+    policy, _ = candidates(8, 5)
+    out, gradient = loss_and_gradient(simpo(0.3), policy, beta=2.0, lengths=LENGTHS, dynamic=dynamic)
+    mean = policy / LENGTHS
+    pairs = pair_loss(out.beta * (mean[:, :1] - mean[:, 1:]) - 0.3) * out.used
+    torch.testing.assert_close(out.losses.detach(), pairs.sum(1) / out.used.sum(1))
+    if dynamic is not None and dynamic.select:
+        assert torch.equal(out.used, boundary(policy, clusters=dynamic.clusters))
+    push = preference_push(simpo(0.3), policy, beta=2.0, lengths=LENGTHS, dynamic=dynamic)
+    torch.testing.assert_close(push.push, gradient[:, 1:])
+    torch.testing.assert_close(push.push, push.dilution * push.saturation * out.beta / LENGTHS[:, 1:])
+
+
+def test_beta_dpo_at_one_negative_is_the_papers_pair_loss():
+    """One batch by hand: the running mean, the batch's β, the mean over the pairs that are kept."""
+    policy, reference = candidates(12, 1)
+    gaps = policy[:, 0] - reference[:, 0] - policy[:, 1] + reference[:, 1]
+    torch.manual_seed(0)
+    out, gradient = loss_and_gradient(beta_dpo(alpha=0.6, keep=0.5, momentum=0.9), policy, reference, beta=0.1)
+    kept = out.used[:, 0]
+    assert kept.sum() == 6
+    strength = 0.1 * (1 + 0.6 * (gaps[kept].mean() - 0.1 * gaps.mean()))
+    torch.testing.assert_close(out.beta[:, 0], strength * kept)
+    torch.testing.assert_close(out.losses.mean().detach(), pair_loss(strength * gaps[kept]).mean())
+    assert (out.losses[~kept] == 0).all()
+    assert (gradient[~kept] == 0).all()
+    slope = -strength * torch.sigmoid(-strength * gaps[kept]) * 12 / 6  # β is a constant for the gradient
+    torch.testing.assert_close(gradient[kept], torch.stack([slope, -slope], dim=1))
+
+
+def test_beta_dpo_with_all_kept_and_no_alpha_is_dpo():
+    policy, reference = candidates(8, 5)
+    plain, plain_gradient = loss_and_gradient("dpo", policy, reference, beta=0.3)
+    out, gradient = loss_and_gradient(beta_dpo(alpha=0, keep=1), policy, reference, beta=0.3)
+    torch.testing.assert_close(out.losses, plain.losses)
+    torch.testing.assert_close(gradient, plain_gradient)
+
+
+def test_beta_dpo_takes_every_pair_of_the_batch_alike():
+    policy, reference = candidates(12, 7)
+    mask = torch.rand(12, 7, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[:, 4] = True
+    junk = policy.clone()
+    junk[:, 1:][~mask] = math.nan
+    ratio = policy - reference
+    gaps = (ratio[:, :1] - ratio[:, 1:])[mask]
+    objective = beta_dpo()
+    torch.manual_seed(0)
+    out = preference_loss(objective, junk, reference, beta=0.3, mask=mask)
+    assert out.used.sum() == int(0.8 * len(gaps))
+    assert not (out.used & ~mask).any()
+    strength = out.beta[out.used].unique()
+    kept = (ratio[:, :1] - ratio[:, 1:])[out.used]
+    torch.testing.assert_close(strength, (0.3 * (1 + 0.6 * (kept.mean() - 0.1 * gaps.mean()))).view(1))
+    torch.testing.assert_close(out.losses.mean(), pair_loss(strength * kept).mean())
+    assert objective.batch == BatchBeta()  # the loss is pure: whoever trains carries the state on
+    torch.manual_seed(0)
+    push = preference_push(objective, junk, reference, beta=0.3, mask=mask)
+    torch.testing.assert_close(push.push, push.dilution * push.saturation * out.beta)
+    torch.testing.assert_close(push.dilution, out.used.double() * 12 / out.used.sum())
+
+
 # Push.
 
 
@@ -379,9 +475,12 @@ POLICY, REFERENCE = candidates(3, 4)
 BAD_INPUT = {
     "unknown objective": (
         {"objective": "dmpo2"},
-        r"Unknown objective 'dmpo2'\. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo\.",
+        r"Unknown objective 'dmpo2'\. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo, simpo, beta-dpo\.",
     ),
-    "objective of no use": ({"objective": 3}, r"objective is 3: give a name \(dpo, dmpo, sdpo, mppo\) or a function\."),
+    "objective of no use": (
+        {"objective": 3},
+        r"objective is 3: give a name \(dpo, dmpo, sdpo, mppo, simpo, beta-dpo\) or a function\.",
+    ),
     "no negatives": ({"policy": POLICY[:, :1]}, r"policy has shape \(3, 1\) and so no negatives: give at least one"),
     "policy of one axis": ({"policy": POLICY[0]}, r"policy is torch\.float64 of shape \(5,\): give a floating-point"),
     "policy of integers": (
@@ -433,6 +532,15 @@ BAD_INPUT = {
     "dpo without reference": ({"objective": "dpo", "reference": None}, r"dpo compares with a reference model: give"),
     "dmpo without reference": ({"reference": None}, r"dmpo compares with a reference model: give reference"),
     "sdpo without reference": ({"objective": "sdpo", "reference": None}, r"sdpo compares with a reference model: give"),
+    "simpo without lengths": ({"objective": "simpo"}, r"simpo averages over tokens: give lengths, token counts shaped"),
+    "beta-dpo without reference": (
+        {"objective": "beta-dpo", "reference": None},
+        r"beta-dpo compares with a reference model: give reference",
+    ),
+    "DynamicPO around beta-dpo": (
+        {"objective": "beta-dpo", "dynamic": DynamicPO()},
+        r"beta-dpo says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out\.",
+    ),
     "dynamic of another kind": ({"dynamic": True}, r"dynamic is True: give minipo\.DynamicPO\(\.\.\.\) or None\."),
     "a rule that returns another shape": (
         {"dynamic": DynamicPO(select=lambda logps: logps > -5)},

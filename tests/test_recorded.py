@@ -1,8 +1,10 @@
-"""What data/ ships: SFT checkpoints that open, recorded grids that are whole and true, a README that repeats them."""
+"""What data/ ships: SFT checkpoints that open, recorded grids that are whole and true, pages that repeat them."""
 
-import importlib.util
+import importlib
+import sys
 from datetime import datetime
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,14 +12,25 @@ import pytest
 
 from minipo.datasets import load_dataset
 from minipo.evaluation import evaluate, ranking_metrics
-from minipo.runs import DATA, PROBED_USERS, PreferConfig, Run, SFTConfig, list_runs, prefer, sft, sft_folder, sft_run
+from minipo.files import read_json
+from minipo.runs import (
+    DATA,
+    PROBED_USERS,
+    PreferConfig,
+    Run,
+    SFTConfig,
+    list_runs,
+    make_config,
+    prefer,
+    sft,
+    sft_folder,
+    sft_run,
+)
 from minipo.sweeps import RECORDED, Recorded, load_recorded, row
 
-_spec = importlib.util.spec_from_file_location("record", DATA / "record.py")
-assert _spec is not None
-assert _spec.loader is not None
-script = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(script)
+sys.path.insert(0, str(DATA))  # as for a script that runs there
+script, findings = (importlib.import_module(name) for name in ("record", "findings"))
+sys.path.remove(str(DATA))
 
 NEGATIVES = (1, 3, 5, 10, 15, 19)
 SEEDS = {"settings": (0, 1, 2), "objectives": range(5), "parts": range(5)}
@@ -26,6 +39,8 @@ PLAIN, WHOLE = ("off", "off", "off"), ("on", "on", "on")
 PARTS = [("on", "on", "off"), ("on", "off", "on"), ("on", "random", "off"), ("on", "hardest", "off")]
 
 needs_recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="data/recorded is not there: make record")
+ADAPTER = DATA / "sft" / f"{findings.DATASET}-{findings.LANGUAGE_MODEL}"
+FINDINGS = DATA.parent / "FINDINGS.md"
 needs_sft = pytest.mark.skipif(not (DATA / "sft").is_dir(), reason="data/sft is not there: make record")
 
 
@@ -39,14 +54,13 @@ def chosen() -> dict[str, float]:
     return script.choose(load_recorded("settings"))
 
 
+def size(folder) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def hit_rate(ranks) -> float:
     return float((np.asarray(ranks) == 0).mean())
-
-
-def markov() -> float:
-    """Test HR@1 of the first-order Markov baseline."""
-    splits = load_dataset()
-    return hit_rate(script.ranks(script.baselines.markov_scores(splits.train, splits.test)))
 
 
 # The grids
@@ -115,18 +129,24 @@ def test_runs_start_from_the_sft_runs_that_are_their_baselines(recorded):
         np.testing.assert_allclose(rows["sft_hr@1"], hit_rate(recorded.baselines[name]), atol=1e-9)
 
 
-@needs_recorded
-def test_the_baselines_are_those_of_this_catalogue(recorded):
+@pytest.fixture(scope="module")
+def baselines() -> dict[str, np.ndarray]:
+    """The catalogue's test users' ranks under what needs no training."""
     splits = load_dataset()
-    found = recorded.baselines
     scores = {
         "random": script.baselines.random_scores(splits.test),
         "popularity": script.baselines.popularity_scores(splits.train, splits.test),
         "markov": script.baselines.markov_scores(splits.train, splits.test),
         "oracle": script.catalog.oracle(script.catalog.world(), splits.test),
     }
-    for name, values in scores.items():
-        assert (found[name] == script.ranks(values)).mean() > 0.998, name  # another machine may round otherwise
+    return {name: script.ranks(values) for name, values in scores.items()}
+
+
+@needs_recorded
+def test_the_baselines_are_those_of_this_catalogue(recorded, baselines):
+    found = recorded.baselines
+    for name, ranks in baselines.items():
+        assert (found[name] == ranks).mean() > 0.998, name  # another machine may round otherwise
     assert hit_rate(found["random"]) < hit_rate(found["popularity"]) < hit_rate(found["markov"])
     assert hit_rate(found["markov"]) < hit_rate(found["oracle"])
 
@@ -180,7 +200,7 @@ def test_a_run_without_settings_is_the_recorded_one(chosen):
 
 @needs_recorded
 def test_recorded_grids_stay_small():
-    assert sum(path.stat().st_size for path in RECORDED.rglob("*") if path.is_file()) < 10e6
+    assert size(RECORDED) < 10e6
 
 
 @needs_recorded
@@ -202,9 +222,9 @@ def shipped(request) -> Run:
 
 @needs_sft
 def test_shipped_checkpoints_are_all_there_and_small():
-    names = [run.folder.name for run in list_runs(DATA / "sft")]
-    assert sorted(names) == sorted(f"catalog-pocket-gpt2-{epochs}" for epochs in script.SHIPPED_EPOCHS)
-    assert sum(path.stat().st_size for path in (DATA / "sft").rglob("*") if path.is_file()) < 2e6
+    folders = [run.folder for run in list_runs(DATA / "sft") if run.folder != ADAPTER]
+    assert {folder.name for folder in folders} == {f"catalog-pocket-gpt2-{epochs}" for epochs in script.SHIPPED_EPOCHS}
+    assert sum(size(folder) for folder in folders) < 2e6
 
 
 @needs_sft
@@ -226,10 +246,190 @@ def test_a_shipped_checkpoint_ranks_as_it_did(shipped):
 
 
 @needs_sft
-def test_the_checkpoint_that_runs_start_from_beats_markov():
+def test_the_checkpoint_that_runs_start_from_beats_markov(baselines):
     start = sft_run(PreferConfig())
     assert start.folder.parent == DATA / "sft"
-    assert hit_rate(start.users["rank"]) > markov()
+    assert hit_rate(start.users["rank"]) > hit_rate(baselines["markov"])
+
+
+@pytest.mark.skipif(not ADAPTER.is_dir(), reason="the adapter is not there: python data/findings.py adapter")
+def test_the_shipped_adapter_is_small_and_what_runs_start_from():
+    run, place = Run(ADAPTER), {"dataset": findings.DATASET, "model": findings.LANGUAGE_MODEL}
+    assert run.done
+    assert run.config == make_config(SFTConfig, place)
+    assert size(ADAPTER) <= 5e6
+    assert {path.name for path in (ADAPTER / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    base = read_json(ADAPTER / "model" / "adapter_config.json")["base_model_name_or_path"]
+    assert base == "HuggingFaceTB/SmolLM2-135M-Instruct"  # opens wherever it is fetched
+    assert hit_rate(run.users["rank"]) == run.summary["hr@1"]
+    recorded = RECORDED / "ml-100k-smollm2"
+    if recorded.is_dir():
+        np.testing.assert_array_equal(load_recorded(recorded.name).baselines["sft"], run.users["rank"])
+
+
+# What is found on real data
+
+
+@pytest.mark.parametrize(
+    ("claim", "low", "high", "says"),
+    [
+        ("gains", 0.001, 0.02, "shown"),
+        ("gains", -0.001, 0.02, "not shown"),
+        ("gains", 0.0, 0.02, "not shown"),
+        ("gains", -0.02, -0.001, "opposite"),
+        ("falls", -0.02, -0.001, "shown"),
+        ("falls", -0.02, 0.001, "not shown"),
+        ("falls", -0.02, 0.0, "not shown"),
+        ("falls", 0.001, 0.02, "opposite"),
+        ("stable", -0.01, 0.01, "shown"),
+        ("stable", -0.009, -0.001, "shown"),  # less than one point below is stable
+        ("stable", -0.011, 0.0, "not shown"),
+        ("stable", -0.005, 0.011, "not shown"),
+        ("stable", 0.02, 0.04, "not shown"),
+        ("stable", -0.03, -0.002, "opposite"),
+    ],
+)
+def test_a_verdict_is_the_rules(claim, low, high, says):
+    assert findings.verdict(low, high, claim) == says
+
+
+def level(rate: float, *seeds: int | None) -> dict[int | None, np.ndarray]:
+    """400 users of whom so many are hit, under each seed."""
+    return dict.fromkeys(seeds, (np.arange(400) < 400 * rate).astype(float))
+
+
+def test_a_cell_is_a_difference_with_its_verdict():
+    few, many = level(0.6, 0, 1), level(0.4, 1, 0)
+    assert findings.cell(many, few, "falls").startswith("−20.0 [")
+    assert findings.cell(many, few, "falls").endswith("] **shown**")
+    assert findings.cell(many, few, "gains").endswith("] **opposite**")
+    assert findings.cell(few, level(0.6, 0, 1), "gains").endswith("**not shown**")
+    assert findings.cell(few, level(0.6, 0, 1), "stable").endswith("**shown**")
+    assert findings.cell(many, level(0.6, None), "falls").endswith("**shown**")  # a baseline has no seed
+
+
+def test_a_collapse_needs_a_loss_that_falls():
+    few, many = level(0.6, 0), level(0.4, 0)
+    assert findings.cell(many, few, "falls", holds=False).endswith("**not shown**")
+    assert findings.cell(few, many, "falls", holds=False).endswith("**opposite**")
+
+
+def test_runs_that_are_missing_are_said_to_be():
+    for left, right in ((None, level(0.5, 0)), (level(0.5, 0), None), (None, None), (level(0.5, 0), level(0.5, 1))):
+        assert findings.cell(left, right, "gains") == "not run"
+
+
+@pytest.fixture
+def world() -> findings.World:
+    """A recorded grid of DMPO at K = 1 and 19, which falls with its loss, and of nothing else."""
+    cells = [("off", 1, 0.7, 0.5), ("off", 19, 0.5, 0.2), ("on", 19, 0.6, 0.3)]
+    table = pd.DataFrame(
+        [
+            {"objective": "dmpo", "dynamic": dynamic, "negatives": negatives, "seed": seed, "train_loss": loss}
+            for dynamic, negatives, _, loss in cells
+            for seed in (0, 1)
+        ]
+    )
+    ranks = np.stack([(np.arange(400) >= 400 * rate).astype(int) for _, _, rate, _ in cells for _ in (0, 1)])
+    recorded = Recorded(table, ranks, {"sft": np.ones(400, int)}, pd.DataFrame(), {}, Path("nowhere"))
+    return findings.World("a world", recorded, None, 19)
+
+
+def test_claims_and_questions_are_answered_from_what_was_run(world):
+    found = {text: answer(world) for text, _, answer in (*findings.CLAIMS, *findings.QUESTIONS)}
+    run = {text: answer.split("**")[1] for text, answer in found.items() if answer != "not run"}
+    assert run == {
+        "DMPO collapses: HR@1 at the largest K minus K = 1": "shown",
+        "DynamicPO helps DMPO: with minus without, at the largest K": "shown",
+        "Is one negative better than none? DMPO at K = 1 minus SFT": "shown",
+        "Is the repaired run better than its start? DynamicPO-DMPO minus SFT": "shown",
+    }
+    world.objectives.table["train_loss"] = 0.5
+    assert findings.CLAIMS[0][2](world).endswith("**not shown**")
+
+
+def test_settings_are_chosen_on_validation_users_alone():
+    table = pd.DataFrame(
+        [
+            {"objective": "dmpo", "sft_epochs": epochs, "learning_rate": rate, "seed": seed, "val_hr@1": score + seed}
+            for epochs, rate, score in ((1.0, 1e-4, 0.2), (3.0, 3e-4, 0.4), (3.0, 1e-3, 0.3))
+            for seed in (0, 1)
+        ]
+    ).assign(**{"hr@1": [0.9, 0.9, 0.1, 0.1, 0.5, 0.5]})
+    recorded = Recorded(table, np.zeros((6, 4), int), {}, pd.DataFrame(), {}, Path("nowhere"))
+    assert findings.choose(recorded) == {"sft_epochs": 3.0, "learning_rate": 3e-4}
+    recorded = Recorded(table.assign(objective="sft"), np.zeros((6, 4), int), {}, pd.DataFrame(), {}, Path("nowhere"))
+    assert findings.choose_more_sft(recorded) == 3e-4
+
+
+@pytest.mark.skipif(not FINDINGS.is_file(), reason="FINDINGS.md is not there: python data/findings.py report")
+def test_the_findings_are_what_the_grids_say():
+    assert FINDINGS.read_text(encoding="utf-8").strip() == findings.report().strip(), "python data/findings.py report"
+
+
+REAL = {
+    "ml-100k-settings": "settings",
+    "ml-100k-objectives": "objectives",
+    "ml-100k-parts": "parts",
+    "ml-100k-smollm2": "llm",
+}
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real(request) -> Recorded:
+    if not (RECORDED / request.param).is_dir():
+        pytest.skip(f"data/recorded/{request.param} is not there: python data/findings.py {REAL[request.param]}")
+    return load_recorded(request.param)
+
+
+def test_provenance_of_real_data_says_how_to_repeat_it(real):
+    made = real.provenance
+    assert made["command"] == f"python data/findings.py {REAL[real.folder.name]}"
+    assert datetime.fromisoformat(made["recorded"]).tzinfo is not None
+    assert {"python", "minipo", "torch", "transformers", "peft", "numpy", "machine"} <= {*made["versions"]}
+    if real.folder.name in ("ml-100k-objectives", "ml-100k-parts"):
+        assert made["chosen"] == findings.choose(load_recorded("ml-100k-settings"))
+
+
+def test_every_cell_of_real_data_is_there_once(real):
+    name = real.folder.name
+    if name == "ml-100k-settings":
+        expected = [
+            ("dmpo", 1, *PLAIN, *regime, seed)
+            for *regime, seed in product(findings.SFT_EPOCHS, findings.LEARNING_RATES, findings.SEEDS)
+        ]
+    elif name == "ml-100k-smollm2":
+        cells = product(findings.LLM_NEGATIVES, (PLAIN, WHOLE), findings.LLM_SEEDS)
+        start = make_config(PreferConfig, {"dataset": findings.DATASET, "model": findings.LANGUAGE_MODEL})
+        expected = [
+            ("dmpo", few, *dynamic, start.sft_epochs, start.learning_rate, seed) for few, dynamic, seed in cells
+        ]
+    else:
+        chosen = real.provenance["chosen"]
+        regime = chosen["sft_epochs"], chosen["learning_rate"]
+        if name == "ml-100k-objectives":
+            cells = product(findings.NAMES, findings.NEGATIVES, (PLAIN, WHOLE), findings.SEEDS)
+            expected = [(objective, few, *dynamic, *regime, seed) for objective, few, dynamic, seed in cells]
+        else:
+            parts = (("on", "on", "off"), ("on", "random", "off"), ("on", "off", "on"))
+            expected = [("dmpo", 19, *part, *regime, seed) for part, seed in product(parts, findings.SEEDS)]
+            rates = product(findings.LEARNING_RATES, findings.SEEDS)
+            expected += [("sft", 0, *PLAIN, chosen["sft_epochs"], rate, seed) for rate, seed in rates]
+    found = sorted(real.table[CELL].itertuples(index=False, name=None))
+    missing = real.provenance.get("missing", 0)
+    assert len(set(found)) == len(found) == len(expected) - missing
+    assert set(found) <= set(expected)
+
+
+def test_results_on_real_data_are_those_of_the_ranks(real):
+    for name, values in ranking_metrics(real.ranks).items():
+        np.testing.assert_allclose(real.table[name], values.mean(axis=1), atol=1e-9)
+    preferred = real.table[real.table.objective != "sft"]
+    assert real.wins is not None
+    np.testing.assert_allclose(preferred["reward_win_rate"], real.wins[preferred.index].mean(axis=1), atol=1e-9)
+    for epochs, rows in preferred.groupby("sft_epochs"):
+        name = f"sft-{epochs:g}" if real.folder.name == "ml-100k-settings" else "sft"
+        np.testing.assert_allclose(rows["sft_hr@1"], hit_rate(real.baselines[name]), atol=1e-9)
 
 
 # Trained anew
@@ -252,6 +452,6 @@ def test_a_recorded_cell_comes_out_again(chosen, home):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_pocket_qwen2_beats_markov_after_sft():
+def test_pocket_qwen2_beats_markov_after_sft(baselines):
     run = sft(progress=False, model="pocket-qwen2", epochs=20)
-    assert run.summary["hr@1"] > markov()
+    assert run.summary["hr@1"] > hit_rate(baselines["markov"])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,21 +15,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import DefaultFlowCallback
+from transformers import DefaultFlowCallback, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from minipo import runs, training
-from minipo.evaluation import evaluate, ranking_metrics, score
+from minipo.datasets import load_dataset
+from minipo.evaluation import evaluate, fit_prompts, ranking_metrics, score
 from minipo.files import read_json, read_parquet, whole_file, write_json
+from minipo.models import pocket_tokenizer, save_model
 from minipo.runs import (
     PreferConfig,
     Run,
     SFTConfig,
     list_runs,
+    make_config,
     prefer,
-    reference_logps,
+    recipe,
     sft,
     sft_run,
+    start_config,
 )
 
 STEPS = 25  # a line each, a checkpoint at 10, 20 and 25
@@ -178,9 +183,10 @@ def test_lora_upon_lora_has_the_sft_model_for_reference(tiny, tmp_path):
     base = sft(tmp_path / "base", progress=False, dataset="tiny", steps=30)
     tuned = sft(
         tmp_path / "tuned", progress=False, dataset="tiny", model=str(base.folder / "model"), tuning="lora", steps=30,
-        learning_rate=1e-2, template="line",
+        learning_rate=1e-2, template="line", precision="float32",
     )  # fmt: skip
-    run = prefer(tmp_path / "run", progress=False, sft=tuned.folder, tuning="lora", **(SETTINGS | {"steps": 5}))
+    settings = SETTINGS | {"model": str(base.folder / "model"), "template": "line", "precision": "float32", "steps": 5}
+    run = prefer(tmp_path / "run", progress=False, sft=tuned.folder, tuning="lora", **settings)
     assert {path.name for path in (run.folder / "model").glob("*.safetensors")} == {"adapter_model.safetensors"}
 
     under, reference, policy = (score(*each.load_model(), tiny.validation) for each in (base, tuned, run))
@@ -226,10 +232,11 @@ def test_the_same_seed_ends_the_same_and_another_elsewhere(kind, start, tiny, tm
     [
         {},
         {"dynamic": "on", "select": "random"},  # draws from torch's generator, whose state must come back
-        {"dynamic": "on", "accumulation": 2, "objective": "sdpo"},
+        pytest.param({"dynamic": "on", "accumulation": 2, "objective": "sdpo"}, marks=pytest.mark.slow),
         {"tuning": "lora"},
+        pytest.param({"tuning": "lora", "precision": "bfloat16"}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "random", "accumulation", "lora"],
+    ids=["plain", "random", "accumulation", "lora", "bfloat16"],
 )
 def test_a_run_that_was_cut_off_resumes_to_the_same_end(settings, start, tmp_path, monkeypatch):
     straight = start(tmp_path / "straight", **settings)
@@ -267,7 +274,7 @@ def test_it_may_be_cut_off_anywhere(step, start, finished, tmp_path, monkeypatch
     assert_same_end(start(out), finished)
 
 
-@pytest.mark.parametrize("room", ["_write_users", "_finish", "write_json"])
+@pytest.mark.parametrize("room", ["_write_users", "write_json"])
 def test_it_may_be_cut_off_after_the_last_step(room, start, finished, tmp_path, monkeypatch):
     def cut(*arguments):
         if room != "write_json" or arguments[0].name == "summary.json":
@@ -280,6 +287,16 @@ def test_it_may_be_cut_off_after_the_last_step(room, start, finished, tmp_path, 
             start(tmp_path / "cut")
     assert not Run(tmp_path / "cut").done
     assert_same_end(start(tmp_path / "cut"), finished)
+
+
+def test_adapters_may_be_cut_off_after_the_last_step(start, tmp_path, monkeypatch):
+    settings = {"tuning": "lora", "steps": 6, "learning_rate": 1e-2}
+    straight = start(tmp_path / "straight", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_save_model", full)
+        with pytest.raises(OSError, match="No space left"):
+            start(tmp_path / "cut", **settings)
+    assert_same_end(start(tmp_path / "cut", **settings), straight)
 
 
 def test_a_kill_between_a_probe_and_its_evaluation_leaves_no_step_twice(start, finished, tmp_path, monkeypatch):
@@ -467,10 +484,12 @@ def test_an_unfinished_run_has_neither_summary_nor_model(start, tmp_path, monkey
 def test_a_mistake_found_before_training_leaves_no_folder(start, tiny, tmp_path):
     for out, begin in (
         (tmp_path / "sft", lambda out: sft(out, progress=False, dataset="tiny", model="pocket-gtp2")),
-        (tmp_path / "prefer", lambda out: start(out, template="choice")),  # too long for a pocket model
+        (tmp_path / "long", lambda out: sft(out, progress=False, dataset="tiny", template="choice")),
+        (tmp_path / "prefer", lambda out: start(out, template="question")),
     ):
         with pytest.raises(
-            ValueError, match=r"Unknown model 'pocket-gtp2'. Did you mean 'pocket-gpt2'|of the model's context"
+            ValueError,
+            match=r"Did you mean 'pocket-gpt2'|more than the 128 of the model's context|has template = 'line'",
         ):
             begin(out)
         assert not out.exists()
@@ -491,6 +510,10 @@ def test_sft_folders_that_are_none(start, finished, tiny_sft, tmp_path, monkeypa
     write_json(copy / "summary.json", tiny_sft.summary | {"dataset_fingerprint": "0123456789abcdef"})
     with pytest.raises(ValueError, match=r"The SFT run in .*copy was trained on other data than this 'catalog'"):
         start(out, sft=str(copy))
+    with pytest.raises(ValueError, match=r"finished is not an SFT run"):
+        sft_run(make_config(PreferConfig, {"dataset": "tiny", "sft": finished.folder}))
+    with pytest.raises(ValueError, match=r"^The SFT run in .* has model = 'pocket-gpt2', not 'gpt2'; give the same\.$"):
+        start(out, model="gpt2", sft=str(tiny_sft.folder))
     (copy / "summary.json").write_text("[]")
     with pytest.raises(ValueError, match=r"copy is not a finished SFT run: .*summary\.json is damaged"):
         start(out, sft=str(copy))
@@ -550,15 +573,19 @@ def test_a_finished_run_without_its_model(finished):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"objective": "dmpoo"}, r"Unknown objective 'dmpoo'. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo\."),
+        ({"objective": "dmpoo"}, r"Unknown objective 'dmpoo'. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo"),
+        ({"dataset": "./plays.csv"}, r"^There is no file \./plays\.csv; check the path, or name one of catalog"),
         ({"dataset": "catalogue"}, r"Unknown dataset 'catalogue'. Did you mean 'catalog'\? Known: catalog"),
         ({"select": "randon"}, r"Unknown setting of select 'randon'. Did you mean 'random'\? Known: on, off, random"),
         ({"dynamic": "yes"}, r"Unknown setting of dynamic 'yes'. Known: on, off\."),
         ({"adjust_beta": "true"}, r"Unknown setting of adjust_beta 'true'. Known: on, off\."),
         ({"tuning": "LoRA"}, r"Unknown tuning 'LoRA'.* Known: full, lora\."),
-        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, question, choice\."),
+        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, question, choice"),
+        ({"precision": "float16"}, r"^Unknown precision 'float16'. Did you mean '.*'\? Known: float32, bfloat16\.$"),
+        ({"rank": 0}, r"^rank must be a positive number, not 0\.$"),
+        ({"validation_users": 0}, r"^validation_users must be a positive number, not 0\.$"),
         ({"learning_rates": 1e-3}, r"Unknown setting 'learning_rates'. Did you mean 'learning_rate'\? Known: kind"),
-        ({"negatives": 20}, r"^negatives must be at most 19, what every user has, not 20\.$"),
+        ({"negatives": 20}, r"^negatives must be at most 19, the most that a user here has, not 20\.$"),
         ({"negatives": 0}, r"^negatives must be at least 1, not 0\.$"),
         ({"negatives": 2.5}, r"^negatives must be of type int, not 2\.5\.$"),
         ({"negatives": "5"}, r"^negatives must be of type int, not '5'\.$"),
@@ -590,6 +617,7 @@ def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_pa
     ("settings", "sentence"),
     [
         ({"epochs": 0}, r"^epochs must be a positive number, not 0\.$"),
+        ({"epochs": "ten"}, r"^epochs must be of type float, not 'ten'\.$"),
         ({"steps": 0}, r"^steps must be a positive number, not 0\.$"),
         ({"learning_rate": 0.0}, r"^learning_rate must be a positive number, not 0\.$"),
         ({"batch_size": 5, "accumulation": 2}, r"^accumulation 2 does not divide the batch of 5 users"),
@@ -653,7 +681,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         (runs.Recorder, "_append"),
     ],
 )
-@pytest.mark.parametrize("calls", [0, 2])
+@pytest.mark.parametrize("calls", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_full_disk_leaves_nothing_half_written_and_a_run_that_resumes(
     owner, name, calls, start, finished, tmp_path, monkeypatch
 ):
@@ -697,33 +725,289 @@ def test_a_disk_that_is_really_full_is_one_sentence(room, start, finished, tmp_p
 # The reference
 
 
-def test_reference_log_probs_are_computed_once(tiny, tiny_sft, home, monkeypatch):
-    model, tokenizer = tiny_sft.load_model()
-    first = reference_logps(tiny_sft, model, tokenizer, tiny, "test", "line")
-    assert first == pytest.approx(score(model, tokenizer, tiny.test))
-    with monkeypatch.context() as patch:
-        patch.setattr("minipo.evaluation.score", full)
-        assert reference_logps(tiny_sft, model, tokenizer, tiny, "test", "line").tolist() == first.tolist()
-    assert len(reference_logps(tiny_sft, model, tokenizer, tiny, "train", "line")) == len(tiny.train)
-    assert len(list((home / "reference").iterdir())) == 2
+@pytest.fixture
+def scored(monkeypatch):
+    """How many rows' log-probs were computed for the reference so far."""
+    rows, logps = [], training.PreferenceTrainer.logps
+
+    def count(self, tokens, which, task):
+        if task == "reference":
+            rows.append(len(which))
+        return logps(self, tokens, which, task)
+
+    monkeypatch.setattr(training.PreferenceTrainer, "logps", count)
+    return lambda: sum(rows)
 
 
-def test_other_weights_have_another_reference(tiny, tiny_sft, tmp_path, home):
+def test_reference_log_probs_are_computed_once(start, tmp_path, home, scored):
+    start(tmp_path / "short", steps=2)
+    assert scored() == 8 + 32 + 32  # the users whom the two steps visit, and those of the other splits
+    start(tmp_path / "long", steps=20)
+    assert scored() == 64 + 32 + 32
+    first = start(tmp_path / "other", objective="mppo", negatives=19, dynamic="on", tuning="lora", steps=20)
+    assert scored() == 64 + 32 + 32
+    short = Run(tmp_path / "short").probe
+    assert first.probe[first.probe.step == 0].reference.tolist() == short[short.step == 0].reference.tolist()
+    assert len(list((home / "reference").iterdir())) == 3
+
+
+def test_other_weights_and_another_precision_have_another_reference(start, tiny, tmp_path, scored):
     other = sft(tmp_path / "other", progress=False, dataset="tiny", steps=2)
-    one, two = (reference_logps(run, *run.load_model(), tiny, "test", "line") for run in (tiny_sft, other))
-    assert np.abs(one - two).max() > 0.1
-    assert len(list((home / "reference").iterdir())) == 2
+    found = [
+        start(tmp_path / str(number), steps=1, **settings).probe.reference
+        for number, settings in enumerate([{}, {"sft": other.folder}, {"precision": "bfloat16"}])
+    ]
+    assert scored() == 3 * (4 + 32 + 32)
+    assert np.abs(found[0] - found[1]).max() > 0.1
+    assert 0 < np.abs(found[0] - found[2]).max() < 0.3
 
 
-@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-100], lambda whole: b"\x00" * 50])
-def test_a_damaged_reference_is_computed_again(damage, tiny, tiny_sft, home):
-    model, tokenizer = tiny_sft.load_model()
-    first = reference_logps(tiny_sft, model, tokenizer, tiny, "test", "line")
-    (entry,) = (home / "reference").iterdir()
-    whole = entry.read_bytes()
-    entry.write_bytes(damage(whole))
-    assert reference_logps(tiny_sft, model, tokenizer, tiny, "test", "line").tolist() == first.tolist()
-    assert entry.read_bytes() == whole
+def test_a_damaged_reference_is_computed_again(start, finished, tmp_path, home, scored):
+    start(tmp_path / "first")
+    entries = {path: path.read_bytes() for path in (home / "reference").iterdir()}
+    for path, whole in entries.items():
+        path.write_bytes(whole[:-100])
+    assert_same_end(start(tmp_path / "again"), finished)
+    assert scored() == 2 * (64 + 32 + 32)
+    assert {path: path.read_bytes() for path in (home / "reference").iterdir()} == entries
+
+
+def test_it_may_be_cut_off_while_the_reference_is_scored(start, finished, tmp_path, monkeypatch):
+    packed, calls = training.packed_logps, []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return packed(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "packed_logps", cut)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "cut")
+    assert Run(tmp_path / "cut").metrics.empty
+    assert_same_end(start(tmp_path / "cut"), finished)
+
+
+# Settings by dataset and model
+
+
+RECIPES = [("catalog", "pocket-gpt2"), ("ml-100k", "pocket-qwen2"), ("catalog", "gpt2"), ("ml-100k", "smollm2-135m")]
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, PreferConfig])
+@pytest.mark.parametrize(("dataset", "model"), RECIPES)
+def test_settings_that_nobody_gives_are_those_of_the_data_and_the_model(kind, dataset, model):
+    place = {"dataset": dataset, "model": model}
+    config = make_config(kind, place)
+    assert config == kind(**place, **recipe(kind.kind, dataset, model))
+    assert (config.tuning, config.precision) == (
+        ("full", "float32") if model.startswith("pocket") else ("lora", "bfloat16")
+    )
+    given = {"learning_rate": 0.125, "tuning": "full", "precision": "float32", "template": "line"}
+    assert make_config(kind, place | given) == kind(**(recipe(kind.kind, dataset, model) | place | given))
+
+
+@pytest.mark.parametrize(("dataset", "model"), RECIPES)
+def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset, model):
+    """So that the SFT runs that are shipped are those that runs start from."""
+    place = {"dataset": dataset, "model": model}
+    assert start_config(make_config(PreferConfig, place)) == make_config(SFTConfig, place)
+
+
+def test_the_catalogue_has_the_defaults():
+    assert make_config(PreferConfig, {}) == PreferConfig()
+    assert make_config(SFTConfig, {}) == SFTConfig()
+
+
+def test_what_a_run_was_started_with_is_read_back_whatever_the_recipe_says(finished, monkeypatch):
+    before = finished.config
+    assert (before.learning_rate, before.sft_epochs) == (1e-4, 10)  # real data's; "tiny" is not the catalogue
+    monkeypatch.setitem(runs.REAL_DATA, "prefer", {"learning_rate": 7.0, "rank": 99})
+    assert finished.config == before
+
+
+def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
+    assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 6
+
+
+# Data of one's own
+
+
+def test_from_a_file_of_ones_own_to_a_model_that_ranks(plays, tmp_path, monkeypatch):
+    monkeypatch.chdir(plays.parent)
+    first = sft("first", progress=False, dataset=plays.name, epochs=2)
+    run = prefer("run", progress=False, dataset=plays.name, sft="first", negatives=3, steps=4, evaluate_every=2)
+    assert first.summary["shortened_prompts"] == run.summary["shortened_prompts"] == 0
+    monkeypatch.chdir(Path(__file__).parent)  # a run is read from wherever
+    run = Run(tmp_path / "run")
+    assert (run.config.dataset, run.config.sft) == (str(plays), str(tmp_path / "first"))
+    splits = load_dataset(run.config.dataset)
+    assert run.summary["dataset_fingerprint"] == splits.fingerprint
+    assert run.users.user.tolist() == [user.user for user in splits.test]
+    reference = score(*Run(tmp_path / "first").load_model(), splits.test)
+    again = evaluate(*run.load_model(), splits.test, reference)
+    assert again.ranks.tolist() == run.users["rank"].tolist()
+    assert again.metrics["reward_win_rate"] == run.summary["reward_win_rate"]
+
+
+@pytest.fixture
+def ragged(tmp_path) -> Path:
+    """A folder of LLaRA rows with 2 to 6 candidates, the history's last two items not among them."""
+    random, items = (
+        np.random.default_rng(0),
+        [f"{first} Lake" for first in "Ash Birch Cedar Elm Fir Oak Pine Yew".split()],
+    )
+    folder = tmp_path / "ragged"
+    folder.mkdir()
+    for name, rows in (("train", 24), ("val", 10), ("test", 9)):
+        content = []
+        for number in range(rows):
+            shown = random.permutation(items).tolist()
+            candidates = shown[2 : 4 + number % 5]
+            content.append({"historyList": shown[:2], "itemList": candidates, "trueSelection": candidates[0]})
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_users_may_differ_in_how_many_candidates_they_have(ragged, tmp_path):
+    settings = {"dataset": str(ragged), "progress": False}
+    first = sft(tmp_path / "sft", epochs=5, **settings)
+    run = prefer(tmp_path / "run", sft=first.folder, negatives=4, steps=8, batch_size=4, evaluate_every=8, **settings)
+    splits = load_dataset(ragged)
+    counts = [len(user.candidates) for user in splits.test]
+    assert len(set(counts)) == 5
+    assert (run.users["rank"] < counts).all()
+
+    first_step, last_step = (run.probe[run.probe.step == step] for step in (0, 8))
+    assert first_step.item.tolist() == [item for user in splits.validation for item in user.canonical]
+    assert np.isfinite(run.probe[["reference", "policy"]].to_numpy()).all()
+    assert (first_step.groupby("user").candidate.max() + 1).tolist() == [
+        len(user.candidates) for user in splits.validation
+    ]
+    policy = score(*run.load_model(), splits.validation)
+    assert last_step.policy.to_numpy() == pytest.approx(policy[np.isfinite(policy)], abs=1e-4)
+    assert run.evaluation.pair_loss[0] == pytest.approx(np.log(2), abs=1e-6)
+    assert np.isfinite(run.metrics.drop(columns=["push_boundary", "push_discriminative"]).to_numpy()).all()
+
+
+def test_more_negatives_than_any_user_has_are_one_sentence(ragged, tmp_path):
+    with pytest.raises(ValueError, match=r"^negatives must be at most 5, the most that a user here has, not 6\.$"):
+        prefer(tmp_path / "run", progress=False, dataset=str(ragged), negatives=6)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_longer_than_the_context_lose_their_oldest_items_and_are_counted(tmp_path):
+    items = [
+        f"{first} {second}"
+        for first in "Red Blue Green Black White".split()
+        for second in "Sea Sky Sun Fox Owl".split()
+    ]
+    rows = [
+        # 50 items of three tokens each, comma included, are more than a pocket model's 128; 20 are not.
+        {"historyList": items[place % 20 :] * 2 if place % 4 == 0 else items[:20], "itemList": items[place : place + 5],
+         "trueSelection": items[place + 1]}
+        for place in range(20)
+    ]  # fmt: skip
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps(rows))
+    splits = load_dataset(path)
+    users = (*splits.train, *splits.validation, *splits.test)
+    warned = r"prompts were longer than the 128 tokens of the model's context"
+    with pytest.warns(UserWarning, match=warned):
+        first = sft(tmp_path / "sft", progress=False, dataset=str(path), steps=1)
+    with pytest.warns(UserWarning, match=warned):
+        run = prefer(tmp_path / "run", progress=False, dataset=str(path), sft=first.folder, steps=1, negatives=2)
+    longer = sum(3 * len(user.history) + 2 > 128 for user in users)
+    assert 0 < longer < len(users)
+    assert first.summary["shortened_prompts"] == run.summary["shortened_prompts"] == longer
+    prompts, shortened = fit_prompts(first.load_model()[1], users, context=128)
+    assert shortened == longer
+    assert all(
+        prompt.endswith(", ".join(user.history[-20:]) + ",") for prompt, user in zip(prompts, users, strict=True)
+    )
+
+
+# A pretrained model
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_splits, tmp_path_factory) -> Path:
+    """A folder with a Llama of two small layers, which stands for a pretrained model."""
+    tokenizer = pocket_tokenizer(tiny_splits.items)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    save_model(LlamaForCausalLM(settings), tokenizer, folder)
+    return folder
+
+
+def weights(run: Run) -> set[str]:
+    return {path.name for path in (run.folder / "model").glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_a_pretrained_model_is_tuned_through_adapters_one_upon_the_other(precision, close, llama, tiny, tmp_path):
+    """close: how far log-probs may be from those of the adapters merged, in float32; relative to them."""
+    place = {"dataset": "tiny", "model": str(llama), "progress": False, "precision": precision}
+    first = sft(tmp_path / "sft", steps=6, batch_size=8, learning_rate=3e-2, **place)
+    settings = {"negatives": 5, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluate_every": 6}
+    run = prefer(tmp_path / "run", sft=first.folder, **settings, **place)
+    assert (first.config.tuning, first.config.template, run.config.tuning) == ("lora", "question", "lora")
+    assert weights(first) == weights(run) == {"adapter_model.safetensors"}
+    assert first.users["rank"].tolist() == evaluate_as(first, tiny.test).ranks.tolist()
+
+    merged = [score(*each, tiny.validation, "question") for each in (first.load_model(), run.load_model())]
+    before, after = (run.probe[run.probe.step == step] for step in (0, 6))
+    for table, column, expected in (
+        (before, "reference", merged[0]), (before, "policy", merged[0]), (after, "policy", merged[1]),
+    ):  # fmt: skip
+        assert table[column].to_numpy() == pytest.approx(expected.ravel(), rel=close, abs=10 * close)
+    assert np.abs(merged[1] - merged[0]).max() > 1
+    assert run.evaluation.pair_loss[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert run.metrics.pair_loss[0] == pytest.approx(math.log(2), abs=1e-6 if precision == "float32" else 0.01)
+
+
+def evaluate_as(run: Run, users):
+    """A run's users ranked by its model, in its arithmetic."""
+    model, tokenizer = run.load_model()
+    with runs.arithmetic(model, run.config.precision):
+        return evaluate(model, tokenizer, users, template=run.config.template)
+
+
+def test_an_adapter_needs_the_model_that_it_was_trained_upon(llama, tiny, tmp_path, monkeypatch):
+    """Wherever it is opened from, though the model was named by a path from where the run was started."""
+    monkeypatch.chdir(llama.parent)
+    run = sft(tmp_path / "run", progress=False, dataset="tiny", model=f"./{llama.name}", steps=1, template="line")
+    monkeypatch.chdir(tmp_path)
+    assert run.config.model == str(llama)
+    assert evaluate_as(run, tiny.test).ranks.tolist() == run.users["rank"].tolist()
+
+
+def test_bfloat16_trains_nearly_as_float32_does_and_repeats(start, tmp_path):
+    plain = start(tmp_path / "plain", steps=10)
+    one, again = (start(tmp_path / name, steps=10, precision="bfloat16") for name in ("one", "again"))
+    assert_same_end(one, again)
+    assert one.metrics.loss.tolist() != plain.metrics.loss.tolist()
+    assert one.metrics.loss.to_numpy() == pytest.approx(plain.metrics.loss.to_numpy(), abs=0.05)
+    assert one.evaluation.pair_loss.to_numpy() == pytest.approx(plain.evaluation.pair_loss.to_numpy(), abs=0.02)
+
+
+def test_evaluations_rank_as_many_users_as_they_are_told(start, tmp_path, tiny):
+    run = start(tmp_path / "run", validation_users=6, steps=4, evaluate_every=2)
+    everyone = start(tmp_path / "everyone", validation_users=1000, steps=4, evaluate_every=2)
+    assert run.probe.user.unique().tolist() == [user.user for user in tiny.validation[:6]]
+    assert run.evaluation.step.tolist() == [0, 2, 4]
+    for step, table in run.probe.groupby("step"):
+        scores = table.policy.to_numpy().reshape(6, 20)
+        (found,) = run.evaluation["hr@1"][run.evaluation.step == step]
+        assert found == (scores[:, :1] > scores[:, 1:]).all(1).mean()
+    pd.testing.assert_frame_equal(run.users, everyone.users)  # the test split is ranked whole
+    assert everyone.probe.user.nunique() == len(tiny.validation)
 
 
 # Around it

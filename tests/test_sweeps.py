@@ -18,7 +18,7 @@ import pytest
 from minipo import runs, sweeps
 from minipo.datasets import DATASETS
 from minipo.evaluation import ranking_metrics
-from minipo.runs import PreferConfig, Run, SFTConfig, cache_folder
+from minipo.runs import PreferConfig, Run, SFTConfig, cache_folder, recipe
 from minipo.sweeps import Recorded, difference, grid, load_recorded, record, sweep, train_all
 
 DESIGN_COLUMNS = """
@@ -91,6 +91,17 @@ def test_a_grid_is_every_combination_of_its_values():
 def test_a_grid_without_settings_is_the_run_without_settings():
     assert grid() == [PreferConfig()]
     assert grid(seed=3) == grid(seeds=[3]) == grid(seeds=np.array([3])) == [PreferConfig(seed=3)]
+
+
+def test_a_grid_has_each_datasets_and_models_own_settings():
+    cells = grid(dataset=["catalog", "ml-100k"], model=["pocket-gpt2", "gpt2"], negatives=1)
+    assert [(cell.dataset, cell.model) for cell in cells] == [
+        (dataset, model) for dataset in ("catalog", "ml-100k") for model in ("pocket-gpt2", "gpt2")
+    ]
+    for cell in cells:
+        place = {"dataset": cell.dataset, "model": cell.model}
+        assert cell == PreferConfig(**place, negatives=1, **recipe("prefer", **place))
+    assert {cell.learning_rate for cell in grid(dataset=["catalog", "ml-100k"], learning_rate=0.5)} == {0.5}
 
 
 def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
@@ -254,7 +265,7 @@ def test_a_worker_that_dies_is_one_sentence(tasks, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"negatives": [1, 40]}, "negatives must be from 1 to 19, the negatives every user has, not 40."),
+        ({"negatives": [1, 40]}, "negatives must be at most 19, the most that a user here has, not 40."),
         ({"negatives": [1, 0]}, "negatives must be at least 1, not 0."),
         (
             {"out": "table.xlsx"},
@@ -262,6 +273,7 @@ def test_a_worker_that_dies_is_one_sentence(tasks, monkeypatch):
         ),
         ({"sft": [None, "nowhere"]}, "nowhere is not a finished SFT run: nowhere is not a run"),
         ({"workers": 0}, "workers must be at least 1, not 0."),
+        ({"dataset": ["tiny", "plays.csv"]}, "There is no file plays.csv; check the path, or name one of catalog, "),
         ({"dataset": ["tiny", "catalogue"]}, "Unknown dataset 'catalogue'. Did you mean 'catalog'?"),
     ],
 )
@@ -279,6 +291,13 @@ def test_the_table_is_written_where_it_is_asked_for(tasks, tmp_path, name, read)
     table = sweep(negatives=[1, 2], out=out, progress=False, **SMALL)
     pd.testing.assert_frame_equal(read(out), table, check_dtype=False)
     assert [path.name for path in out.parent.iterdir()] == [name]
+
+
+def test_a_sweep_over_a_file_of_ones_own_and_over_tiny(tasks, plays):
+    table = sweep(**SMALL | {"dataset": ["tiny", str(plays)], "negatives": 2, "progress": False})
+    assert table.dataset.tolist() == ["tiny", str(plays)]
+    assert [task for task, _ in tasks] == ["_start", "_start", "_train", "_train"]
+    assert table["hr@1"].between(0, 1).all()
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one_whole(tasks, tmp_path, monkeypatch):
@@ -403,6 +422,9 @@ def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels
         assert curves[curves.kind == "metrics"].loss.tolist() == run.metrics.loss.tolist()
         evaluated = curves[curves.kind == "evaluation"]
         assert evaluated.step.tolist() == ([] if run.evaluation.empty else run.evaluation.step.tolist())
+        won = run.users["reward_win"].tolist() if run.config.kind == "prefer" else [None] * 32
+        assert [None if np.isnan(win) else bool(win) for win in recorded.wins[number]] == won
+    assert recorded.wins[:4].mean(axis=1).tolist() == recorded.table["reward_win_rate"][:4].tolist()
     assert {name: rank.tolist() for name, rank in recorded.baselines.items()} == {
         name: rank.tolist() for name, rank in levels.items()
     }
@@ -417,6 +439,25 @@ def test_a_recorded_grid_says_where_it_comes_from(kept):
     assert provenance["seeds"] == [0, 1]
     assert provenance["recorded"].endswith("+00:00")
     assert {"minipo", "torch", "transformers", "machine", "python"} <= {*provenance["versions"]}
+
+
+def test_reward_wins_are_paired_as_any_metric_is(kept):
+    recorded = load_recorded("grid", kept)
+    found = recorded.outcomes("reward_win_rate", dynamic="on")
+    assert {seed: won.tolist() for seed, won in found.items()} == {0: [*recorded.wins[2]], 1: [*recorded.wins[3]]}
+    plain = recorded.outcomes("reward_win_rate", objective="dmpo", dynamic="off")
+    assert difference(found, plain).mean == pytest.approx(recorded.wins[2:4].mean() - recorded.wins[:2].mean())
+
+
+def test_a_grid_recorded_before_wins_were_kept_is_read_without_them(kept):
+    drop(kept / "ranks.parquet", "reward_win")
+    recorded = load_recorded("grid", kept)
+    assert recorded.wins is None
+    with pytest.raises(
+        ValueError, match=r"^Unknown metric of a user 'reward_win_rate'\. Known: hr@1, hr@5, ndcg@5, mrr"
+    ):
+        recorded.outcomes("reward_win_rate", dynamic="on")
+    assert recorded.outcomes(dynamic="on")[0].tolist() == (recorded.ranks[2] == 0).tolist()
 
 
 def test_recording_again_replaces_what_was_there(kept, finished_runs, levels):
@@ -449,6 +490,11 @@ def drop(path, column):
     pd.read_parquet(path).drop(columns=column).to_parquet(path)
 
 
+def keep_one_win(path):
+    table = pd.read_parquet(path)
+    table.assign(reward_win=table["reward_win"].map(lambda won: None if won is None else won[:1])).to_parquet(path)
+
+
 DAMAGES = {
     "no folder": (shutil.rmtree, "The recorded grid 'grid' is missing: there is no folder"),
     "no table": (lambda folder: (folder / "table.parquet").unlink(), "table.parquet is missing"),
@@ -466,6 +512,8 @@ DAMAGES = {
         "do not fit together",
     ),
     "fewer users": (lambda folder: shorten(folder, "baselines.parquet", 31), "do not fit together"),
+    "no ranks": (lambda folder: drop(folder / "ranks.parquet", "rank"), "do not fit together"),
+    "wins of fewer users": (lambda folder: keep_one_win(folder / "ranks.parquet"), "do not fit together"),
     "a column less": (lambda folder: drop(folder / "table.parquet", "hr@1"), "do not fit together"),
 }
 

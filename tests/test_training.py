@@ -1,47 +1,66 @@
 """What a step of SFT and of preference training does, and that seeds, resumption and accumulation do not change it."""
 
+import gc
 import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+import minipo.training
 from minipo.datasets import Interaction
 from minipo.dynamic import DynamicPO
-from minipo.evaluation import score
+from minipo.evaluation import preference_rows, report, score
 from minipo.models import add_lora, load_model
+from minipo.objectives import BatchBeta, beta_dpo, simpo
 from minipo.preference import preference_loss, preference_push
 from minipo.scoring import candidate_logps
 from minipo.training import (
     COMPLETE,
     PreferenceTrainer,
     SFTTrainer,
-    UserRows,
-    check_negatives,
+    TokenRows,
+    Visits,
+    completion,
     disable_dropout,
+    fingerprint,
     last_checkpoint,
+    preference_answers,
+    token_rows,
     training_arguments,
 )
+
+gc.freeze()  # every training begins with a collection of garbage; what is imported need not be looked through each time
 
 # Names of one to five tokens, so that a mean over tokens is no mean over users.
 NAMES = ("Fox", "Neon Fox", "Iron Lark", "Glass", "Velvet Tiger At Large", "Redemption, The (1994)", "Heat", "Amélie")
 
 
-def ragged_users(count=12):
+def ragged_users(count=11):
+    """Users with histories of 1 to 4 items and 2 to 4 negatives."""
     random = np.random.default_rng(3)
     users = []
     for number in range(count):
         items = [str(name) for name in random.permutation(NAMES)]
-        users.append(Interaction(number, tuple(items[: 1 + number % 4]), items[4], tuple(items[3:])))
+        users.append(
+            Interaction(
+                number, tuple(items[: 1 + number % 4]), items[4], tuple(items[3 + number % 2 :][: 3 + number % 3])
+            )
+        )
     return users
 
 
 USERS = ragged_users()
+ROWS = preference_rows(USERS)
 
 
 def model_for(name="pocket-gpt2", lora=False, seed=0):
-    """A pocket model without dropout whose weights are large enough for attention to matter."""
+    """A pocket model whose weights are large enough for attention to matter."""
     model, tokenizer = load_model(name, items=NAMES, seed=seed)
     disable_dropout(model)
     with torch.no_grad():
@@ -53,38 +72,40 @@ def model_for(name="pocket-gpt2", lora=False, seed=0):
 def settings(folder, steps=1, batch_size=4, accumulation=1, learning_rate=1e-3, seed=0, **others):
     return training_arguments(
         folder, steps=steps, batch_size=batch_size, accumulation=accumulation, learning_rate=learning_rate, seed=seed,
-        progress=False, save_strategy="no", **others,
+        progress=False, **({"save_strategy": "no"} | others),
     )  # fmt: skip
 
 
-def sft_trainer(folder, whole_line=True, seed=0, callbacks=None, model=None, **others):
+def sft_trainer(folder, whole_line=True, model=None, callbacks=None, rows=ROWS, **others):
     model, tokenizer = model or model_for()
     return SFTTrainer(
-        model, tokenizer, USERS, settings(folder, seed=seed, **others), whole_line=whole_line, seed=seed,
-        callbacks=callbacks,
-    )  # fmt: skip
+        model, settings(folder, **others), rows, processing_class=tokenizer, whole_line=whole_line, callbacks=callbacks
+    )
 
 
-def preference_trainer(
-    folder, objective="dmpo", negatives=3, seed=0, callbacks=None, model=None, dynamic=None, **others
-):
+OWN = ("objective", "negatives", "beta", "dynamic", "reference_cache", "peft_config", "callbacks", "eval_dataset")
+
+
+def preference_trainer(folder, model=None, rows=ROWS, **others):
     model, tokenizer = model or model_for()
-    reference = score(model, tokenizer, USERS)
-    return PreferenceTrainer(
-        model, tokenizer, USERS, settings(folder, seed=seed, **others), objective=objective, negatives=negatives,
-        reference=reference, dynamic=dynamic, seed=seed, callbacks=callbacks, validation=USERS,
-        validation_reference=reference,
-    )  # fmt: skip
+    own = {name: others.pop(name) for name in OWN if name in others}
+    own = {"negatives": 3, "eval_dataset": rows} | own
+    return PreferenceTrainer(model, settings(folder, **others), rows, processing_class=tokenizer, **own)
 
 
 TRAINERS = {"sft": sft_trainer, "preference": preference_trainer}
 
 
 class KeepGradients(TrainerCallback):
+    """The gradients of every step."""
+
+    def __init__(self):
+        self.steps = []
+
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.gradients = {
-            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
-        }
+        self.steps.append(
+            {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        )
 
 
 def weights(trainer):
@@ -95,90 +116,260 @@ def losses(trainer):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
+def visited(trainer, monkeypatch):
+    """The (row, columns) of every micro-batch that training asks for, as it asks."""
+    seen, collate = [], type(trainer).collate
+    monkeypatch.setattr(type(trainer), "collate", lambda self, visits: seen.append(visits) or collate(self, visits))
+    trainer.data_collator = trainer.collate
+    trainer.train()
+    return [[(row, columns.tolist()) for row, columns in visits] for visits in seen]
+
+
 # Which rows a step sees
 
 
-def test_an_epoch_shows_every_user_once_in_an_order_of_its_own():
-    rows = UserRows(users=10, available=19, negatives=3, count=35, seed=1)
-    users = [rows[row][0] for row in range(35)]
-    epochs = [users[start : start + 10] for start in (0, 10, 20)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert len(set(users[30:])) == 5
-    assert len(rows) == 35
+def some_rows(counts, **others):
+    """Rows with so many answers each; what the answers are does not matter here."""
+    ids = np.array([1, 2])
+    return TokenRows([ids] * len(counts), [[ids] * count for count in counts], **others)
 
 
-def test_a_row_is_the_chosen_item_and_distinct_negatives():
-    for row in range(40):
-        _, columns = UserRows(10, 19, 19, 40, seed=0)[row]
+def test_an_epoch_shows_every_row_once_in_an_order_of_its_own():
+    visits = Visits(10, seed=1)
+    epochs = []
+    for epoch in range(3):
+        visits.set_epoch(epoch)
+        epochs.append(list(visits))
+        assert epochs[-1] == list(visits) == [(epoch, row) for row in visits.order(epoch)]
+    assert all(sorted(row for _, row in epoch) == list(range(10)) for epoch in epochs)
+    orders = [[row for _, row in epoch] for epoch in epochs]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert len(visits) == 10
+    assert [row for _, row in Visits(10, seed=2)] != orders[0]
+
+
+def test_a_visit_is_the_chosen_answer_and_distinct_negatives():
+    rows = some_rows([20] * 10, negatives=19)
+    for row in range(10):
+        found, columns = rows[3, row]
+        assert found == row
         assert columns[0] == 0
         assert sorted(columns[1:]) == list(range(1, 20))
-    assert UserRows(10, 19, 0, 40, seed=0)[7][1].tolist() == [0]
+
+
+@pytest.mark.parametrize(("negatives", "expected"), [(None, [1, 3, 7]), (3, [1, 3, 3]), (1, [1, 1, 1]), (9, [1, 3, 7])])
+def test_a_row_uses_what_it_has(negatives, expected):
+    rows = some_rows([2, 4, 8], negatives=negatives)
+    drawn = [rows[0, row][1][1:] for row in range(3)]
+    assert [len(columns) for columns in drawn] == expected
+    assert all(len(set(columns)) == len(columns) for columns in drawn)
+    assert some_rows([1])[0, 0][1].tolist() == [0]
 
 
 def test_fewer_negatives_are_the_first_of_more():
-    few, many = UserRows(10, 19, 5, 40, seed=2), UserRows(10, 19, 15, 40, seed=2)
-    for row in range(40):
-        assert few[row][0] == many[row][0]
-        assert few[row][1].tolist() == many[row][1][:6].tolist()
+    few, many, all_of_them = (some_rows([20] * 10, negatives=number, seed=2) for number in (5, 15, None))
+    for epoch in range(3):
+        for row in range(10):
+            assert few[epoch, row][1].tolist() == many[epoch, row][1][:6].tolist()
+            assert many[epoch, row][1].tolist() == all_of_them[epoch, row][1][:16].tolist()
 
 
-def test_negatives_change_with_user_epoch_and_seed():
-    rows, other = (UserRows(10, 19, 5, 30, seed) for seed in (0, 1))
-    drawn: dict[int, list[tuple[int, ...]]] = {}
-    for row in range(30):
-        user, columns = rows[row]
-        drawn.setdefault(user, []).append(tuple(columns))
-    assert all(len(set(epochs)) == 3 for epochs in drawn.values())
-    assert len({epochs[0] for epochs in drawn.values()}) == 10
-    assert [rows[row][0] for row in range(10)] != [other[row][0] for row in range(10)]
-    first, second = ({rows[row][0]: tuple(rows[row][1]) for row in range(10)} for rows in (rows, other))
-    assert all(first[user] != second[user] for user in range(10))
+def test_negatives_change_with_row_epoch_and_seed():
+    rows, other = (some_rows([20] * 10, negatives=5, seed=seed) for seed in (0, 1))
+    drawn = [[tuple(rows[epoch, row][1]) for epoch in range(3)] for row in range(10)]
+    assert all(len(set(epochs)) == 3 for epochs in drawn)
+    assert len({epochs[0] for epochs in drawn}) == 10
+    assert all(tuple(other[0, row][1]) != drawn[row][0] for row in range(10))
+    assert tuple(rows[1, 4][1]) == drawn[4][1]  # whatever was asked before
 
 
-def test_a_row_does_not_depend_on_what_was_asked_before():
-    straight = UserRows(10, 19, 5, 60, seed=4)
-    expected = [straight[row] for row in range(60)]
-    jumping = UserRows(10, 19, 5, 60, seed=4)
-    for row in np.random.default_rng(0).permutation(60):
-        user, columns = jumping[int(row)]
-        assert user == expected[row][0]
-        assert columns.tolist() == expected[row][1].tolist()
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_epochs_and_steps_mean_what_they_mean_to_the_trainer(kind, accumulation, tmp_path, monkeypatch):
+    by_epochs = TRAINERS[kind](tmp_path, steps=-1, num_train_epochs=2, accumulation=accumulation)
+    batches = visited(by_epochs, monkeypatch)
+    monkeypatch.undo()
+    rows = [row for batch in batches for row, _ in batch]
+    assert sorted(rows[:11]) == sorted(rows[11:]) == list(range(11))
+    assert rows[:11] != rows[11:]
+    assert (by_epochs.state.global_step, by_epochs.state.epoch) == (6, 2)  # 4 rows, 4, and 3, twice
+    by_steps = TRAINERS[kind](tmp_path, steps=4, accumulation=accumulation)
+    batches = visited(by_steps, monkeypatch)
+    assert [row for batch in batches for row, _ in batch][:15] == rows[:15]
+    assert by_steps.state.epoch == pytest.approx(1 + 1 / 3)
 
 
-@pytest.mark.parametrize("negatives", [0, -1, 5, 19])
-def test_negatives_that_not_every_user_has(negatives):
-    with pytest.raises(
-        ValueError, match=rf"^negatives must be from 1 to 4, the negatives every user has, not {negatives}"
-    ):
-        check_negatives(USERS, negatives)
-
-
-def test_no_users_to_train_on(tmp_path):
-    with pytest.raises(ValueError, match="no users to train on: the split is empty"):
-        check_negatives([], 1)
-
-
-def test_users_may_differ_in_their_number_of_negatives(tmp_path):
-    """Training takes what everyone has; a row's reference is that of the row's own candidates."""
-    users = [*USERS, Interaction(99, ("Heat",), "Glass", ("Fox", "Glass", "Heat"))]
-    model, tokenizer = model_for()
-    trainer = PreferenceTrainer(
-        model,
-        tokenizer,
-        users,
-        settings(tmp_path),
-        objective="dpo",
-        negatives=2,
-        reference=score(model, tokenizer, users),
+def test_runs_at_different_k_see_the_same_rows(tmp_path, monkeypatch):
+    few, many = (
+        list(chain.from_iterable(visited(preference_trainer(tmp_path, negatives=number, steps=5), monkeypatch)))
+        for number in (1, 3)
     )
-    rows = [trainer.train_dataset[row] for row in range(4)]
-    batch = trainer.collate(rows)
-    for row, (user, columns) in enumerate(rows):
-        texts = [" " + users[user].canonical[column] for column in columns]
-        prompt = ", ".join(users[user].history) + ","
-        expected = candidate_logps(model, tokenizer, [prompt], [texts])[0]
-        torch.testing.assert_close(batch["reference"][row], expected, atol=1e-5, rtol=0)
+    assert [row for row, _ in few] == [row for row, _ in many]
+    assert all(columns == more[:2] for (_, columns), (_, more) in zip(few, many, strict=True))
+
+
+@pytest.mark.parametrize("negatives", [0, -1])
+def test_no_negatives(negatives, tmp_path):
+    with pytest.raises(
+        ValueError, match=rf"^negatives is {negatives}: give at least 1, or None for all that a row has"
+    ):
+        preference_trainer(tmp_path, negatives=negatives)
+
+
+# From rows to tokens
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def chat(tokenizer, template=TEMPLATE):
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def texts(tokenizer, rows):
+    return [
+        (tokenizer.decode(prompt), [tokenizer.decode(answer) for answer in answers])
+        for prompt, answers in zip(rows.prompts, rows.answers, strict=True)
+    ]
+
+
+def test_rows_are_prompt_and_answers_with_their_end():
+    _, tokenizer = model_for()
+    rows = token_rows(tokenizer, ROWS, preference_answers)
+    for user, prompt, answers in zip(USERS, rows.prompts, rows.answers, strict=True):
+        assert prompt.tolist() == tokenizer(", ".join(user.history) + ",")["input_ids"]
+        expected = [[*tokenizer(" " + item)["input_ids"], tokenizer.eos_token_id] for item in user.canonical]
+        assert [answer.tolist() for answer in answers] == expected
+    assert rows.width == 5
+    assert rows.absent.tolist() == [[column >= len(user.candidates) for column in range(5)] for user in USERS]
+
+
+def test_a_lone_rejected_answer_needs_no_list():
+    _, tokenizer = model_for()
+    row = {"prompt": "Heat,", "chosen": " Fox", "rejected": " Glass"}
+    alone, listed = (token_rows(tokenizer, [row | more], preference_answers) for more in ({}, {"rejected": [" Glass"]}))
+    assert texts(tokenizer, alone) == texts(tokenizer, listed) == [("Heat,", ["Fox<eos>", "Glass<eos>"])]
+
+
+def test_messages_go_through_the_chat_template():
+    _, tokenizer = model_for()
+    prompt = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Next?"}]
+    said = [{"role": "assistant", "content": "Glass"}]
+    rows = [
+        {"prompt": prompt, "chosen": "Fox", "rejected": ["Glass", "Heat"]},
+        {"prompt": prompt, "chosen": [{"role": "assistant", "content": "Fox"}], "rejected": [said, "Heat"]},
+        {"prompt": prompt, "chosen": "Fox", "rejected": said},
+        {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]},
+    ]
+    start = "<system>Be short.<eos>\n<user>Next?<eos>\n<assistant>"
+
+    def ids(prompt, *answers):
+        return tokenizer(prompt)["input_ids"], [tokenizer(answer)["input_ids"] for answer in answers]
+
+    # What a template writes after its end-of-answer token is nothing to learn; one that writes none gets it.
+    for end, template in (("<eos>", TEMPLATE), ("\n<eos>", TEMPLATE.replace("{{ eos_token }}", ""))):
+        found = token_rows(chat(tokenizer, template), rows, preference_answers)
+        begin = start if end == "<eos>" else start.replace("<eos>", "")
+        assert [
+            (prompt.tolist(), [answer.tolist() for answer in answers])
+            for prompt, answers in zip(found.prompts, found.answers, strict=True)
+        ] == [
+            ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
+            ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
+            ids(begin, "Fox" + end, "Glass" + end),
+            ids("Heat,", "Fox<eos>", "Glass<eos>"),
+        ]
+
+
+def test_a_dataset_is_a_list_of_rows():
+    datasets = pytest.importorskip("datasets")
+    _, tokenizer = model_for()
+    rows = datasets.Dataset.from_list(ROWS)
+    found, expected = (token_rows(tokenizer, given, preference_answers) for given in (rows, ROWS))
+    assert found.fingerprint() == expected.fingerprint()
+
+
+def test_sft_learns_the_completion_or_the_chosen_answer():
+    _, tokenizer = model_for()
+    rows = [
+        {"prompt": "Heat,", "completion": " Fox"},
+        {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]},
+        {"prompt": "Heat,", "completion": " Fox", "chosen": " Glass"},
+    ]
+    assert texts(tokenizer, token_rows(tokenizer, rows, completion)) == [("Heat,", ["Fox<eos>"])] * 3
+
+
+ROW = {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]}
+MESSAGES = [{"role": "user", "content": "Next?"}]
+BAD_ROWS = {
+    "none": ([], r"There are no rows: the split is empty; give at least one\."),
+    "no list": (iter([ROW]), r"The rows are a list_iterator: give a list of dictionaries or a datasets\.Dataset\."),
+    "a dictionary of splits": ({"train": [ROW]}, r"The rows are a dict: give a list of dictionaries or a datasets"),
+    "no dictionary": ([ROW, "Heat,"], r"Row 1: it is a str; give a dictionary\."),
+    "no prompt": ([{"chosen": " Fox", "rejected": " Heat"}], r"Row 0: it has no 'prompt'; give every row one\."),
+    "no chosen": ([ROW, {"prompt": "Heat,", "rejected": " Heat"}], r"Row 1: it has no 'chosen'; give every row one\."),
+    "no rejected": ([{"prompt": "Heat,", "chosen": " Fox"}], r"Row 0: it has no 'rejected'; give every row one\."),
+    "nothing rejected": (
+        [ROW, ROW | {"rejected": []}],
+        r"Row 1: there is no rejected answer; leave the row out, or give",
+    ),
+    "an answer that is a number": (
+        [ROW | {"chosen": 3}],
+        r"Row 0: after a prompt that is a string, an answer is a int\.",
+    ),
+    "an empty prompt": ([ROW, ROW | {"prompt": ""}], r"Row 1: the prompt tokenizes to nothing; give it a word\."),
+    "an empty chosen answer": (
+        [ROW | {"chosen": ""}],
+        r"Row 0: the chosen answer tokenizes to nothing; leave it out\.",
+    ),
+    "an empty rejected answer": (
+        [ROW | {"rejected": [" Glass", ""]}],
+        r"Row 0: the rejected answer 2 tokenizes to nothing; leave it out\.",
+    ),
+    "beyond the context": (
+        [ROW, ROW | {"prompt": "Heat," * 20}],
+        r"Row 1 needs \d+ tokens \(prompt \d+, longest answer 1\), more than the 8 of the model's context; shorten its",
+    ),
+    "two messages": (
+        [ROW | {"prompt": MESSAGES, "chosen": MESSAGES * 2}],
+        r"Row 0: after a prompt of messages, an answer is a string or one message of the assistant\.",
+    ),
+    "a message of the user": (
+        [ROW | {"prompt": MESSAGES, "chosen": MESSAGES}],
+        r"Row 0: .* one message of the assistant",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD_ROWS)
+def test_bad_rows_are_named(wrong):
+    rows, sentence = BAD_ROWS[wrong]
+    _, tokenizer = model_for()
+    with pytest.raises(ValueError, match="^" + sentence) as raised:
+        token_rows(chat(tokenizer), rows, preference_answers, 8 if wrong == "beyond the context" else None)
+    assert "\n" not in str(raised.value)
+
+
+def test_messages_need_a_chat_template_that_continues():
+    _, tokenizer = model_for()
+    rows = [ROW | {"prompt": MESSAGES}]
+    with pytest.raises(
+        ValueError, match=r"^Row 0: the prompt is a list of messages and the tokenizer has no chat_templ"
+    ):
+        token_rows(tokenizer, rows, preference_answers)
+    with pytest.raises(
+        ValueError, match=r"^Row 0: the chat template does not begin an answer as add_generation_prompt"
+    ):
+        token_rows(chat(tokenizer, TEMPLATE.replace("<assistant>", "<bot>")), rows, preference_answers)
+
+
+def test_completions_that_are_missing():
+    _, tokenizer = model_for()
+    with pytest.raises(ValueError, match=r"^Row 0: it has no 'completion'; give every row one"):
+        token_rows(tokenizer, [{"prompt": "Heat,"}], completion)
 
 
 # What a step computes
@@ -189,9 +380,9 @@ def test_users_may_differ_in_their_number_of_negatives(tmp_path):
 def test_sft_loss_is_transformers_own(name, whole_line, tmp_path):
     model, tokenizer = model_for(name)
     trainer = sft_trainer(tmp_path, whole_line, model=(model, tokenizer))
-    rows = [(user, np.array([0])) for user in (0, 1, 2, 3, 7)]
+    visits = [(user, np.array([0])) for user in (0, 1, 2, 3, 7)]
     ids, labels = [], []
-    for user, _ in rows:
+    for user, _ in visits:
         prompt = tokenizer(", ".join(USERS[user].history) + ",")["input_ids"]
         answer = [*tokenizer(" " + USERS[user].chosen)["input_ids"], tokenizer.eos_token_id]
         ids.append(prompt + answer)
@@ -200,9 +391,40 @@ def test_sft_loss_is_transformers_own(name, whole_line, tmp_path):
     padded = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids])
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in labels])
     seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-    expected = model(input_ids=padded, attention_mask=seen, labels=labels).loss
-    found = trainer.compute_loss(model, trainer.collate(rows))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = model(input_ids=padded, attention_mask=seen, labels=labels).loss.item()
+    found = trainer.compute_loss(model, trainer.collate(visits))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    rows = [ROWS[user] for user, _ in visits]
+    assert trainer.evaluate(rows) == {"eval_loss": pytest.approx(expected, rel=1e-5), "epoch": 0}
+
+
+def by_hand(trainer, visits):
+    """policy, reference, mask, lengths of the visits, each row scored alone."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    width = max(len(columns) for _, columns in visits)
+    found = {name: torch.zeros(len(visits), width) for name in ("policy", "reference", "lengths")}
+    mask = torch.zeros(len(visits), width - 1, dtype=torch.bool)
+    for place, (row, columns) in enumerate(visits):
+        items = [" " + USERS[row].canonical[column] for column in columns]
+        (logps,) = candidate_logps(model, tokenizer, [ROWS[row]["prompt"]], [items])
+        found["policy"][place, : len(columns)] = logps
+        found["reference"][place, : len(columns)] = torch.from_numpy(trainer.reference[row, columns])
+        found["lengths"][place, : len(columns)] = torch.tensor(
+            [len(tokenizer(item)["input_ids"]) + 1 for item in items]
+        )
+        mask[place, : len(columns) - 1] = True
+    return found | {"mask": mask}
+
+
+def hinge(margins, used):
+    """An objective of one's own."""
+    return (2 - margins).clamp(min=0).masked_fill(~used, 0).sum(1) / used.sum(1)
+
+
+def weakest(logps):
+    """A selection rule of one's own: the lowest negative."""
+    negatives = logps[:, 1:].masked_fill(logps[:, 1:].isneginf(), math.inf)
+    return negatives == negatives.amin(1, keepdim=True)
 
 
 @pytest.mark.parametrize(
@@ -212,51 +434,65 @@ def test_sft_loss_is_transformers_own(name, whole_line, tmp_path):
         ("dmpo", None),
         ("sdpo", None),
         ("mppo", None),
+        ("simpo", None),
+        (simpo(1.5), DynamicPO()),
+        (beta_dpo(keep=1), None),
         ("dmpo", DynamicPO(margin=2.0)),
         ("mppo", DynamicPO()),
+        (hinge, None),
+        (hinge, DynamicPO(select=weakest)),
     ],
 )
 def test_preference_loss_and_pushes_are_those_computed_by_hand(objective, dynamic, tmp_path):
-    trainer = preference_trainer(tmp_path, objective, dynamic=dynamic, logging_steps=1)
-    model, tokenizer = trainer.model, trainer.processing_class
+    trainer = preference_trainer(tmp_path, steps=3, objective=objective, dynamic=dynamic, negatives=None)
     with torch.no_grad():  # away from the reference
-        for parameter in model.parameters():
+        for parameter in trainer.model.parameters():
             parameter.mul_(0.9)
-    rows = [trainer.train_dataset[row] for row in range(6)]
-    texts = [[" " + USERS[user].canonical[column] for column in columns] for user, columns in rows]
-    prompts = [", ".join(USERS[user].history) + "," for user, _ in rows]
-    policy = candidate_logps(model, tokenizer, prompts, texts)
-    reference = torch.tensor(np.stack([trainer.reference[user][columns] for user, columns in rows]))
-    lengths = torch.tensor([[len(tokenizer(text)["input_ids"]) + 1 for text in row] for row in texts])
-    arguments = {"reference": reference, "lengths": lengths, "dynamic": dynamic}
-    expected = preference_loss(objective, policy, **arguments)
+    visits = [trainer.train_dataset[0, row] for row in range(6)]
+    arguments = by_hand(trainer, visits) | {"dynamic": dynamic}
+    assert not arguments["mask"].all()  # ragged
+    expected = preference_loss(objective, **arguments)
 
-    model.train()
-    found = trainer.compute_loss(model, trainer.collate(rows))
+    trainer.model.train()
+    found = trainer.compute_loss(trainer.model, trainer.collate(visits))
     assert found.item() == pytest.approx(expected.losses.mean().item(), rel=1e-4)
 
-    push = preference_push(objective, policy, **arguments).push
-    (measured,) = trainer.measured
-    ratio = policy - reference
-    margins = ratio[:, :1] - ratio[:, 1:]
-    assert measured["pair_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-4)
-    assert measured["boundary_share"] == pytest.approx(expected.boundary.float().mean().item())
-    assert 0 < measured["boundary_share"] < 1
-    assert measured["push_boundary"] == pytest.approx(push[expected.boundary].mean().item(), rel=1e-3)
-    assert measured["push_discriminative"] == pytest.approx(push[~expected.boundary].mean().item(), rel=1e-3)
-    if dynamic:
-        assert measured["push_discriminative"] == 0
+    push, mask = preference_push(objective, **arguments).push, arguments["mask"]
+    trainer.log(logs := {"loss": 1.0})
+    ratio = arguments["policy"] - arguments["reference"]
+    margins = (ratio[:, :1] - ratio[:, 1:])[mask]
+    assert logs["pair_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-4)
+    assert logs["boundary_share"] == pytest.approx(expected.boundary[mask].float().mean().item())
+    assert 0 < logs["boundary_share"] < 1
+    assert logs["push_boundary"] == pytest.approx(push[expected.boundary].mean().item(), rel=1e-3, abs=1e-6)
+    outside = push[mask & ~expected.boundary].mean().item()
+    assert logs["push_discriminative"] == pytest.approx(outside, rel=1e-3, abs=1e-6)
 
 
-def test_the_reference_is_checked(tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"objective": "dmop"}, r"Unknown objective 'dmop'\. Did you mean"),
+        ({"beta": -1.0}, r"beta is -1\.0: give a finite number above 0"),
+        ({"objective": "beta-dpo", "dynamic": DynamicPO()}, r"beta-dpo says itself which pairs count"),
+        ({"objective": lambda margins, used: margins.mean()}, r"The objective returned torch\.float32 of shape \(\)"),
+        ({"dynamic": DynamicPO(select=lambda logps: logps > 0)}, r"The selection rule returned .* of shape \(2, 3\)"),
+    ],
+)
+def test_wrong_settings_show_before_anything_is_computed(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(minipo.training, "packed_logps", None)
+    with pytest.raises(ValueError, match="^" + sentence):
+        preference_trainer(tmp_path, **arguments)
+
+
+def test_one_device_at_a_time(tmp_path):
     model, tokenizer = model_for()
-    for shape in [(len(USERS), 3), (len(USERS) - 1, 5)]:
-        with pytest.raises(
-            ValueError, match=r"reference is of shape .*, not \(12, 5\): give the SFT model's log-probs"
-        ):
-            PreferenceTrainer(
-                model, tokenizer, USERS, settings(tmp_path), objective="dpo", negatives=2, reference=np.zeros(shape)
-            )
+    arguments = settings(tmp_path)
+    arguments._n_gpu = 2
+    with pytest.raises(
+        ValueError, match=r"^Training runs on one device and here are 2; choose one, as with CUDA_VISIBLE"
+    ):
+        SFTTrainer(model, arguments, ROWS, processing_class=tokenizer)
 
 
 @pytest.mark.parametrize("name", ["pocket-gpt2", "pocket-qwen2"])
@@ -269,9 +505,10 @@ def test_dropout_is_off_in_preference_training(name, lora, tmp_path):
     prompts, texts = ["Neon Fox, Heat, Glass,"], [[" Fox", " Iron Lark"]]
     before = [candidate_logps(model, tokenizer, prompts, texts) for _ in range(2)]
     assert not torch.equal(*before)  # there was dropout to turn off
-    if lora:
-        model = add_lora(model)
-    trainer = preference_trainer(tmp_path, model=(model, tokenizer))
+    adapters = LoraConfig(lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    trainer = preference_trainer(tmp_path, model=(model, tokenizer), peft_config=adapters)
+    for weight in trainer.model.parameters():
+        weight.data.add_(0.01)  # adapters that add something
     trainer.model.train()
     policy = [candidate_logps(trainer.model, tokenizer, prompts, texts) for _ in range(2)]
     trainer.model.eval()
@@ -279,11 +516,244 @@ def test_dropout_is_off_in_preference_training(name, lora, tmp_path):
     assert torch.equal(policy[0], candidate_logps(trainer.model, tokenizer, prompts, texts))
 
 
+# The reference
+
+
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("lora", [False, True])
-def test_before_the_first_step_policy_and_reference_are_one(lora, tmp_path):
-    metrics = preference_trainer(tmp_path, model=model_for(lora=lora)).evaluate()
+def test_before_the_first_step_policy_and_reference_are_one(lora, bf16, tmp_path):
+    trainer = preference_trainer(tmp_path, steps=3, model=model_for(lora=lora), bf16=bf16)
+    metrics = trainer.evaluate()
     assert metrics["eval_pair_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["eval_reward_win_rate"] == 0
+    visits = [trainer.train_dataset[0, row] for row in range(8)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = trainer.compute_loss(trainer.model.eval(), trainer.collate(visits))
+    assert loss.item() == pytest.approx(math.log(2), abs=0.2 if bf16 else 1e-5)
+
+
+def test_the_reference_is_the_model_on_entry(tmp_path):
+    model, tokenizer = model_for(lora=True)
+    for name, weight in model.named_parameters():  # an adapter that has been trained is part of it
+        if "lora_B" in name:
+            weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    expected = score(model, tokenizer, USERS)
+    trainer = preference_trainer(tmp_path, model=(model, tokenizer), steps=3)
+    assert trainer.reference == pytest.approx(expected, abs=1e-4)
+    assert trainer.validation_reference == pytest.approx(expected, abs=1e-4)
+    assert trainer.reference_logps(ROWS[3:]) == pytest.approx(expected[3:], abs=1e-4)
+    trainer.train()
+    assert trainer.reference == pytest.approx(expected, abs=1e-4)
+    after = trainer.score(ROWS)
+    assert after == pytest.approx(score(trainer.model, tokenizer, USERS), abs=1e-4)
+    present = np.isfinite(expected)
+    assert np.abs(after[present] - expected[present]).max() > 0.01
+    with pytest.raises(
+        ValueError, match=r"^The model has been trained, so it is not the reference any more; ask before"
+    ):
+        trainer.reference_logps(ROWS)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """How many rows the trainers score, as they do it."""
+    rows, logps = [], minipo.training._RowTrainer.logps
+
+    def counting(self, *arguments):
+        for batch, scores in logps(self, *arguments):
+            rows.extend(batch.tolist())
+            yield batch, scores
+
+    monkeypatch.setattr(minipo.training._RowTrainer, "logps", counting)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("length", "rows"),
+    [
+        ({"steps": 1}, 4),
+        ({"steps": 2, "accumulation": 2}, 8),
+        ({"steps": 3}, 11),
+        ({"steps": 50}, 11),
+        ({"steps": -1, "num_train_epochs": 0.3}, 4),
+        ({"steps": -1, "num_train_epochs": 1}, 11),
+    ],
+)
+def test_only_rows_that_training_visits_get_a_reference(length, rows, scored, tmp_path):
+    trainer = preference_trainer(tmp_path, eval_dataset=None, **length)
+    assert len(scored) == len(set(scored)) == rows
+    computed = np.isfinite(trainer.reference).any(1)
+    assert set(np.flatnonzero(computed)) == set(scored)
+    assert (np.isneginf(trainer.reference) == trainer.train_dataset.absent)[computed].all()
+    trainer.train()  # asks for no other
+    assert trainer.state.global_step
+
+
+def test_the_reference_is_computed_once_for_a_model_and_its_rows(scored, tmp_path):
+    cache = tmp_path / "cache"
+    first = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=2)
+    assert len(scored) == 8
+    # More steps, another seed, K, objective and a new adapter need the same log-probs, and the rows that were left.
+    second = preference_trainer(
+        tmp_path, reference_cache=cache, steps=30, seed=4, negatives=1, objective="sdpo", model=model_for(lora=True)
+    )
+    assert sorted(scored) == list(range(11))  # and validation asks for the rows of training here
+    assert np.array_equal(first.reference[scored[:8]], second.reference[scored[:8]])
+    assert second.reference == pytest.approx(score(*model_for(), USERS), abs=1e-4)
+    assert len(list(cache.iterdir())) == 1
+
+
+def trained_adapter():
+    model, tokenizer = model_for(lora=True)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.add_(0.01)
+    return model, tokenizer
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": lambda: model_for(seed=1)},
+        {"model": trained_adapter},
+        {"rows": lambda: ROWS[:-1]},
+        {"rows": lambda: [*ROWS[:-1], ROWS[-1] | {"prompt": "Heat,"}]},
+        {"rows": lambda: [*ROWS[:-1], ROWS[-1] | {"rejected": ROWS[-1]["rejected"][::-1]}]},
+        {"bf16": lambda: True},
+    ],
+)
+def test_another_model_other_rows_or_precision_have_their_own_reference(other, scored, tmp_path):
+    cache = tmp_path / "cache"
+    preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30)
+    before = len(scored)
+    other = {name: value() for name, value in other.items()}
+    trainer = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30, **other)
+    assert len(scored) == before + len(trainer.train_dataset)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_fingerprints():
+    plain = fingerprint(model_for()[0])
+    assert fingerprint(model_for(lora=True)[0]) == plain
+    two = [trained_adapter()[0] for _ in range(2)]
+    assert fingerprint(two[0]) == fingerprint(two[1]) != plain
+    two[1].peft_config["default"].lora_alpha = 3
+    assert fingerprint(two[0]) != fingerprint(two[1])
+    model = model_for()[0]
+    model.config.layer_norm_epsilon = 1e-3
+    assert fingerprint(model) != plain
+    assert fingerprint(model_for()[0].bfloat16()) != plain
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array", "half", "another shape", "another type"])
+def test_a_damaged_reference_is_computed_again(damage, scored, tmp_path):
+    cache = tmp_path / "cache"
+    expected = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30).reference
+    (path,) = cache.iterdir()
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    elif damage == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        np.save(path, expected[:-1] if damage == "another shape" else expected.astype(np.float64))
+    again = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30).reference
+    assert np.array_equal(again, expected)
+    assert len(scored) == 22
+    assert np.array_equal(np.load(path), expected)
+
+
+def test_a_reference_that_was_cut_off_goes_on(scored, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    arguments = {"reference_cache": cache, "eval_dataset": None, "steps": 30, "per_device_eval_batch_size": 2}
+    logps = minipo.training._RowTrainer.logps
+
+    def killed(self, *arguments):
+        for number, part in enumerate(logps(self, *arguments)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(minipo.training, "SAVE_EVERY", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(minipo.training._RowTrainer, "logps", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preference_trainer(tmp_path, **arguments)
+    (path,) = cache.iterdir()
+    known = np.flatnonzero(~np.isnan(np.load(path)).any(1)).tolist()
+    assert sorted(known) == sorted(scored[:6])
+    del scored[:]
+    trainer = preference_trainer(tmp_path, **arguments)
+    assert sorted(scored + known) == list(range(11))
+    assert trainer.reference == pytest.approx(score(*model_for(), USERS), abs=1e-4)
+
+
+def test_two_that_need_the_same_reference_compute_it_once(scored, tmp_path):
+    trainers = [preference_trainer(tmp_path, reference_cache=tmp_path / "cache", steps=1) for _ in range(2)]
+    del scored[:]
+    rows = ROWS[2:]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda trainer: trainer.reference_logps(rows), trainers))
+    assert np.array_equal(*found)
+    assert sorted(scored) == list(range(9))
+
+
+# Evaluation
+
+
+def test_evaluation_of_ragged_rows(tmp_path):
+    trainer = preference_trainer(tmp_path, steps=4, evaluate_every=2)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "eval_hr@1" in line]
+    assert [line["step"] for line in lines] == [2, 4]
+    scores, reference = (score(model, trainer.processing_class, USERS) for model in (trainer.model, model_for()[0]))
+    expected = report(scores, reference)
+    for name, value in expected.metrics.items():
+        assert lines[-1][f"eval_{name}"] == pytest.approx(value, abs=1e-4)
+    assert trainer.validation_report.scores == pytest.approx(scores, abs=1e-4)
+    assert trainer.validation_report.ranks.tolist() == expected.ranks.tolist()
+    others = trainer.evaluate(ROWS[:4], metric_key_prefix="test")  # no reference is known of these
+    assert others == {f"test_{name}": value for name, value in report(scores[:4]).metrics.items()} | {
+        "epoch": pytest.approx(1 + 1 / 3)
+    }
+
+
+def test_nothing_to_evaluate(tmp_path):
+    trainer = preference_trainer(tmp_path, eval_dataset=None)
+    with pytest.raises(ValueError, match=r"^There are no rows to evaluate: give eval_dataset\.$"):
+        trainer.evaluate()
+
+
+def test_what_users_of_the_trainer_expect(tmp_path):
+    """TrainingArguments of one's own: epochs, evaluation and checkpoints by epoch, the best model, early stopping."""
+    model, tokenizer = model_for()
+    arguments = TrainingArguments(
+        str(tmp_path), num_train_epochs=6, per_device_train_batch_size=4, learning_rate=1e-2, seed=1, use_cpu=True,
+        eval_strategy="epoch", save_strategy="epoch", logging_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="pair_loss", greater_is_better=False, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = PreferenceTrainer(
+        model, arguments, ROWS, ROWS, processing_class=tokenizer, callbacks=[EarlyStoppingCallback(2)]
+    )
+    trainer.train()
+    history = [line for line in trainer.state.log_history if "eval_pair_loss" in line]
+    assert [line["epoch"] for line in history] == list(range(1, 1 + len(history)))
+    best = min(line["eval_pair_loss"] for line in history)
+    assert trainer.state.best_metric == pytest.approx(best)
+    assert trainer.evaluate()["eval_pair_loss"] == pytest.approx(best, abs=1e-5)
+    assert all("pair_loss" in line for line in trainer.state.log_history if "loss" in line)
+
+
+def test_sft_evaluates_its_rows(tmp_path):
+    model, tokenizer = model_for()
+    trainer = SFTTrainer(
+        model, settings(tmp_path, steps=20, evaluate_every=10, learning_rate=1e-2), ROWS, ROWS[:5],
+        processing_class=tokenizer,
+    )  # fmt: skip
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    seen = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert len(seen) == 2
+    assert seen[1] < seen[0] < before
 
 
 # What training comes to
@@ -292,21 +762,26 @@ def test_before_the_first_step_policy_and_reference_are_one(lora, tmp_path):
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize("batches", [2, 4])
 def test_gradient_accumulation_gives_the_gradients_of_one_batch(kind, batches, tmp_path):
-    # Neither clipping nor Adam may hide a factor: the gradients themselves are compared.
+    # Neither clipping nor Adam may hide a factor: the gradients themselves are compared, of an epoch, whose last step
+    # has fewer rows and so micro-batches of different sizes.
     found = []
     for accumulation in (1, batches):
         keep = KeepGradients()
         trainer = TRAINERS[kind](
-            tmp_path, batch_size=4, accumulation=accumulation, max_grad_norm=0.0, callbacks=[keep], logging_steps=1
-        )
+            tmp_path, steps=3, batch_size=4, accumulation=accumulation, max_grad_norm=0.0, callbacks=[keep],
+            logging_steps=1, learning_rate=1e-7,
+        )  # fmt: skip
         trainer.train()
-        found.append((keep.gradients, losses(trainer)))
-    (whole, loss), (parts, loss_of_parts) = found
-    assert whole.keys() == parts.keys()
-    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
-    for name, gradient in whole.items():
-        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
-    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+        found.append((keep.steps, [line for line in trainer.state.log_history if "loss" in line]))
+    (whole, logs), (parts, logs_of_parts) = found
+    assert len(whole) == len(parts) == 3
+    for gradients, gradients_of_parts in zip(whole, parts, strict=True):
+        assert gradients.keys() == gradients_of_parts.keys()
+        assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradients_of_parts[name], gradient, atol=2e-5, rtol=1e-4, msg=name)
+    for line, line_of_parts in zip(logs, logs_of_parts, strict=True):
+        assert line_of_parts == pytest.approx(line | {"epoch": line_of_parts["epoch"]}, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -335,11 +810,76 @@ def test_the_seed_decides_the_weights(kind, tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("sft", {}),
+        ("preference", {"objective": "beta-dpo"}),
+        pytest.param("preference", {}, marks=pytest.mark.slow),
+        pytest.param("preference", {"model": True, "accumulation": 2, "bf16": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_resumes_ends_at_the_same_weights(kind, others, tmp_path):
+    """From a checkpoint inside an epoch, at its end, and inside the second one: to the bit, as are the logs."""
+
+    def end(folder, resume=None):
+        lora = {"model": model_for(lora=True)} if others.get("model") else {}
+        trainer = TRAINERS[kind](
+            tmp_path / folder, steps=6, save_strategy="steps", save_steps=1, logging_steps=1, **(others | lora)
+        )
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / "straight" / f"checkpoint-{resume}"))
+        return weights(trainer), losses(trainer), trainer
+
+    expected, logged, straight = end("straight")
+    assert last_checkpoint(tmp_path / "straight") == tmp_path / "straight" / "checkpoint-6"
+    for step in (2, 3, 4):
+        found, again, trainer = end(f"from-{step}", step)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert again[step:] == logged[step:]
+    if others.get("objective") == "beta-dpo":
+        assert trainer.objective == straight.objective
+        assert trainer.objective.batch.deviation > 0
+
+
+def test_beta_dpo_carries_its_running_gap_from_batch_to_batch(tmp_path):
+    trainer = preference_trainer(tmp_path, steps=3, objective=beta_dpo(keep=1, momentum=0.5), negatives=None)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(0.9)
+    expected = BatchBeta(keep=1, momentum=0.5)
+    trainer.model.train()
+    for epoch in range(2):
+        visits = [trainer.train_dataset[epoch, row] for row in range(6)]
+        arguments = by_hand(trainer, visits)
+        objective = replace(beta_dpo(), batch=expected)
+        loss = preference_loss(objective, **arguments).losses.mean()
+        assert trainer.compute_loss(trainer.model, trainer.collate(visits)).item() == pytest.approx(
+            loss.item(), rel=1e-4
+        )
+        ratio = arguments["policy"] - arguments["reference"]
+        expected = expected.after(ratio[:, :1] - ratio[:, 1:], arguments["mask"])
+        assert trainer.objective.batch.mean == pytest.approx(expected.mean, abs=1e-5)
+        assert trainer.objective.batch.deviation == pytest.approx(expected.deviation, abs=1e-5)
+    trainer.model.eval()
+    trainer.compute_loss(trainer.model, trainer.collate(visits))  # which is no step
+    assert trainer.objective.batch.mean == pytest.approx(expected.mean, abs=1e-5)
+
+
 def test_training_lowers_the_loss(tmp_path):
-    for trainer in (sft_trainer(tmp_path, steps=40), preference_trainer(tmp_path, steps=40)):
+    for train in TRAINERS.values():
+        trainer = train(tmp_path, steps=20, learning_rate=3e-3)
         trainer.train()
         seen = losses(trainer)
         assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["simpo", "beta-dpo", hinge])
+def test_every_objective_trains(objective, tmp_path):
+    trainer = preference_trainer(tmp_path, objective=objective, steps=60, learning_rate=3e-3)
+    before = trainer.evaluate()
+    trainer.train()
+    assert trainer.evaluate()["eval_mrr"] > before["eval_mrr"] + 0.1
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
@@ -362,7 +902,8 @@ def test_preference_training_of_an_adapter_leaves_the_model_under_it(tmp_path):
 
 
 def test_every_logged_line_tells_the_pushes(tmp_path):
-    trainer = preference_trainer(tmp_path, steps=60, negatives=4)
+    rows = [row | {"rejected": row["rejected"][:2]} for row in ROWS]
+    trainer = preference_trainer(tmp_path, steps=60, rows=rows)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["step"] for line in lines] == list(range(2, 61, 2))
@@ -370,11 +911,28 @@ def test_every_logged_line_tells_the_pushes(tmp_path):
         assert {"loss", "pair_loss", "learning_rate", "boundary_share"} <= line.keys()
         assert line.keys() & {"push_boundary", "push_discriminative"}
     # DMPO, before anything was learnt: 1/K by averaging times σ(0) = 1/2, for every negative alike.
-    first = preference_trainer(tmp_path, steps=1, negatives=4)
+    first = preference_trainer(tmp_path, steps=1, rows=rows)
     first.train()
     line = first.state.log_history[0]
-    assert line["push_boundary"] == pytest.approx(1 / 8, abs=1e-5)
-    assert line["push_discriminative"] == pytest.approx(1 / 8, abs=1e-5)
+    assert line["push_boundary"] == pytest.approx(1 / 4, abs=1e-5)
+    assert line["push_discriminative"] == pytest.approx(1 / 4, abs=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_on_a_gpu_goes_the_way_of_the_cpu(lora, bf16, tmp_path):
+    on_gpu, on_cpu = (
+        preference_trainer(tmp_path, steps=6, model=model_for(lora=lora), bf16=bf16, logging_steps=1, use_cpu=cpu)
+        for cpu in (False, True)
+    )
+    assert on_gpu.model.device.type == "cuda"
+    present = ~on_gpu.train_dataset.absent
+    assert on_gpu.reference[present] == pytest.approx(on_cpu.reference[present], abs=0.5 if bf16 else 1e-3)
+    for trainer in (on_gpu, on_cpu):
+        assert trainer.evaluate()["eval_pair_loss"] == pytest.approx(math.log(2), abs=1e-6)
+        trainer.train()
+    assert losses(on_gpu) == pytest.approx(losses(on_cpu), abs=0.2 if bf16 else 1e-3)
 
 
 def test_the_batch_must_fall_into_equal_parts(tmp_path):

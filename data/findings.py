@@ -1,0 +1,451 @@
+"""Tests the paper's claims on real data and a real language model; writes FINDINGS.md.
+
+    python data/findings.py settings    DMPO at K = 1 over SFT length × learning rate   recorded/ml-100k-settings/
+    python data/findings.py objectives  every objective × K × DynamicPO                 recorded/ml-100k-objectives/
+    python data/findings.py parts       DynamicPO's parts, its controls, more SFT       recorded/ml-100k-parts/
+    python data/findings.py adapter     SmolLM2-135M's SFT adapter, shipped             sft/ml-100k-smollm2-135m/
+    python data/findings.py llm         DMPO × K × DynamicPO on SmolLM2-135M            recorded/ml-100k-smollm2/
+    python data/findings.py report      what all of them say                            FINDINGS.md
+
+The dataset and the language model are fetched on first use. Every run is cached by its settings and resumes where it
+was cut off; a part that is not finished yet records the cells that are. MINIPO_HOME=$(mktemp -d) trains all anew.
+No probes are recorded here: they would show what people of MovieLens-100K rated, which may not be passed on.
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from record import markdown, points
+
+from minipo.datasets import baselines, load_dataset
+from minipo.evaluation import ranks
+from minipo.files import read_json, whole_file
+from minipo.runs import DATA, Config, PreferConfig, Run, SFTConfig, cache_folder, make_config, sft_run
+from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
+
+DATASET, POCKET, LANGUAGE_MODEL = "ml-100k", "pocket-gpt2", "smollm2-135m"
+SFT_EPOCHS = (1, 3, 10)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+SEEDS = (0, 1, 2)
+NEGATIVES = (1, 5, 15, 19)
+LLM_SEEDS, LLM_NEGATIVES = (0, 1), (1, 5, 15)
+COMMON = {"dataset": DATASET, "model": POCKET, "steps": 300, "evaluate_every": 300}
+NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
+
+
+def choose(settings: Recorded) -> dict[str, float]:
+    """The SFT length and the learning rate that maximise plain DMPO's HR@1 at K = 1 on validation users."""
+    means = settings.rows(objective="dmpo").groupby(["sft_epochs", "learning_rate"])["val_hr@1"].mean()
+    epochs, learning_rate = means.idxmax()
+    return {"sft_epochs": float(epochs), "learning_rate": float(learning_rate)}
+
+
+def choose_more_sft(parts: Recorded) -> float:
+    """The learning rate at which "more SFT" does best on validation users."""
+    return float(parts.rows(objective="sft").groupby("learning_rate")["val_hr@1"].mean().idxmax())
+
+
+def baseline_ranks(start: PreferConfig) -> dict[str, np.ndarray]:
+    """Test users' ranks under the baselines, and under the SFT run that a run with `start` begins with."""
+    splits = load_dataset(DATASET)
+    scores = {
+        "random": baselines.random_scores(splits.test),
+        "popularity": baselines.popularity_scores(splits.train, splits.test),
+        "markov": baselines.markov_scores(splits.train, splits.test),
+    }
+    sft = sft_run(start, progress=False).users["rank"].to_numpy()
+    return {name: ranks(values) for name, values in scores.items()} | {"sft": sft}
+
+
+def more_sft_steps() -> int:
+    """SFT steps that cost what a preference run at K = 19 costs, in tokens that pass forward and backward.
+
+    Both have 32 users in a step. A preference step passes the prompt and 20 candidates, and the reference adds a
+    forward of the same, a third of a pass; an SFT step passes the prompt and one answer.
+    """
+    from minipo.models import load_model
+    from minipo.prompts import TEMPLATES, answer, render
+    from minipo.scoring import tokenize, tokenize_answers
+
+    splits = load_dataset(DATASET)
+    _, tokenizer = load_model(POCKET, items=splits.items)
+    prompts = tokenize(tokenizer, [render(TEMPLATES["line"], user.history) for user in splits.train])
+    prompt = float(np.mean([len(ids) for ids in prompts]))
+    item = float(np.mean([len(ids) for ids in tokenize_answers(tokenizer, [answer(item) for item in splits.items])]))
+    return round(COMMON["steps"] * (prompt + (1 + max(NEGATIVES)) * item) * (4 / 3) / (prompt + item))
+
+
+def make_settings() -> None:
+    configs = grid(negatives=1, sft_epochs=SFT_EPOCHS, learning_rate=LEARNING_RATES, seeds=SEEDS, **COMMON)
+    found = record(
+        RECORDED / "ml-100k-settings",
+        train_all(configs),
+        {f"sft-{config.sft_epochs:g}": baseline_ranks(config)["sft"] for config in configs},
+        command="python data/findings.py settings",
+        rule=choose.__doc__,
+    )
+    print(choose(found))
+
+
+def make_objectives() -> None:
+    chosen = choose(load_recorded("ml-100k-settings"))
+    configs = grid(objective=list(NAMES), negatives=NEGATIVES, dynamic=["off", "on"], seeds=SEEDS, **COMMON, **chosen)
+    record(
+        RECORDED / "ml-100k-objectives",
+        train_all(configs),
+        baseline_ranks(configs[0]),
+        command="python data/findings.py objectives",
+        chosen=chosen,
+        rule=choose.__doc__,
+    )
+
+
+def make_parts() -> None:
+    chosen = choose(load_recorded("ml-100k-settings"))
+    shared = {"negatives": 19, "dynamic": "on", "seeds": SEEDS, **COMMON, **chosen}
+    configs: list[Config] = [
+        *grid(select=["on", "random"], adjust_beta="off", **shared),
+        *grid(select="off", adjust_beta="on", **shared),
+    ]
+    steps = more_sft_steps()
+    configs += [
+        make_config(
+            SFTConfig,
+            {
+                "dataset": DATASET,
+                "model": POCKET,
+                "start_epochs": chosen["sft_epochs"],
+                "steps": steps,
+                "learning_rate": rate,
+                "seed": seed,
+            },
+        )
+        for rate in LEARNING_RATES
+        for seed in SEEDS
+    ]
+    start = grid(**shared)[0]
+    record(
+        RECORDED / "ml-100k-parts",
+        train_all(configs),
+        baseline_ranks(start),
+        command="python data/findings.py parts",
+        chosen=chosen,
+        rule=choose.__doc__,
+        more_sft_steps=steps,
+    )
+
+
+def make_adapter() -> None:
+    folder = DATA / "sft" / f"{DATASET}-{LANGUAGE_MODEL}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = train_all([make_config(SFTConfig, {"dataset": DATASET, "model": LANGUAGE_MODEL})])[0]
+    shutil.copytree(run.folder, folder)
+
+
+def make_llm() -> None:
+    configs = grid(
+        dataset=DATASET, model=LANGUAGE_MODEL, negatives=LLM_NEGATIVES, dynamic=["off", "on"], seeds=LLM_SEEDS
+    )
+    # Whole comparisons first: what is there when time runs out is then of use.
+    configs.sort(key=lambda config: (config.seed, config.negatives == 5, -config.negatives))
+    train_all(configs)
+    record_llm(configs)
+
+
+def record_llm(configs: Sequence[PreferConfig]) -> None:
+    done = [config for config in configs if (cache_folder(config) / "summary.json").is_file()]
+    runs = [Run(cache_folder(config)) for config in done]
+    record(
+        RECORDED / "ml-100k-smollm2",
+        runs,
+        baseline_ranks(configs[0]),
+        command="python data/findings.py llm",
+        missing=len(configs) - len(done),
+    )
+
+
+# What is claimed, and what would count. The thresholds stood here before any run on real data was looked at.
+
+RULE = """\
+A difference is of the same users' results under the same seeds, in points of HR@1 on the test split, with its 95 %
+interval over users and seeds (`minipo.evaluation.paired_interval`). A claim of a fall or a gain is **shown** if the
+whole interval lies on the side that the claim names, **opposite** if the whole interval lies on the other side, and
+**not shown** otherwise. "Stable" is shown if the whole interval lies within one point of zero, opposite if all of it
+lies below zero. A collapse is shown only if the training loss falls as well. An overhead of at most 1 % is read off
+`benchmarks/`. Settings were chosen on validation users; K is the largest that was trained. Nothing is corrected for the
+number of rows in these tables: of twenty true zeros one would be "shown" or "opposite" by chance.
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """One dataset and model: where its runs are recorded, and the largest K."""
+
+    name: str
+    objectives: Recorded
+    parts: Recorded | None
+    many: int
+
+    def runs(self, **query: Any) -> Outcomes | None:
+        """Test users' HR@1 by seed; None where such runs were not made."""
+        return _outcomes(self.objectives, "hr@1", **query)
+
+    def part(self, **query: Any) -> Outcomes | None:
+        """The same for DMPO under a part of DynamicPO or a control, at the largest K."""
+        found = self.parts
+        return None if found is None else _outcomes(found, "hr@1", objective="dmpo", negatives=self.many, **query)
+
+    def plain(self, objective: str = "dmpo", negatives: int | None = None) -> Outcomes | None:
+        return self.runs(objective=objective, dynamic="off", negatives=negatives or self.many)
+
+    def whole(self, objective: str = "dmpo") -> Outcomes | None:
+        return self.runs(objective=objective, dynamic="on", negatives=self.many)
+
+    def loss_falls(self, objective: str) -> bool:
+        few, many = (
+            self.objectives.rows(objective=objective, dynamic="off", negatives=number).train_loss.mean()
+            for number in (1, self.many)
+        )
+        return bool(many < few)
+
+
+def _outcomes(recorded: Recorded, metric: str, **query: Any) -> Outcomes | None:
+    return recorded.outcomes(metric, **query) if len(recorded.rows(**query)) else None
+
+
+def verdict(low: float, high: float, claim: str) -> str:
+    """What an interval says of a claim: "falls", "gains" or "stable"."""
+    if claim == "stable":
+        return "shown" if low >= -0.01 and high <= 0.01 else "opposite" if high < 0 else "not shown"
+    if claim == "falls":
+        low, high = -high, -low
+    return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
+
+
+def cell(left: Outcomes | None, right: Outcomes | None, claim: str, holds: bool = True) -> str:
+    """A difference with its interval and its verdict, for a table; `holds`: whether what else the claim needs is so."""
+    if left is None or right is None or (not set(left) & set(right) and None not in {*left, *right}):
+        return "not run"
+    found = difference(left, right)
+    says = verdict(found.low, found.high, claim)
+    return f"{points(left, right)} **{says if holds or says != 'shown' else 'not shown'}**"
+
+
+def more_sft(world: World) -> Outcomes | None:
+    if world.parts is not None and len(world.parts.rows(objective="sft")):
+        return world.parts.outcomes(objective="sft", learning_rate=choose_more_sft(world.parts))
+    return _outcomes(world.objectives, "hr@1", objective="sft")
+
+
+def wins(world: World, dynamic: str) -> Outcomes | None:
+    if world.objectives.wins is None:
+        return None
+    return _outcomes(world.objectives, "reward_win_rate", objective="dmpo", negatives=world.many, dynamic=dynamic)
+
+
+Row = tuple[str, str, Callable[[World], str]]
+
+CLAIMS: Sequence[Row] = (
+    (
+        "DMPO collapses: HR@1 at the largest K minus K = 1",
+        "DMPO 0.585 at K = 15",
+        lambda world: cell(world.plain("dmpo"), world.plain("dmpo", 1), "falls", world.loss_falls("dmpo")),
+    ),
+    (
+        "MPPO collapses: the same",
+        "MPPO 0.660 at K = 15",
+        lambda world: cell(world.plain("mppo"), world.plain("mppo", 1), "falls", world.loss_falls("mppo")),
+    ),
+    (
+        "S-DPO is stable: the same",
+        "S-DPO 0.662 at K = 15",
+        lambda world: cell(world.plain("sdpo"), world.plain("sdpo", 1), "stable"),
+    ),
+    (
+        "DynamicPO helps DMPO: with minus without, at the largest K",
+        "+8.1 (Llama-2-7B), +5.4 (Qwen2.5-7B)",
+        lambda world: cell(world.whole("dmpo"), world.plain("dmpo"), "gains"),
+    ),
+    ("DynamicPO helps MPPO", "+3.1", lambda world: cell(world.whole("mppo"), world.plain("mppo"), "gains")),
+    ("DynamicPO helps S-DPO", "+0.5", lambda world: cell(world.whole("sdpo"), world.plain("sdpo"), "gains")),
+    (
+        "Selection alone helps DMPO",
+        "a gain",
+        lambda world: cell(world.part(select="on", adjust_beta="off"), world.plain(), "gains"),
+    ),
+    (
+        "Dual-margin β alone helps DMPO",
+        "a gain",
+        lambda world: cell(world.part(select="off", adjust_beta="on"), world.plain(), "gains"),
+    ),
+    (
+        "DynamicPO raises DMPO's reward win rate",
+        "a gain",
+        lambda world: cell(wins(world, "on"), wins(world, "off"), "gains"),
+    ),
+)
+
+QUESTIONS: Sequence[Row] = (
+    (
+        "Is it which negatives are selected? Selection alone minus as many at random",
+        "—",
+        lambda world: cell(
+            world.part(select="on", adjust_beta="off"), world.part(select="random", adjust_beta="off"), "gains"
+        ),
+    ),
+    (
+        "Is it their number? As many at random minus all",
+        "—",
+        lambda world: cell(world.part(select="random", adjust_beta="off"), world.plain(), "gains"),
+    ),
+    (
+        "Does β add to the selection? DynamicPO minus selection alone",
+        "—",
+        lambda world: cell(world.whole(), world.part(select="on", adjust_beta="off"), "gains"),
+    ),
+    (
+        "Is one negative better than none? DMPO at K = 1 minus SFT",
+        "—",
+        lambda world: cell(world.plain("dmpo", 1), world.objectives.baseline("sft"), "gains"),
+    ),
+    (
+        "Is the repaired run better than its start? DynamicPO-DMPO minus SFT",
+        "—",
+        lambda world: cell(world.whole(), world.objectives.baseline("sft"), "gains"),
+    ),
+    (
+        "Is it better than more SFT for the same compute?",
+        "—",
+        lambda world: cell(world.whole(), more_sft(world), "gains"),
+    ),
+)
+
+
+def worlds() -> list[World]:
+    def found(name: str) -> Recorded | None:
+        return load_recorded(name) if (RECORDED / name).is_dir() else None
+
+    every = [
+        ("catalogue, pocket-gpt2", "objectives", "parts", 19),
+        ("ml-100k, pocket-gpt2", "ml-100k-objectives", "ml-100k-parts", 19),
+        ("ml-100k, SmolLM2-135M", "ml-100k-smollm2", "", 15),
+    ]
+    return [
+        World(name, objectives, found(parts) if parts else None, many)
+        for name, runs, parts, many in every
+        if (objectives := found(runs)) is not None
+    ]
+
+
+def report() -> str:
+    """FINDINGS.md, from what is recorded."""
+    here = worlds()
+    header = ["", "the paper, HR@1 on LastFM", *(f"{world.name}, K = {world.many}" for world in here)]
+
+    def table(rows: Sequence[Row]) -> str:
+        return markdown(header, [[text, paper, *(value(world) for world in here)] for text, paper, value in rows])
+
+    levels = []
+    for world in here:
+        names = ("random", "popularity", "markov", "sft", "oracle")
+        base = {
+            name: f"{np.mean(world.objectives.baseline(name)[None]):.3f}" if name in world.objectives.baselines else "—"
+            for name in names
+        }
+        levels.append([world.name, *base.values()])
+    cells = []
+    for world in here:
+        plain = world.objectives.table[lambda table: table.objective != "sft"]
+        for (objective, negatives, dynamic), rows in plain.groupby(["objective", "negatives", "dynamic"], sort=True):
+            cells.append(
+                [
+                    world.name,
+                    NAMES[objective],
+                    str(negatives),
+                    dynamic,
+                    str(len(rows)),
+                    *(f"{rows[column].mean():.3f}" for column in ("train_loss", "pair_loss")),
+                    " ".join(f"{value:.3f}" for value in rows["hr@1"]),
+                    *(f"{rows[column].mean():.3f}" for column in ("ndcg@5", "reward_win_rate", "boundary_share")),
+                ]
+            )
+    overhead = read_json(DATA.parent / "benchmarks" / "step.json")["dynamic_share"]
+    says = "shown" if overhead <= 0.01 else "opposite"
+    made = "\n".join(
+        f"- {world.name}: `{world.objectives.provenance['command']}`, {len(world.objectives.table)} runs, recorded "
+        f"{world.objectives.provenance['recorded'][:10]}, {world.objectives.provenance['versions']['machine']}, torch "
+        f"{world.objectives.provenance['versions']['torch']}, commit {world.objectives.provenance['commit']}"
+        + (
+            f", {missing} of its cells not trained yet"
+            if (missing := world.objectives.provenance.get("missing"))
+            else ""
+        )
+        for world in here
+    )
+    return "\n\n".join(
+        [
+            "# Findings",
+            "The paper's claims, on an invented world and on real data, on a pocket model and on a pretrained language "
+            "model. Made by `python data/findings.py report` from `data/recorded/`; a test keeps it current.",
+            "## What counts as shown",
+            RULE.strip(),
+            "## The paper's claims",
+            "Differences in points of HR@1 (of reward win rate in the last row) with 95 % intervals.",
+            table(CLAIMS),
+            f"Overhead of DynamicPO: the paper +0.85 % of training time; here {100 * overhead:.2f} % of a step at "
+            f"K = 15 on SmolLM2-135M (`benchmarks/step.py`): **{says}**, for at most 1 %.",
+            "## The questions that a careful reader asks",
+            table(QUESTIONS),
+            "## Levels",
+            "Test HR@1 of what stands beside the runs; the oracle is known only in the invented world.",
+            markdown(["", "random", "popularity", "first-order Markov", "SFT", "oracle"], levels),
+            "## Every cell",
+            "HR@1 of each seed; the others are means over seeds. Losses at different K are different functions; "
+            "pair_loss is the same one for every K.",
+            markdown(
+                [
+                    "",
+                    "objective",
+                    "K",
+                    "DynamicPO",
+                    "seeds",
+                    "training loss",
+                    "pair_loss",
+                    "test HR@1 by seed",
+                    "NDCG@5",
+                    "reward win rate",
+                    "boundary share",
+                ],
+                cells,
+            ),
+            "## Where the numbers come from",
+            made,
+        ]
+    )
+
+
+def make_report() -> None:
+    with whole_file(DATA.parent / "FINDINGS.md") as draft:
+        draft.write_text(report() + "\n", encoding="utf-8")
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "settings": make_settings,
+    "objectives": make_objectives,
+    "parts": make_parts,
+    "adapter": make_adapter,
+    "llm": make_llm,
+    "report": make_report,
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", help=f"what to make, of {', '.join(PARTS)} (default: all)")
+    for name in parser.parse_args().part or PARTS:
+        if name not in PARTS:
+            parser.error(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+        PARTS[name]()
