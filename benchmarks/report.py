@@ -1,0 +1,108 @@
+"""Puts what the benchmarks measured into the README, from the JSON that each left here: python benchmarks/report.py"""
+
+from pathlib import Path
+from typing import Any
+
+from minipo.files import read_json, whole_file
+
+FOLDER = Path(__file__).parent
+MARKS = ("<!-- made by: python benchmarks/report.py -->", "<!-- end -->")
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
+
+
+def where(made: dict[str, Any]) -> str:
+    return (
+        f"{made['processor']}, {made['threads']} threads, torch {made['torch']}, transformers {made['transformers']}, "
+        f"{made['date'][:10]}"
+    )
+
+
+def report() -> str:
+    """The README's tables."""
+    step, trl, scoring, growth = (
+        read_json(FOLDER / f"{name}.json") for name in ("step", "trl_step", "scoring", "growth")
+    )
+    steps = [
+        [
+            result["model"],
+            str(result["negatives"]),
+            *(f"{result['seconds'][side]:.3g} s" for side in ("plain", "fresh", "cached")),
+            f"{result['times_as_fast']['fresh']:.1f} ×",
+            f"{result['times_as_fast']['cached']:.1f} ×",
+            *(f"{result['peak_gb'][side]:.1f} GB" for side in ("plain", "fresh")),
+            f"{result['memory_share']['fresh']:.0%}",
+        ]
+        for result in step["results"]
+    ]
+    sides = [
+        [side, f"{trl['seconds'][side]:.2f} s", f"{trl['times_minipo'][side]:.2f} ×", f"{trl['peak_gb'][side]:.1f} GB"]
+        for side in trl["seconds"]
+    ]
+    ways = [
+        [
+            result["model"],
+            *(f"{1000 * result['seconds_a_user'][way]:.3g} ms" for way in ("minipo", "plain", "generate")),
+            *(f"{result['times_as_fast'][way]:.1f} ×" for way in ("plain", "generate")),
+        ]
+        for result in scoring["results"]
+    ]
+    rate = sorted(1000 * point["seconds"] / point["tokens"] for point in growth["growth"])
+    padding = max(point["largest_groups"] for point in growth["padding"])
+    loose = max(point["padding_one"] for point in growth["padding"])
+    tight = max(point["padding_groups"] for point in growth["padding"])
+    return "\n\n".join(
+        [
+            "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: "
+            "every answer a full row, logits of the whole vocabulary at every place, a reference forward each "
+            "step, as the papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the "
+            f"reference's log-probs kept. float32; SmolLM2-135M with LoRA, {step['results'][0]['rows']} rows of about "
+            f"{step['results'][0]['prompt_tokens']:.0f} prompt tokens, pocket-gpt2 with all weights. "
+            f"{where(step['provenance'])}.",
+            markdown(
+                [
+                    "model",
+                    "K",
+                    "plain",
+                    "fresh",
+                    "cached",
+                    "fresh against plain",
+                    "cached against plain",
+                    "plain, peak memory",
+                    "fresh, peak memory",
+                    "share",
+                ],
+                steps,
+            ),
+            f"DynamicPO's selection and β take {100 * step['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at "
+            "K = 15. Plain and packed log-probs differ by at most "
+            f"{max(result['largest_difference'] for result in step['results']):.0e}.",
+            "**One negative, against TRL's `DPOTrainer`** "
+            f"({trl['provenance']['trl']}), the same model, data, LoRA and precision, `python benchmarks/trl_step.py`.",
+            markdown(["", "a step", "time, of minipo's", "peak memory"], sides),
+            "**Scoring 20 candidates a user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
+            markdown(
+                ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"], ways
+            ),
+            "**As it grows** (`python benchmarks/growth.py`): K from 1 to 63, prompts of 32 to 512 tokens, batches of "
+            f"1 to 64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand tokens that are really there (median "
+            f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
+            f"grouped by length, {padding:.0%} in the worst batch.",
+            "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
+        ]
+    )
+
+
+def main() -> None:
+    readme = FOLDER.parent / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    with whole_file(readme) as draft:
+        draft.write_text(f"{before}{MARKS[0]}\n{report()}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
