@@ -1,7 +1,7 @@
 """Recorded grids made up for the app's tests: the format is real, the numbers are not and never leave the tests."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -10,17 +10,25 @@ import pandas as pd
 import pytest
 import streamlit as st
 
-from minipo import sweeps
+from minipo import fetch, sweeps
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
+SWITCHES = [("off", "off", "off"), ("on", "on", "on")]
 PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
 
 
-def _write(folder: Path, cells: list[tuple[str, int, str, str, str]]) -> None:
+def _write(
+    folder: Path,
+    cells: list[tuple[str, int, str, str, str]],
+    world: tuple[str, str] = ("catalog", "pocket-gpt2"),
+    seeds: Iterable[int] = SEEDS,
+    seconds: float = 12.0,
+    missing: int | None = None,
+) -> None:
     """One run a cell and seed: DMPO's HR@1 falls with K, DynamicPO's rises, the others' stays."""
     rows, ranks = [], []
-    for (objective, negatives, dynamic, select, adjust), seed in product(cells, SEEDS):
+    for (objective, negatives, dynamic, select, adjust), seed in product(cells, seeds):
         slope = 0.004 if select != "off" else -0.004 if objective == "dmpo" else 0.0
         hits = 0.66 + slope * (negatives - 1)
         generator = np.random.default_rng([seed, 7])
@@ -29,12 +37,12 @@ def _write(folder: Path, cells: list[tuple[str, int, str, str, str]]) -> None:
         loss = 0.1 + 0.12 / max(1, negatives) + 0.004 * seed
         rows.append(
             {
-                "dataset": "catalog", "model": "pocket-gpt2", "tuning": "full", "objective": objective,
+                "dataset": world[0], "model": world[1], "tuning": "full", "objective": objective,
                 "negatives": negatives, "dynamic": dynamic, "select": select, "adjust_beta": adjust, "clusters": 3,
                 "beta": 1.0, "margin": 6.0, "learning_rate": 5e-4, "seed": seed, "steps": 300, "sft_epochs": 20,
                 "train_loss": loss, "pair_loss": 0.24 + 0.001 * negatives, "val_hr@1": hits, "sft_hr@1": 0.651,
                 "hr@1": float((rank == 0).mean()), "hr@5": 0.9, "ndcg@5": 0.8, "mrr": 0.75, "reward_win_rate": 0.6,
-                "boundary_share": 0.1, "seconds": 12.0,
+                "boundary_share": 0.1, "seconds": seconds,
             }
         )  # fmt: skip
         ranks.append(rank)
@@ -45,11 +53,13 @@ def _write(folder: Path, cells: list[tuple[str, int, str, str, str]]) -> None:
         {"run": [0], "kind": ["metrics"], "step": [10], "loss": [0.5], "pair_loss": [0.5], "hr@1": [0.6]}
     )
     curves.to_parquet(folder / "curves.parquet")
-    levels = {"sft": 0.651, "oracle": 0.79, "markov": 0.5, "popularity": 0.15, "random": 0.05}
+    levels = {"sft": 0.651, "markov": 0.5, "popularity": 0.15, "random": 0.05}
+    levels |= {"oracle": 0.79} if world[0] == "catalog" else {}  # known in an invented world alone
     users = np.arange(USERS) / USERS
     baselines = {name: np.where(users < level, 0, 1).astype(np.uint8) for name, level in levels.items()}
     pd.DataFrame(baselines).to_parquet(folder / "baselines.parquet")
-    (folder / "provenance.json").write_text(json.dumps({"seeds": list(SEEDS)}))
+    provenance = {"seeds": list(seeds), "versions": {"machine": "Linux x86_64, 2 cores"}, "missing": missing}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
 
 
 def _probe(path: Path, users: int = 3) -> None:
@@ -69,17 +79,39 @@ def _probe(path: Path, users: int = 3) -> None:
 
 def write_recorded(root: Path) -> Path:
     """The grids that the page reads, made up, under `root`."""
-    switches = [("off", "off", "off"), ("on", "on", "on")]
     objectives = [
         (objective, negatives, *switch)
         for objective in ("dpo", "dmpo", "sdpo", "mppo")
         for negatives in NEGATIVES
-        for switch in switches
+        for switch in SWITCHES
     ]
     _write(root / "objectives", [*objectives, ("sft", 0, "off", "off", "off")])
     _probe(root / "objectives" / "probes" / "110.parquet")
     _write(root / "parts", [("dmpo", negatives, "on", *part) for negatives in (5, 19) for part in PARTS])
     return root
+
+
+def write_real(root: Path) -> None:
+    """The same for MovieLens-100K, with a pocket model and with a language model, whose last run is still to come."""
+    objectives = [
+        (objective, negatives, *switch)
+        for objective in ("dpo", "dmpo", "sdpo", "mppo")
+        for negatives in (1, 5, 15, 19)
+        for switch in SWITCHES
+    ]
+    _write(root / "ml-100k-objectives", objectives, ("ml-100k", "pocket-gpt2"), range(3))
+    parts = [("dmpo", 19, "on", *part) for part in PARTS if part[0] != "hardest"]
+    _write(root / "ml-100k-parts", [*parts, ("sft", 0, "off", "off", "off")], ("ml-100k", "pocket-gpt2"), range(3))
+    language = [("dmpo", negatives, *switch) for negatives in (1, 5, 15) for switch in SWITCHES]
+    _write(root / "ml-100k-smollm2", language, ("ml-100k", "smollm2-135m"), range(2), 1800.0, missing=1)
+
+
+def place_fetched(home: Path, *names: str) -> None:
+    """Folders of `names` in minipo's folder as if they had been fetched, with nothing in them."""
+    for name in names:
+        (home / "fetched" / name).mkdir(parents=True)
+        receipt = {"origin": fetch.SOURCES[name].origin, "files": {}}
+        (home / "fetched" / name / fetch.RECEIPT).write_text(json.dumps(receipt))
 
 
 def _forget() -> None:

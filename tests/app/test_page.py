@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.app.conftest import MAIN
+from minipo import cli, fetch, runs
+from tests.app.conftest import MAIN, place_fetched, write_real
 
 sys.path.insert(0, str(MAIN.parent))
-from jobs import Job
+from jobs import Job, Queue, command
 
 pytestmark = pytest.mark.usefixtures("recorded")
 
@@ -148,6 +150,165 @@ def test_damaged_record_is_one_sentence_and_the_live_run_is_offered(recorded: Pa
     assert not page.button(key="train_start").disabled
 
 
+def worlds(page: AppTest) -> Any:
+    """The choice of data and model for the recorded figure."""
+    return page.selectbox(key="happens_world")
+
+
+def notes(page: AppTest) -> str:
+    return "\n".join(element.value for element in page.caption)
+
+
+def test_only_recorded_data_and_models_are_offered(recorded: Path):
+    page = opened()
+    assert worlds(page).options == ["catalogue × pocket-gpt2"]
+    write_real(recorded)
+    (recorded / "ml-100k-smollm2" / "provenance.json").unlink()  # a record that is being written
+    page.run()
+    assert worlds(page).options == ["catalogue × pocket-gpt2", "MovieLens-100K × pocket-gpt2"]
+
+
+def test_real_data_are_drawn_without_an_oracle_and_with_their_own_k(recorded: Path):
+    write_real(recorded)
+    page = opened()
+    assert "oracle 79.0 %" in json.dumps(figures(page)["happens_grid"], ensure_ascii=False)
+    worlds(page).set_value(("ml-100k", "pocket-gpt2")).run()
+    assert not page.exception
+    figure = figures(page)["happens_grid"]
+    levels = [note["text"] for note in figure["layout"]["annotations"] if note.get("yref") in ("y3", "y4")]
+    assert [level.rsplit(" ", 2)[0] for level in levels] == ["SFT", "more SFT"]
+    assert figure["layout"]["xaxis3"]["tickvals"] == [1, 5, 15, 19]
+    assert "From K = 1 to 19, DMPO's training loss falls" in text(page)
+    assert "Means of 3 seeds" in notes(page)
+    page.button_group(key="happens_dynamic").set_value("its parts").run()
+    assert {"selection alone", "random |B|"} <= {trace.get("name") for trace in figures(page)["happens_grid"]["data"]}
+    assert "Its parts, in points against plain: selection alone" in text(page)
+    assert [note.value for note in page.info] == ["Not recorded for DMPO: hardest |B|."]
+
+
+def test_of_more_sft_the_learning_rate_that_is_best_on_validation_users_is_drawn(recorded: Path):
+    write_real(recorded)
+    table = pd.read_parquet(recorded / "ml-100k-parts" / "table.parquet")
+    more = table["objective"] == "sft"  # three runs, each at a rate of its own now
+    table.loc[more, ["learning_rate", "val_hr@1", "hr@1"]] = [[1e-4, 0.3, 0.9], [3e-4, 0.5, 0.612], [1e-3, 0.4, 0.8]]
+    table.to_parquet(recorded / "ml-100k-parts" / "table.parquet")
+    page = opened()
+    worlds(page).set_value(("ml-100k", "pocket-gpt2")).run()
+    assert "more SFT 61.2 %" in json.dumps(figures(page)["happens_grid"], ensure_ascii=False)
+
+
+def test_a_small_grid_says_what_is_not_recorded_and_how_to_bring_what_it_needs(recorded: Path, tmp_path: Path):
+    write_real(recorded)
+    page = opened()
+    worlds(page).set_value(("ml-100k", "smollm2-135m")).run()
+    assert "From K = 1 to 15, DMPO's training loss falls" in text(page)
+    assert "Means of 2 seeds" in notes(page)
+    assert "Runs of this grid that are not trained yet: 1." in notes(page)
+    assert "More SFT" not in notes(page)
+    page.button_group(key="happens_dynamic").set_value("its parts").run()
+    assert [note.value for note in page.info] == [
+        "Not recorded for DMPO: selection alone, β alone, random |B|, hardest |B|."
+    ]
+    page.button_group(key="happens_objective").set_value("sdpo").run()
+    assert not page.exception
+    assert [note.value for note in page.info] == [
+        "Not recorded for S-DPO on MovieLens-100K × SmolLM2-135M: plain runs at two numbers of negatives."
+    ]
+    assert "happens_grid" not in figures(page)
+    assert "'minipo fetch ml-100k'" in notes(page)
+    assert "'minipo fetch smollm2-135m'" in notes(page)
+    place_fetched(tmp_path / "home", "ml-100k", "smollm2-135m")
+    page.run()
+    page.button(key="happens_offer").click().run()
+    chosen = [page.selectbox(key=f"train_{name}").value for name in ("dataset", "model", "objective")]
+    assert chosen == ["ml-100k", "smollm2-135m", "sdpo"]
+
+
+def test_a_damaged_grid_of_real_data_leaves_the_catalogue_alone(recorded: Path):
+    write_real(recorded)
+    (recorded / "ml-100k-objectives" / "table.parquet").write_bytes(b"PAR1")
+    page = opened()
+    worlds(page).set_value(("ml-100k", "pocket-gpt2")).run()
+    (warning,) = page.warning
+    assert "data/recorded/ml-100k-objectives" in warning.value
+    worlds(page).set_value(("catalog", "pocket-gpt2")).run()
+    assert not page.warning
+    assert "it **collapses**" in text(page)
+
+
+def test_the_form_lists_what_is_not_here_with_the_command_that_brings_it(tmp_path: Path):
+    page = opened()
+    assert page.selectbox(key="train_dataset").options == ["catalogue"]
+    assert page.selectbox(key="train_model").options == ["pocket-gpt2", "pocket-qwen2"]
+    (listed,) = [element.value for element in page.markdown if "minipo fetch" in element.value]
+    assert set(listed.splitlines()) == {f"- {fetch.missing(name)}" for name in fetch.SOURCES}
+    place_fetched(tmp_path / "home", "ml-100k", "gpt2")
+    page.run()
+    assert page.selectbox(key="train_dataset").options == ["catalogue", "MovieLens-100K"]
+    assert page.selectbox(key="train_model").options == ["pocket-gpt2", "pocket-qwen2", "GPT-2"]
+    assert "'minipo fetch ml-100k'" not in text(page)
+    assert "'minipo fetch lastfm'" in text(page)
+
+
+def test_other_data_and_models_bring_their_settings_and_an_estimate(recorded: Path, tmp_path: Path):
+    place_fetched(tmp_path / "home", "ml-100k", "smollm2-135m")
+    page = opened()
+    assert "300 steps take about 12 s, by the recorded runs at K = 15 (Linux x86_64, 2 cores)." in notes(page)
+    page.selectbox(key="train_dataset").set_value("ml-100k").run()
+    page.selectbox(key="train_model").set_value("smollm2-135m").run()
+    recipe = runs.recipe("prefer", "ml-100k", "smollm2-135m")
+    assert page.number_input(key="train_steps").value == recipe["steps"]
+    assert page.number_input(key="train_learning_rate").value == recipe["learning_rate"]
+    assert "No recorded run with this model on these data says how long it takes." in notes(page)
+    assert "A pretrained language model takes minutes on a CPU" in notes(page)
+    write_real(recorded)
+    page.number_input(key="train_steps").set_value(600).run()
+    assert "600 steps take about 60 minutes, by the recorded runs at K = 15" in notes(page)
+    page.selectbox(key="train_model").set_value("pocket-gpt2").run()
+    assert page.number_input(key="train_learning_rate").value == 5e-4  # as recorded
+    assert "language model takes" not in notes(page)
+
+
+def test_a_missing_sft_run_is_announced():
+    announced = "The SFT run that it starts from is not here: it is trained first"
+    page = opened()
+    assert announced not in notes(page)  # 20 epochs, as the record says: shipped
+    page.session_state["train_sft_epochs"] = 21.0
+    page.run()
+    assert announced in notes(page)
+
+
+def test_what_is_removed_while_the_page_is_open_is_not_offered_any_more(tmp_path: Path):
+    place_fetched(tmp_path / "home", "ml-100k")
+    page = opened()
+    page.selectbox(key="train_dataset").set_value("ml-100k").run()
+    shutil.rmtree(tmp_path / "home" / "fetched")
+    page.run()
+    assert not page.exception
+    assert page.selectbox(key="train_dataset").value == "catalog"
+
+
+def test_a_job_gets_the_chosen_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place_fetched(tmp_path / "home", "ml-100k")
+    handed: list[dict[str, Any]] = []
+
+    def submit(queue: Queue, settings: dict[str, Any]) -> Job:
+        handed.append(settings)
+        return Job(settings, tmp_path / "run", stopped=True)
+
+    monkeypatch.setattr(Queue, "submit", submit)
+    page = opened()
+    page.selectbox(key="train_dataset").set_value("ml-100k").run()
+    page.selectbox(key="train_model").set_value("pocket-qwen2").run()
+    page.button(key="train_start").click().run()
+    (settings,) = handed
+    parsed = vars(cli.parser().parse_args(command(settings, tmp_path / "run")[3:]))  # as the child reads them
+    assert {name: parsed[name] for name in settings} == settings
+    config = runs.make_config(runs.PreferConfig, settings)
+    assert (config.dataset, config.model) == ("ml-100k", "pocket-qwen2")
+    assert config.sft_epochs == runs.recipe("prefer", "ml-100k", "pocket-qwen2")["sft_epochs"]
+
+
 def test_form_opens_with_the_recorded_settings():
     page = opened()
     assert page.number_input(key="train_learning_rate").value == 5e-4
@@ -155,7 +316,10 @@ def test_form_opens_with_the_recorded_settings():
     assert page.number_input(key="train_steps").value == 300
 
 
-SETTINGS = {"objective": "dmpo", "negatives": 12, "dynamic": "off", "select": "on", "adjust_beta": "on", "steps": 300}
+SETTINGS = {
+    "dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "negatives": 12, "dynamic": "off",
+    "select": "on", "adjust_beta": "on", "steps": 300,
+}  # fmt: skip
 
 
 def watched(folder: Path, process: Any) -> AppTest:
