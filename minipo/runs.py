@@ -65,12 +65,13 @@ PRETRAINED: dict[str, dict[str, Any]] = {
         "tuning": "lora",
         "sft_epochs": 0.25,
         "learning_rate": 1e-4,
-        "steps": 100,
+        "steps": 80,
         "batch_size": 16,
         "accumulation": 2,
+        "evaluate_every": 40,
         "template": "question",
         "precision": "bfloat16",
-        "validation_users": 256,
+        "validation_users": 128,
     },
 }
 REAL_DATA: dict[str, dict[str, Any]] = {"sft": {"epochs": 10}, "prefer": {"sft_epochs": 10, "learning_rate": 1e-4}}
