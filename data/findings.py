@@ -1,11 +1,12 @@
 """Tests the paper's claims on real data and a real language model; writes FINDINGS.md.
 
-    python data/findings.py settings    DMPO at K = 1 over SFT length × learning rate   recorded/ml-100k-settings/
-    python data/findings.py objectives  every objective × K × DynamicPO                 recorded/ml-100k-objectives/
-    python data/findings.py parts       DynamicPO's parts, its controls, more SFT       recorded/ml-100k-parts/
-    python data/findings.py adapter     SmolLM2-135M's SFT adapter, shipped             sft/ml-100k-smollm2-135m/
-    python data/findings.py llm         DMPO × K × DynamicPO on SmolLM2-135M            recorded/ml-100k-smollm2/
-    python data/findings.py report      what all of them say                            FINDINGS.md
+    python data/findings.py settings      DMPO at K = 1 over SFT length × learning rate  recorded/ml-100k-settings/
+    python data/findings.py objectives    every objective × K × DynamicPO                recorded/ml-100k-objectives/
+    python data/findings.py parts         DynamicPO's parts, its controls, more SFT      recorded/ml-100k-parts/
+    python data/findings.py adapter       SmolLM2-135M's SFT adapter, shipped            sft/ml-100k-smollm2-135m/
+    python data/findings.py llm-settings  DMPO at K = 1 over learning rates          recorded/ml-100k-smollm2-settings/
+    python data/findings.py llm           DMPO × K × DynamicPO on SmolLM2-135M           recorded/ml-100k-smollm2/
+    python data/findings.py report        what all of them say                           FINDINGS.md
 
 The dataset and the language model are fetched on first use. Every run is cached by its settings and resumes where it
 was cut off; a part that is not finished yet records the cells that are. MINIPO_HOME=$(mktemp -d) trains all anew.
@@ -32,7 +33,8 @@ SFT_EPOCHS = (1, 3, 10)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 NEGATIVES = (1, 5, 15, 19)
-LLM_SEEDS, LLM_NEGATIVES = (0, 1), (1, 5, 15)
+LLM_SEEDS, LLM_NEGATIVES, LLM_LEARNING_RATES = (0, 1), (1, 5, 15), (3e-5, 1e-4, 3e-4)
+LLM = {"dataset": DATASET, "model": LANGUAGE_MODEL}
 COMMON = {"dataset": DATASET, "model": POCKET, "steps": 300, "evaluate_every": 300}
 NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
 
@@ -142,28 +144,46 @@ def make_parts() -> None:
 def make_adapter() -> None:
     folder = DATA / "sft" / f"{DATASET}-{LANGUAGE_MODEL}"
     shutil.rmtree(folder, ignore_errors=True)
-    run = train_all([make_config(SFTConfig, {"dataset": DATASET, "model": LANGUAGE_MODEL})])[0]
+    run = train_all([make_config(SFTConfig, LLM)])[0]
     shutil.copytree(run.folder, folder)
 
 
-def make_llm() -> None:
-    configs = grid(
-        dataset=DATASET, model=LANGUAGE_MODEL, negatives=LLM_NEGATIVES, dynamic=["off", "on"], seeds=LLM_SEEDS
+def make_llm_settings() -> None:
+    configs = grid(negatives=1, learning_rate=LLM_LEARNING_RATES, **LLM)
+    found = record(
+        RECORDED / "ml-100k-smollm2-settings",
+        train_all(configs),
+        baseline_ranks(configs[0]),
+        command="python data/findings.py llm-settings",
+        rule=choose.__doc__,
     )
+    print(choose(found))
+
+
+def make_llm() -> None:
+    chosen = choose(load_recorded("ml-100k-smollm2-settings"))
+    configs = grid(negatives=LLM_NEGATIVES, dynamic=["off", "on"], seeds=LLM_SEEDS, **chosen, **LLM)
     # Whole comparisons first: what is there when time runs out is then of use.
     configs.sort(key=lambda config: (config.seed, config.negatives == 5, -config.negatives))
-    train_all(configs)
-    record_llm(configs)
+    try:
+        train_all(configs)
+    finally:
+        record_llm(configs, chosen)
 
 
-def record_llm(configs: Sequence[PreferConfig]) -> None:
+def record_llm(configs: Sequence[PreferConfig], chosen: dict[str, float]) -> None:
+    """Record the cells that are finished, if some are."""
     done = [config for config in configs if (cache_folder(config) / "summary.json").is_file()]
+    if not done:
+        return
     runs = [Run(cache_folder(config)) for config in done]
     record(
         RECORDED / "ml-100k-smollm2",
         runs,
         baseline_ranks(configs[0]),
         command="python data/findings.py llm",
+        chosen=chosen,
+        rule=choose.__doc__,
         missing=len(configs) - len(done),
     )
 
@@ -438,6 +458,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "objectives": make_objectives,
     "parts": make_parts,
     "adapter": make_adapter,
+    "llm-settings": make_llm_settings,
     "llm": make_llm,
     "report": make_report,
 }

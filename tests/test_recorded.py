@@ -371,6 +371,7 @@ REAL = {
     "ml-100k-settings": "settings",
     "ml-100k-objectives": "objectives",
     "ml-100k-parts": "parts",
+    "ml-100k-smollm2-settings": "llm-settings",
     "ml-100k-smollm2": "llm",
 }
 
@@ -387,8 +388,9 @@ def test_provenance_of_real_data_says_how_to_repeat_it(real):
     assert made["command"] == f"python data/findings.py {REAL[real.folder.name]}"
     assert datetime.fromisoformat(made["recorded"]).tzinfo is not None
     assert {"python", "minipo", "torch", "transformers", "peft", "numpy", "machine"} <= {*made["versions"]}
-    if real.folder.name in ("ml-100k-objectives", "ml-100k-parts"):
-        assert made["chosen"] == findings.choose(load_recorded("ml-100k-settings"))
+    settings = "ml-100k-smollm2-settings" if "smollm2" in real.folder.name else "ml-100k-settings"
+    if real.folder.name != settings:
+        assert made["chosen"] == findings.choose(load_recorded(settings))
 
 
 def test_every_cell_of_real_data_is_there_once(real):
@@ -398,12 +400,13 @@ def test_every_cell_of_real_data_is_there_once(real):
             ("dmpo", 1, *PLAIN, *regime, seed)
             for *regime, seed in product(findings.SFT_EPOCHS, findings.LEARNING_RATES, findings.SEEDS)
         ]
+    elif name == "ml-100k-smollm2-settings":
+        start = make_config(PreferConfig, findings.LLM)
+        expected = [("dmpo", 1, *PLAIN, start.sft_epochs, rate, 0) for rate in findings.LLM_LEARNING_RATES]
     elif name == "ml-100k-smollm2":
+        regime = real.provenance["chosen"]["sft_epochs"], real.provenance["chosen"]["learning_rate"]
         cells = product(findings.LLM_NEGATIVES, (PLAIN, WHOLE), findings.LLM_SEEDS)
-        start = make_config(PreferConfig, {"dataset": findings.DATASET, "model": findings.LANGUAGE_MODEL})
-        expected = [
-            ("dmpo", few, *dynamic, start.sft_epochs, start.learning_rate, seed) for few, dynamic, seed in cells
-        ]
+        expected = [("dmpo", few, *dynamic, *regime, seed) for few, dynamic, seed in cells]
     else:
         chosen = real.provenance["chosen"]
         regime = chosen["sft_epochs"], chosen["learning_rate"]
