@@ -22,6 +22,7 @@ from minipo.runs import (
     list_runs,
     make_config,
     prefer,
+    recipe,
     sft,
     sft_folder,
     sft_run,
@@ -422,6 +423,15 @@ def test_every_cell_of_real_data_is_there_once(real):
     missing = real.provenance.get("missing", 0)
     assert len(set(found)) == len(found) == len(expected) - missing
     assert set(found) <= set(expected)
+
+
+def test_the_recipe_is_what_was_chosen(real):
+    if not real.folder.name.endswith("settings"):
+        pytest.skip("chosen elsewhere")
+    model = findings.LANGUAGE_MODEL if "smollm2" in real.folder.name else findings.POCKET
+    settings = recipe("prefer", findings.DATASET, model)
+    assert {name: settings[name] for name in ("sft_epochs", "learning_rate")} == findings.choose(real)
+    assert recipe("sft", findings.DATASET, model)["epochs"] == settings["sft_epochs"]
 
 
 def test_results_on_real_data_are_those_of_the_ranks(real):
