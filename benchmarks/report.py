@@ -21,79 +21,83 @@ def where(made: dict[str, Any]) -> str:
     )
 
 
-def report() -> str:
-    """The README's tables."""
-    step, trl, scoring, growth = (
-        read_json(FOLDER / f"{name}.json") for name in ("step", "trl_step", "scoring", "growth")
-    )
-    steps = [
+def step(found: dict[str, Any]) -> list[str]:
+    results = found["results"]
+    lines = [
         [
             result["model"],
             str(result["negatives"]),
             *(f"{result['seconds'][side]:.3g} s" for side in ("plain", "fresh", "cached")),
-            f"{result['times_as_fast']['fresh']:.1f} ×",
-            f"{result['times_as_fast']['cached']:.1f} ×",
+            *(f"{result['times_as_fast'][side]:.1f} ×" for side in ("fresh", "cached")),
             *(f"{result['peak_gb'][side]:.1f} GB" for side in ("plain", "fresh")),
             f"{result['memory_share']['fresh']:.0%}",
         ]
-        for result in step["results"]
+        for result in results
     ]
-    sides = [
-        [side, f"{trl['seconds'][side]:.2f} s", f"{trl['times_minipo'][side]:.2f} ×", f"{trl['peak_gb'][side]:.1f} GB"]
-        for side in trl["seconds"]
+    header = [
+        "model", "K", "plain", "fresh", "cached", "fresh against plain", "cached against plain", "plain, peak memory",
+        "fresh, peak memory", "share",
+    ]  # fmt: skip
+    return [
+        "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
+        "answer a full row, logits of the whole vocabulary at every place, a reference forward each step, as the "
+        "papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the reference's "
+        f"log-probs kept. float32; SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
+        f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
+        f"the catalogue. {where(found['provenance'])}.",
+        markdown(header, lines),
+        f"DynamicPO's selection and β take {100 * found['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at K = "
+        f"15. Plain and packed log-probs differ by at most {max(each['largest_difference'] for each in results):.0e}.",
     ]
-    ways = [
+
+
+def trl_step(found: dict[str, Any]) -> list[str]:
+    lines = [
+        [side, f"{seconds:.2f} s", f"{found['times_minipo'][side]:.2f} ×", f"{found['peak_gb'][side]:.1f} GB"]
+        for side, seconds in found["seconds"].items()
+    ]
+    return [
+        f"**One negative, against TRL's `DPOTrainer`** ({found['provenance']['trl']}), the same model, data, LoRA and "
+        "precision, `python benchmarks/trl_step.py`.",
+        markdown(["", "a step", "time, of minipo's", "peak memory"], lines),
+    ]
+
+
+def scoring(found: dict[str, Any]) -> list[str]:
+    lines = [
         [
             result["model"],
             *(f"{1000 * result['seconds_a_user'][way]:.3g} ms" for way in ("minipo", "plain", "generate")),
             *(f"{result['times_as_fast'][way]:.1f} ×" for way in ("plain", "generate")),
         ]
-        for result in scoring["results"]
+        for result in found["results"]
     ]
-    rate = sorted(1000 * point["seconds"] / point["tokens"] for point in growth["growth"])
-    padding = max(point["largest_groups"] for point in growth["padding"])
-    loose = max(point["padding_one"] for point in growth["padding"])
-    tight = max(point["padding_groups"] for point in growth["padding"])
-    return "\n\n".join(
-        [
-            "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: "
-            "every answer a full row, logits of the whole vocabulary at every place, a reference forward each "
-            "step, as the papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the "
-            f"reference's log-probs kept. float32; SmolLM2-135M with LoRA, {step['results'][0]['rows']} rows of about "
-            f"{step['results'][0]['prompt_tokens']:.0f} prompt tokens, pocket-gpt2 with all weights. "
-            f"{where(step['provenance'])}.",
-            markdown(
-                [
-                    "model",
-                    "K",
-                    "plain",
-                    "fresh",
-                    "cached",
-                    "fresh against plain",
-                    "cached against plain",
-                    "plain, peak memory",
-                    "fresh, peak memory",
-                    "share",
-                ],
-                steps,
-            ),
-            f"DynamicPO's selection and β take {100 * step['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at "
-            "K = 15. Plain and packed log-probs differ by at most "
-            f"{max(result['largest_difference'] for result in step['results']):.0e}.",
-            "**One negative, against TRL's `DPOTrainer`** "
-            f"({trl['provenance']['trl']}), the same model, data, LoRA and precision, `python benchmarks/trl_step.py`.",
-            markdown(["", "a step", "time, of minipo's", "peak memory"], sides),
-            "**Scoring 20 candidates a user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
-            markdown(
-                ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"], ways
-            ),
-            "**As it grows** (`python benchmarks/growth.py`): K from 1 to 63, prompts of 32 to 512 tokens, batches of "
-            f"1 to 64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand tokens that are really there (median "
-            f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
-            f"grouped by length, {padding:.0%} in the worst batch.",
-            "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
-        ]
+    header = ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"]
+    return [
+        "**Scoring 20 candidates a user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
+        markdown(header, lines),
+    ]
+
+
+def growth(found: dict[str, Any]) -> list[str]:
+    rate = sorted(1000 * point["seconds"] / point["tokens"] for point in found["growth"])
+    loose, tight, worst = (
+        max(point[name] for point in found["padding"]) for name in ("padding_one", "padding_groups", "largest_groups")
     )
+    return [
+        "**As it grows**, `python benchmarks/growth.py`: K from 1 to 63, prompts of 32 to 512 tokens, batches of 1 to "
+        f"64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand tokens that are really there (median "
+        f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
+        f"grouped by length, {worst:.0%} in the worst batch.",
+        "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
+    ]
+
+
+def report() -> str:
+    """The README's tables, of the benchmarks whose JSON is there."""
+    parts = (step, trl_step, scoring, growth)
+    there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
+    return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 
 
 def main() -> None:

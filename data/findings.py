@@ -1,6 +1,7 @@
 """Tests the paper's claims on real data and a real language model; writes FINDINGS.md.
 
     python data/findings.py settings      DMPO at K = 1 over SFT length × learning rate  recorded/ml-100k-settings/
+    python data/findings.py sft           the SFT run of the chosen length, shipped      sft/ml-100k-pocket-gpt2-10/
     python data/findings.py objectives    every objective × K × DynamicPO                recorded/ml-100k-objectives/
     python data/findings.py parts         DynamicPO's parts, its controls, more SFT      recorded/ml-100k-parts/
     python data/findings.py adapter       SmolLM2-135M's SFT adapter, shipped            sft/ml-100k-smollm2-135m/
@@ -141,11 +142,21 @@ def make_parts() -> None:
     )
 
 
+def ship(config: SFTConfig, name: str) -> None:
+    """An SFT run that others start from, as a folder of data/sft."""
+    run = train_all([config])[0]
+    shutil.rmtree(DATA / "sft" / name, ignore_errors=True)
+    shutil.copytree(run.folder, DATA / "sft" / name)
+
+
+def make_sft() -> None:
+    epochs = choose(load_recorded("ml-100k-settings"))["sft_epochs"]
+    config = make_config(SFTConfig, {"dataset": DATASET, "model": POCKET, "epochs": epochs})
+    ship(config, f"{DATASET}-{POCKET}-{epochs:g}")
+
+
 def make_adapter() -> None:
-    folder = DATA / "sft" / f"{DATASET}-{LANGUAGE_MODEL}"
-    shutil.rmtree(folder, ignore_errors=True)
-    run = train_all([make_config(SFTConfig, LLM)])[0]
-    shutil.copytree(run.folder, folder)
+    ship(make_config(SFTConfig, LLM), f"{DATASET}-{LANGUAGE_MODEL}")
 
 
 def make_llm_settings() -> None:
@@ -455,6 +466,7 @@ def make_report() -> None:
 
 PARTS: dict[str, Callable[[], None]] = {
     "settings": make_settings,
+    "sft": make_sft,
     "objectives": make_objectives,
     "parts": make_parts,
     "adapter": make_adapter,

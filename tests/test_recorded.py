@@ -26,6 +26,7 @@ from minipo.runs import (
     sft,
     sft_folder,
     sft_run,
+    start_config,
 )
 from minipo.sweeps import RECORDED, Recorded, load_recorded, row
 
@@ -223,7 +224,7 @@ def shipped(request) -> Run:
 
 @needs_sft
 def test_shipped_checkpoints_are_all_there_and_small():
-    folders = [run.folder for run in list_runs(DATA / "sft") if run.folder != ADAPTER]
+    folders = [run.folder for run in list_runs(DATA / "sft") if run.folder.name.startswith("catalog")]
     assert {folder.name for folder in folders} == {f"catalog-pocket-gpt2-{epochs}" for epochs in script.SHIPPED_EPOCHS}
     assert sum(size(folder) for folder in folders) < 2e6
 
@@ -423,6 +424,13 @@ def test_every_cell_of_real_data_is_there_once(real):
     missing = real.provenance.get("missing", 0)
     assert len(set(found)) == len(found) == len(expected) - missing
     assert set(found) <= set(expected)
+
+
+def test_the_shipped_run_on_real_data_is_what_runs_start_from():
+    wanted = start_config(make_config(PreferConfig, {"dataset": findings.DATASET, "model": findings.POCKET}))
+    (run,) = (run for run in list_runs(DATA / "sft") if run.config == wanted)
+    assert size(run.folder) < 2e6
+    np.testing.assert_array_equal(load_recorded("ml-100k-objectives").baselines["sft"], run.users["rank"])
 
 
 def test_the_recipe_is_what_was_chosen(real):

@@ -822,7 +822,8 @@ def test_the_catalogue_has_the_defaults():
 
 def test_what_a_run_was_started_with_is_read_back_whatever_the_recipe_says(finished, monkeypatch):
     before = finished.config
-    assert (before.learning_rate, before.sft_epochs) == (1e-4, 10)  # real data's; "tiny" is not the catalogue
+    wanted = runs.REAL_DATA["prefer"]  # "tiny" is not the catalogue
+    assert (before.learning_rate, before.sft_epochs) == (wanted["learning_rate"], wanted["sft_epochs"])
     monkeypatch.setitem(runs.REAL_DATA, "prefer", {"learning_rate": 7.0, "rank": 99})
     assert finished.config == before
 
