@@ -42,7 +42,8 @@ def step(found: dict[str, Any]) -> list[str]:
         "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
         "answer a full row, logits of the whole vocabulary at every place, a reference forward each step, as the "
         "papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the reference's "
-        f"log-probs kept. float32; SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
+        f"log-probs kept. All of them keep freed memory (`reuse_memory`), the plain one too. float32; "
+        f"SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
         f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
         f"the catalogue. {where(found['provenance'])}.",
         markdown(header, lines),

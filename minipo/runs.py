@@ -50,7 +50,7 @@ PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products r
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # What REAL_DATA says was chosen on validation users of MovieLens-100K (data/findings.py settings); PRETRAINED is what
-# trains SmolLM2-135M on a CPU in less than 8 GB and in a class's time, its learning rate from findings.py llm-settings.
+# trains SmolLM2-135M on a CPU in a class's time; no user chose it yet: data/findings.py llm-settings is there to do so.
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {
         "tuning": "lora",
