@@ -122,11 +122,13 @@ def _work(
     """Do `task` for each of `configs` in processes of their own, `workers` at a time."""
     if not configs:
         return
+    workers = min(workers, len(configs))
+    threads = max(1, (os.cpu_count() or 1) // workers)
     failed: dict[Config, BaseException] = {}
     others = set(multiprocessing.active_children())
     # Spawned, because a forked copy of a process that has used torch's threads may hang.
     with (
-        ProcessPoolExecutor(min(workers, len(configs)), multiprocessing.get_context("spawn"), _begin) as pool,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool,
         tqdm(total=len(configs), desc=name, unit="run", disable=not progress) as bar,
     ):
         try:
@@ -174,13 +176,13 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin() -> None:
-    """How a worker begins: it ends with its parent, and keeps to one core, where others would be in its way."""
+def _begin(threads: int) -> None:
+    """How a worker begins: it ends with its parent, and keeps to its share of the cores, or it would be in others' way."""
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which would outlive a worker that is ended
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
