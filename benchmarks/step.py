@@ -1,13 +1,15 @@
-"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 25 minutes).
+"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 35 minutes).
 
 plain: the way the published trainers do it. Every candidate is a row of its own, prompt and answer, all of them in one
 padded forward; float32 logits over the whole vocabulary at every position; the reference is a second such forward.
+as it comes: the same, in a process that gives freed memory back to the system, as Python's do unless told otherwise.
 fresh: minipo, with a reference forward in each step.  cached: minipo, with the reference's log-probs computed before.
 
 On SmolLM2-135M (LoRA, 2 rows) and pocket-gpt2 (all weights, 32 rows of the catalogue), each K, in float32. Each side
-runs in a process of its own, in turns; peak memory is the process's, all included, and both sides keep freed memory
-(`reuse_memory`). Checks that the log-probs agree, prints a table, and writes step.json beside this file; of that,
-`dynamic_share` is the time of DynamicPO's selection and β as a share of the 135M model's fresh step at K = 15.
+runs in a process of its own, in turns; peak memory is the process's, all included. All but "as it comes" keep freed
+memory (`reuse_memory`), which minipo does by itself. Checks that the log-probs agree, prints a table, and writes
+step.json beside this file; of that, `dynamic_share` is the time of DynamicPO's selection and β as a share of the 135M
+model's fresh step at K = 15.
 """
 
 import copy
@@ -30,12 +32,13 @@ from minipo.preference import preference_loss
 from minipo.scoring import TokenIds, pack_groups, packed_logps, tokenize, tokenize_answers
 from minipo.training import disable_dropout
 
-SIDES = ("plain", "fresh", "cached")
+THEIRS, OURS = ("as it comes", "plain"), ("fresh", "cached")
+SIDES = THEIRS + OURS
 NEGATIVES = (1, 5, 15, 19)
 # rows a step, steps without the clock, steps on it, processes a side
 MODELS = {
-    "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 3},
-    "pocket-gpt2": {"rows": 32, "warm_up": 5, "steps": 40, "repeats": 5},
+    "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 3, "repeats": 2},
+    "pocket-gpt2": {"rows": 32, "warm_up": 5, "steps": 20, "repeats": 3},
 }
 QUICK = {
     "tiny-llama": {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 1},
@@ -91,7 +94,7 @@ def setting(name: str, rows: int) -> tuple[Any, Any, str, list[TokenIds], list[l
 
 def measured(settings: dict[str, Any]) -> dict[str, Any]:
     """One side's steps at one K: seconds of each, of DynamicPO's part, and memory; the first step's log-probs."""
-    prepare()
+    prepare(reuse=settings["side"] != "as it comes")
     size, steps = settings["rows"], settings["warm_up"] + settings["steps"]
     model, tokenizer, what, prompt_ids, answer_ids = setting(settings["model"], size * steps)
     answer_ids = [row[: 1 + settings["negatives"]] for row in answer_ids]
@@ -101,7 +104,7 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
 
-    score: Callable[..., Tensor] = plain_logps if settings["side"] == "plain" else packed_logps
+    score: Callable[..., Tensor] = plain_logps if settings["side"] in THEIRS else packed_logps
 
     def reference(*batch: Any) -> Tensor:
         with torch.no_grad(), model.disable_adapter() if lora else nullcontext():
@@ -155,7 +158,7 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> dict[str, An
     plain, packed = first["plain"], first["fresh"]
     difference = max(
         (torch.tensor(plain[what]) - torch.tensor(first[side][what])).abs().max().item()
-        for side in ("fresh", "cached")
+        for side in OURS
         for what in ("logps", "reference")
     )
     if not difference < TOLERANCE:
@@ -174,10 +177,10 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> dict[str, An
         "prompt_tokens": runs["plain"][0]["prompt_tokens"],
         "candidate_tokens": runs["plain"][0]["candidate_tokens"],
         "seconds": seconds,
-        "times_as_fast": {side: seconds["plain"] / seconds[side] for side in SIDES[1:]},
+        "times_as_fast": {side: {their: seconds[their] / seconds[side] for their in THEIRS} for side in OURS},
         "peak_gb": peak,
         "before_gb": {side: statistics.median(run["before_gb"] for run in runs[side]) for side in SIDES},
-        "memory_share": {side: peak[side] / peak["plain"] for side in SIDES[1:]},
+        "memory_share": {side: {their: peak[side] / peak[their] for their in THEIRS} for side in OURS},
         "dynamic_seconds": dynamic,
         "dynamic_share": dynamic / seconds["fresh"],
         "largest_difference": difference,
@@ -188,17 +191,18 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> dict[str, An
 
 def shown(results: Sequence[dict[str, Any]]) -> str:
     """The results as a table."""
-    header = "model,K,plain s,fresh s,cached s,× fresh,× cached,plain GB,fresh GB,cached GB,share,DynamicPO,difference"
+    header = ["model", "K", *(f"{side}, s" for side in SIDES)]
+    header += [f"{side} × {their}" for side in OURS for their in THEIRS]
     return table(
-        header.split(","),
+        [*header, *(f"{side}, GB" for side in SIDES), "share", "DynamicPO", "difference"],
         [
             [
                 result["model"],
                 result["negatives"],
                 *result["seconds"].values(),
-                *result["times_as_fast"].values(),
+                *(times for side in OURS for times in result["times_as_fast"][side].values()),
                 *result["peak_gb"].values(),
-                f"{result['memory_share']['fresh']:.0%}",
+                f"{result['memory_share']['fresh']['plain']:.0%}",
                 f"{result['dynamic_share']:.2%}",
                 f"{result['largest_difference']:.0e}",
             ]

@@ -67,6 +67,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "steps": 80,
         "batch_size": 16,
+        "accumulation": 2,  # for memory: less than 8 GB at K = 15
         "evaluate_every": 40,
         "template": "question",
         "precision": "bfloat16",

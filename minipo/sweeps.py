@@ -177,7 +177,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _begin(threads: int) -> None:
-    """How a worker begins: it ends with its parent, and keeps to its share of the cores, or it would be in others' way."""
+    """How a worker begins: it ends with its parent, and keeps to its share of the cores."""
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()

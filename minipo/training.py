@@ -361,6 +361,7 @@ class _RowTrainer(Trainer):
             [rows.prompts[row] for row, _ in visits],
             [[rows.answers[row][column] for column in columns] for row, columns in visits],
             self.pad_token_id,
+            few_shapes=self.args.bf16 and self.args.device.type == "cpu",
         )
 
     def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:

@@ -262,12 +262,13 @@ def test_tokenizing_once_and_packing_ids_is_the_same_as_packing_text(tokenizer):
 # Rows of similar length go together
 
 
-def test_groups_give_the_scores_and_gradients_of_one_batch_in_the_rows_order(tokenizer):
-    model = make_model("llama", tokenizer)
-    prompts = tokenize(tokenizer, PROMPTS + PROMPTS[::-1], special=True)
-    answers = [tokenize_answers(tokenizer, row) for row in CANDIDATES + CANDIDATES]
+@pytest.mark.parametrize("few_shapes", [False, True])
+def test_groups_give_the_scores_and_gradients_of_one_batch_in_the_rows_order(few_shapes, tokenizer):
+    model, times = make_model("llama", tokenizer), 8 if few_shapes else 1
+    prompts = tokenize(tokenizer, (PROMPTS + PROMPTS[::-1]) * times, special=True)
+    answers = [tokenize_answers(tokenizer, row) for row in (CANDIDATES + CANDIDATES) * times]
     pad = tokenizer.pad_token_id
-    whole, groups = pack_ids(prompts, answers, pad), pack_groups(prompts, answers, pad)
+    whole, groups = pack_ids(prompts, answers, pad), pack_groups(prompts, answers, pad, few_shapes=few_shapes)
     assert len(groups["groups"]) > 1
     assert torch.equal(groups["lengths"], whole["lengths"])
     assert torch.equal(groups["mask"], whole["mask"])
@@ -317,6 +318,24 @@ def test_length_groups_are_the_fewest_and_of_those_the_tightest(seed):
     ]
     best = min(count for count in possible if count[1] * 0.9 <= lengths.sum())
     assert (len(groups), tokens([lengths[group] for group in groups])) == best
+
+
+@pytest.mark.parametrize("number", [1, 13, 32, 50])
+def test_few_shapes_come_again_and_again(number):
+    """Whatever the lengths: but for one group, rows by 16; places by 8, and four times as many for the logits."""
+    shapes = set()
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        prompts = [np.ones(length, dtype=np.int64) for length in generator.integers(40, 90, number)]
+        answers = [[np.ones(length, dtype=np.int64)] * 4 for length in generator.integers(2, 6, number)]
+        groups = pack_groups(prompts, answers, 0, few_shapes=True)["groups"]
+        rows, widths = zip(*(group["input_ids"].shape for group in groups), strict=True)
+        assert sum(rows) == number
+        assert all(size % 16 == 0 for size in sorted(rows, key=lambda size: size % 16 != 0)[:-1])
+        assert all(width % 8 == 0 for width in widths)
+        assert all(len(group["predicting"]) % 32 == 0 for group in groups)
+        shapes |= set(zip(rows, widths, strict=True))
+    assert len(shapes) <= 30
 
 
 # Models that cannot read packed rows
