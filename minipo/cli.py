@@ -131,7 +131,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if isinstance(config, PreferConfig):
             start = sft_run(config, progress=not arguments.quiet)
             reference = score(*start.load_model(), users, config.template)
-        metrics = evaluate(model, tokenizer, users, reference, config.template).metrics
+        rows = 2 * (config.batch_size // config.accumulation)  # as many as while it was trained, for memory
+        metrics = evaluate(model, tokenizer, users, reference, config.template, rows).metrics
         metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
     text = "\n".join(f"{name:16} {value:.4f}" for name, value in metrics.items())
     _print(arguments, {"folder": str(run.folder), "split": arguments.split, **metrics}, text)

@@ -444,8 +444,16 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         _save_model(trainer, out)
     logs = Run(out).metrics
     with arithmetic(model, config.precision):
-        test = evaluate(model, tokenizer, splits.test, template=config.template)
-        validation = evaluate(model, tokenizer, splits.validation, template=config.template)
+        test, validation = (
+            evaluate(
+                model,
+                tokenizer,
+                users,
+                template=config.template,
+                batch_size=trainer.args.per_device_eval_batch_size,
+            )
+            for users in (splits.test, splits.validation)
+        )
     _write_users(out, splits, test)
     summary = {
         "train_loss": float(logs[logs.step > 0.9 * steps].loss.mean()),
