@@ -126,12 +126,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, tokenizer = run.load_model()
     splits = load_dataset(config.dataset, config.dataset_seed)
     users = getattr(splits, arguments.split)
+    rows = 2 * (config.batch_size // config.accumulation)  # at once, as in training: so much memory there is
     with arithmetic(model, config.precision):
         reference = None
         if isinstance(config, PreferConfig):
             start = sft_run(config, progress=not arguments.quiet)
-            reference = score(*start.load_model(), users, config.template)
-        rows = 2 * (config.batch_size // config.accumulation)  # as many as while it was trained, for memory
+            reference = score(*start.load_model(), users, config.template, rows)
         metrics = evaluate(model, tokenizer, users, reference, config.template, rows).metrics
         metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)
     text = "\n".join(f"{name:16} {value:.4f}" for name, value in metrics.items())
