@@ -1,4 +1,4 @@
-"""Time the scoring of 20 candidates a user: `python benchmarks/scoring.py` (about 5 minutes).
+"""Time the scoring of 20 candidates a user: `python benchmarks/scoring.py` (about 10 minutes).
 
 minipo: `evaluation.score`, a user's prompt once.  plain: a full row for each candidate, a user's 20 rows in one padded
 forward, logits over the whole vocabulary at every position.  generate: `evaluation.valid_ratio`, greedy generation of
