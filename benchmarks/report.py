@@ -41,7 +41,7 @@ def step(found: dict[str, Any]) -> list[str]:
     header = [
         "model", "K", "plain as it comes", "plain", "fresh", "cached", "fresh against plain as it comes",
         "fresh against plain", "cached against plain as it comes", "cached against plain", "plain, peak memory",
-        "fresh, peak memory", "share",
+        "fresh, peak memory", "fresh of plain memory",
     ]  # fmt: skip
     return [
         "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
@@ -74,7 +74,7 @@ def scoring(found: dict[str, Any]) -> list[str]:
     lines = [
         [
             result["model"],
-            *(f"{1000 * result['seconds_a_user'][way]:.3g} ms" for way in ("minipo", "plain", "generate")),
+            *(f"{result['seconds_a_user'][way]:.3g} s" for way in ("minipo", "plain", "generate")),
             *(f"{result['times_as_fast'][way]:.1f} ×" for way in ("plain", "generate")),
         ]
         for result in found["results"]

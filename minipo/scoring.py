@@ -295,8 +295,8 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
 def reuse_memory() -> None:
     """Make this process keep the memory that tensors on the CPU free, for the next ones, instead of returning it.
 
-    glibc hands every large block back to the system and gets it anew, and each new page costs a fault: a training step
-    of SmolLM2-135M on two cores takes 14.2 s so and 9.1 s without (bfloat16 8 s and 5.9 s), at the same peak memory.
+    glibc hands every large block back to the system and gets it anew, and each new page costs a fault: what that comes
+    to is the side "as it comes" of `benchmarks/step.py`.
     Holds for the whole process; `packed_logps` calls it for models on the CPU. Nothing happens without glibc.
     """
     if platform.libc_ver()[0] == "glibc":
