@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, sft, sft_run
+from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
 
 HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
@@ -126,7 +126,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, tokenizer = run.load_model()
     splits = load_dataset(config.dataset, config.dataset_seed)
     users = getattr(splits, arguments.split)
-    rows = 2 * (config.batch_size // config.accumulation)  # at once, as in training: so much memory there is
+    rows = rows_at_once(config)
     with arithmetic(model, config.precision):
         reference = None
         if isinstance(config, PreferConfig):

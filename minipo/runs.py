@@ -451,7 +451,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
                 tokenizer,
                 users,
                 template=config.template,
-                batch_size=trainer.args.per_device_eval_batch_size,
+                batch_size=rows_at_once(config),
             )
             for users in (splits.test, splits.validation)
         )
@@ -524,6 +524,7 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
             evaluate_every=config.evaluate_every,
             progress=progress,
             bf16=PRECISION[config.precision],
+            per_device_eval_batch_size=rows_at_once(config),
         ),
         rows["train"],
         rows["validation"],
@@ -553,6 +554,13 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
         "seconds": seconds,
     }
     return _finish(out, splits, summary)
+
+
+def rows_at_once(config: Config) -> int:
+    """How many users are ranked at once, each with all candidates: so many that it takes little more memory than
+    training. An SFT step has one answer a user, with gradients; a preference step 1 + K."""
+    rows = config.batch_size // config.accumulation
+    return rows if isinstance(config, SFTConfig) else 2 * rows
 
 
 def arithmetic(model: "PreTrainedModel", precision: str) -> Any:

@@ -177,7 +177,6 @@ def training_arguments(
     settings: dict[str, Any] = {
         "max_steps": steps,
         "per_device_train_batch_size": batch_size // accumulation,
-        "per_device_eval_batch_size": 2 * (batch_size // accumulation),  # memory without gradients: at most as much
         "gradient_accumulation_steps": accumulation,
         "learning_rate": learning_rate,
         "lr_scheduler_type": "cosine",

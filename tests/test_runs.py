@@ -31,6 +31,7 @@ from minipo.runs import (
     make_config,
     prefer,
     recipe,
+    rows_at_once,
     sft,
     sft_run,
     start_config,
@@ -830,6 +831,12 @@ def test_what_a_run_was_started_with_is_read_back_whatever_the_recipe_says(finis
 
 def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
     assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 6
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, PreferConfig])
+def test_a_language_model_ranks_few_users_at_once(kind):
+    """20 candidates of each of 32 users took SmolLM2-135M to 7.6 GB, which a class's laptop may not have."""
+    assert rows_at_once(make_config(kind, {"dataset": "ml-100k", "model": "smollm2-135m"})) == 16
 
 
 # Data of one's own
