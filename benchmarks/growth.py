@@ -1,4 +1,4 @@
-"""Time a step as it grows: `python benchmarks/growth.py` (about 15 minutes).
+"""Time a step as it grows: `python benchmarks/growth.py` (about 5 minutes).
 
 Forward and backward of SmolLM2-135M with LoRA, float32, as K, the prompt's tokens or the rows grow, one of them at a
 time, in micro-batches of at most 4 rows whose gradients add up, as a run with `accumulation` does it. And ragged rows,

@@ -1,6 +1,7 @@
 """Puts what the benchmarks measured into the README, from the JSON that each left here: python benchmarks/report.py"""
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from minipo.files import read_json, whole_file
@@ -100,9 +101,23 @@ def growth(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def shapes(found: dict[str, Any]) -> list[str]:
+    count, sides = found["shown"], found["sides"]
+    least, few = (
+        f"{median(side['seconds'][:count]):.2g} s at first and {median(side['seconds'][-count:]):.2g} s after "
+        f"{len(side['seconds'])} steps ({side['padding']:.0%} padding)"
+        for side in (sides["least padding"], sides["few shapes"])
+    )
+    return [
+        "**In bfloat16 on a CPU** steps of ever new shapes get slower and slower, so the trainers pad to a few shapes "
+        f"there. A step of SmolLM2-135M on ragged rows takes {few} so, and {least} otherwise. "
+        "`python benchmarks/shapes.py`."
+    ]
+
+
 def report() -> str:
     """The README's tables, of the benchmarks whose JSON is there."""
-    parts = (step, trl_step, scoring, growth)
+    parts = (step, trl_step, scoring, growth, shapes)
     there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 

@@ -1,4 +1,4 @@
-"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 35 minutes).
+"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 25 minutes).
 
 plain: the way the published trainers do it. Every candidate is a row of its own, prompt and answer, all of them in one
 padded forward; float32 logits over the whole vocabulary at every position; the reference is a second such forward.

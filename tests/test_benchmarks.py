@@ -46,6 +46,7 @@ def test_plain_rows_and_packed_ones_give_the_same_log_probs_and_gradients(script
         ("step", ["tiny-llama", "pocket-gpt2", "DynamicPO"]),
         ("scoring", ["tiny-llama", "generate ms"]),
         ("growth", ["plain_tokens", "s per 1,000 tokens", "Ragged rows"]),
+        ("shapes", ["least padding", "few shapes"]),
     ],
 )
 def test_a_quick_run_reports(name, said, script, capsys):
