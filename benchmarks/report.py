@@ -111,7 +111,7 @@ def shapes(found: dict[str, Any]) -> list[str]:
     return [
         "**In bfloat16 on a CPU** steps of ever new shapes get slower and slower, so the trainers pad to a few shapes "
         f"there. A step of SmolLM2-135M on ragged rows takes {few} so, and {least} otherwise. "
-        "`python benchmarks/shapes.py`."
+        "`python benchmarks/shapes.py`, one run of each."
     ]
 
 

@@ -1,11 +1,11 @@
-"""Time steps in bfloat16 as training goes on: `python benchmarks/shapes.py` (about 10 minutes).
+"""Time steps in bfloat16 as training goes on: `python benchmarks/shapes.py` (about 11 minutes).
 
 Forward, backward and optimizer of SmolLM2-135M with LoRA on a CPU; ragged rows, histories of 3 to 10 and 1 to 19
 negatives.
 least padding: rows in groups of similar length, as `pack_groups` does unless told otherwise.  few shapes: rows and
 places rounded up besides (`few_shapes`), as the trainers do for bfloat16 on a CPU.
 
-Each side runs in a process of its own. Prints a table and writes shapes.json beside this file.
+Each side runs once, in a process of its own. Prints a table and writes shapes.json beside this file.
 """
 
 import json

@@ -446,13 +446,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     logs = Run(out).metrics
     with arithmetic(model, config.precision):
         test, validation = (
-            evaluate(
-                model,
-                tokenizer,
-                users,
-                template=config.template,
-                batch_size=rows_at_once(config),
-            )
+            evaluate(model, tokenizer, users, template=config.template, batch_size=rows_at_once(config))
             for users in (splits.test, splits.validation)
         )
     _write_users(out, splits, test)
@@ -557,8 +551,11 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
 
 
 def rows_at_once(config: Config) -> int:
-    """How many users are ranked at once, each with all candidates: so many that it takes little more memory than
-    training. An SFT step has one answer a user, with gradients; a preference step 1 + K."""
+    """How many users a run ranks at once, each with all candidates; the fewer, the less memory.
+
+    After SFT the users of a micro-batch; in preference training, whose micro-batches hold 1 + K answers a user, twice
+    as many.
+    """
     rows = config.batch_size // config.accumulation
     return rows if isinstance(config, SFTConfig) else 2 * rows
 

@@ -137,7 +137,7 @@ def pack_groups(
     `packed_logps` takes either; here it runs one forward a batch and gives the rows in their own order.
     few_shapes: batches of 16, 32... rows (one may have fewer), places in eights, so that shapes come again; more is
     padding then. It pays for bfloat16 on a CPU, where steps of ever new shapes get slower and slower
-    (`benchmarks/shapes.py`): oneDNN compiles a kernel for each, and allocation takes longer with every step.
+    (`benchmarks/shapes.py`).
     """
     sizes = _sizes(prompt_ids, answer_ids)
     whole = _row_tokens(*sizes)

@@ -18,7 +18,7 @@ import torch
 from transformers import DefaultFlowCallback, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from minipo import runs, training
+from minipo import runs, scoring, training
 from minipo.datasets import load_dataset
 from minipo.evaluation import evaluate, fit_prompts, ranking_metrics, score
 from minipo.files import read_json, read_parquet, whole_file, write_json
@@ -835,8 +835,24 @@ def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", [SFTConfig, PreferConfig])
 def test_a_language_model_ranks_few_users_at_once(kind):
-    """20 candidates of each of 32 users took SmolLM2-135M to 7.6 GB, which a class's laptop may not have."""
     assert rows_at_once(make_config(kind, {"dataset": "ml-100k", "model": "smollm2-135m"})) == 16
+
+
+def test_runs_rank_as_many_users_at_once_as_they_say(tiny, tmp_path, monkeypatch):
+    packed, pack = [], scoring.pack_groups
+
+    def counted(prompt_ids, *rest, **more):
+        packed.append(len(prompt_ids))
+        return pack(prompt_ids, *rest, **more)
+
+    for room in (scoring, training):
+        monkeypatch.setattr(room, "pack_groups", counted)
+    shared = {"dataset": "tiny", "steps": 1, "batch_size": 4, "accumulation": 2}
+    start = sft(tmp_path / "sft", progress=False, **shared)
+    assert max(packed) == 2
+    packed.clear()
+    prefer(tmp_path / "prefer", progress=False, sft=start.folder, negatives=2, **shared)
+    assert max(packed) == 4
 
 
 # Data of one's own
