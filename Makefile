@@ -6,10 +6,12 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 # Tests that share a costly setting stand in one file, and a file stays with one of the two workers.
 PYTEST_ARGUMENTS ?= -n 2 --dist loadfile
-NOTEBOOKS = $(firstword $(wildcard notebooks/00_start_here.ipynb notebooks) .)
+
+# Which notebooks `make notebooks` executes, by how their names begin; all of them: make notebooks ONLY="03 04"
+ONLY ?=
 
 .NOTPARALLEL:
-.PHONY: help app lab test test-all record
+.PHONY: help app lab notebooks test test-all record
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,7 +20,10 @@ app: .venv/installed ## the app, in your browser
 	.venv/bin/python -m minipo app
 
 lab: .venv/installed ## the notebooks, in JupyterLab
-	.venv/bin/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) $(NOTEBOOKS)
+	.venv/bin/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+notebooks: .venv/installed-dev ## every notebook executed anew, its outputs refreshed (a quarter of an hour, needs chromium)
+	.venv/bin/python notebooks/execute.py $(ONLY)
 
 test: .venv/installed-dev ## linter, type checker and the fast tests
 	.venv/bin/python -m ruff check
