@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import plotly.graph_objects as go
 import plotly.io
 from IPython.core.getipython import get_ipython
 from IPython.display import Markdown, display
@@ -64,10 +65,11 @@ class Explorer:
     the sentence's place, and the figure stays as it was.
     """
 
+    figure: Any = None
+    sentence = ""
+
     def __init__(self, draw: Callable[..., Any], **controls: Any):
         self.draw, self.controls = draw, controls
-        self.figure: Any = None
-        self.sentence = ""
         for control in controls.values():
             control.style.description_width = "initial"
             control.observe(self._changed, "value")
@@ -75,9 +77,11 @@ class Explorer:
         described = "; ".join(_described(control) for control in controls.values())
         _show_controls(list(controls.values()), f"*Controls in a running notebook:* {described}")
         self._text: Any = display(Markdown(self.sentence), display_id=True)
-        self._plot: Any = (
-            None if self.figure is None else display(self.figure._repr_mimebundle_(), raw=True, display_id=True)
-        )
+        self._plot: Any = None
+        if self.figure is not None:
+            self._plot = go.FigureWidget(self.figure)
+            # Without a kernel, a viewer takes the figure's data or picture instead of the widget.
+            display({**self.figure._repr_mimebundle_(), **self._plot._repr_mimebundle_()}, raw=True)
 
     def set(self, **values: Any) -> None:
         """Move controls by name. Raises ValueError, in one sentence, for one that is not there or a value it cannot
@@ -112,8 +116,11 @@ class Explorer:
             self.sentence = str(error)
         if self._text is not None:
             self._text.update(Markdown(self.sentence))
-        if self._plot is not None and self.figure is not None:
-            self._plot.update(self.figure._repr_mimebundle_(), raw=True)
+        if self._plot is not None:
+            with self._plot.batch_update():
+                self._plot.data = []
+                self._plot.add_traces(self.figure.data)
+                self._plot.layout = self.figure.layout
 
 
 class Choice:

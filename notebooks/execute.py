@@ -24,6 +24,7 @@ from nbclient.exceptions import CellExecutionError
 FOLDER = Path(__file__).parent
 FETCHES = "08"  # the notebook that needs a download, and so the user's own cache
 CELL_SECONDS = 1800
+FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
 def source_hash(notebook: Any) -> str:
@@ -46,12 +47,19 @@ def execute(notebook: Any, folder: Path, environment: dict[str, str] | None = No
 
 
 def clean(notebook: Any) -> None:
-    """Take out what differs from run to run, and note what the outputs were made by."""
+    """Take out what differs from run to run and what only a kernel can use; note what the outputs were made by."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when each cell ran
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.metadata["minipo"] = {**notebook.metadata.get("minipo", {}), "executed": source_hash(notebook)}
+            for output in cell.outputs:
+                if FIGURE in output.get("data", {}):  # a live figure stays as its data and its picture
+                    output.data.pop(WIDGET, None)
+    for state in notebook.metadata.get("widgets", {}).values():
+        live = [name for name, model in state["state"].items() if model["model_module"] == "anywidget"]
+        for name in live:  # each would bring plotly's own five megabytes along
+            del state["state"][name]
+    notebook.metadata["minipo"] = {"executed": source_hash(notebook)}
     notebook.metadata.get("language_info", {}).pop("version", None)
 
 

@@ -9,6 +9,7 @@ Each assignment is one module, and registers its tasks with `task`.
 
 from collections.abc import Callable
 from importlib import import_module
+from textwrap import wrap
 from typing import Any
 
 from minipo.names import lookup
@@ -23,7 +24,7 @@ class Wrong(AssertionError):
     """An answer that is not right: one or two sentences, and no traceback, which would show what is asserted."""
 
     def _render_traceback_(self) -> list[str]:  # IPython asks an exception for this first
-        return [f"Not yet. {self}"]
+        return wrap(f"Not yet. {self}", 84)  # nbgrader's validation cuts longer lines, and its feedback does not wrap
 
 
 def task(name: str) -> Callable[[Callable[..., str]], Callable[..., str]]:

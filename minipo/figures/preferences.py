@@ -25,8 +25,6 @@ from minipo.figures import (
     verdict,
 )
 
-VERDICT_COLOURS = {"collapses": OBJECTIVE_COLOURS["dmpo"], "stable": OBJECTIVE_COLOURS["sdpo"]}  # any other is quiet
-
 
 def _titled(figure: go.Figure, title: str, height: int) -> go.Figure:
     heading = {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"}
@@ -41,7 +39,7 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-# ------------------------------------------------------------------------------------- 02: the leash, the pair, the mean
+# ------------------------------------------------------------------------------------ 02: the leash, the pair, the mean
 
 
 def leash(
@@ -126,8 +124,8 @@ def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
     figure.update_yaxes(title_text="nats", range=[-0.3, max(6.5, heights.max() + 0.5)])
     same = dpo - dmpo < 5e-4
     told = "the same loss" if same else f"DMPO's loss is {short(dpo - dmpo)} nats below DPO's"
-    spread = _minus(f"{margins.min():.2g} to {margins.max():.2g}")
-    return _titled(figure, f"Margins from {spread}: {told}", 380)
+    spread = f"from {margins.min():.2g} to {margins.max():.2g}" if np.ptp(margins) else f"all {mean:.2g}"
+    return _titled(figure, f"Margins {_minus(spread)}: {told}", 380)
 
 
 def push_by_margin(
@@ -146,7 +144,7 @@ def push_by_margin(
     for (name, values), symbol in zip(pushes.items(), ("circle", "diamond", "square", "x"), strict=False):
         label = OBJECTIVE_LABELS[name]
         ratio = values[order[0]] / values[order[-1]]
-        told.append(f"{label} {'alike' if abs(ratio - 1) < 0.01 else f'{short(ratio)} times as hard'}")
+        told.append(f"{label} {'1' if abs(ratio - 1) < 0.01 else short(ratio)}")
         figure.add_scatter(
             x=margins[order], y=values[order], name=label, mode="lines+markers",
             line={"color": OBJECTIVE_COLOURS[name], "width": 1.5}, marker={"size": 9, "symbol": symbol},
@@ -156,7 +154,7 @@ def push_by_margin(
     figure.add_vline(x=0, line={"color": GRID, "width": 2}, layer="below")
     figure.update_xaxes(title_text=MARGIN)
     figure.update_yaxes(title_text="push on the negative", type="log", exponentformat="power", dtick=1)
-    return _titled(figure, f"Lowest margin against highest: {', '.join(told)}", 380)
+    return _titled(figure, f"Push on the lowest margin over that on the highest: {', '.join(told)}", 380)
 
 
 # -------------------------------------------------------------------------------------------------- 05: who resists
@@ -175,7 +173,7 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
     top = 0.6
     figure = go.Figure()
     figure.add_bar(
-        y=labels, x=np.maximum(table["mistake"] / 10**bottom, 1) * 10**bottom - 10**bottom, base=10**bottom,
+        y=labels, x=table["mistake"].clip(lower=10**bottom) - 10**bottom, base=10**bottom,
         orientation="h", width=0.5, marker_color=[OBJECTIVE_COLOURS[str(name)] for name in table.index],
         name="on the mistake", showlegend=False, hovertext=[f"{short(value)}" for value in table["mistake"]],
         hoverinfo="text",
@@ -186,7 +184,7 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
         hovertemplate="easy: %{x:.2g}<extra></extra>",
     )  # fmt: skip
     for label, row in zip(labels, table.to_dict("records"), strict=True):
-        parts = " × ".join(short(row[name]) for name in ("beta", "dilution", "saturation", "slope"))
+        parts = " × ".join(f"{row[name]:.2g}" for name in ("beta", "dilution", "saturation", "slope"))
         figure.add_annotation(
             y=label,
             x=1.02,
@@ -231,7 +229,6 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
         figure.add_annotation(
             x=1.02, xref="paper", xanchor="left", y=OBJECTIVE_LABELS[name], align="left",
             text=_minus(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]: ") + f"<b>{words[name]}</b>",
-            font={"color": VERDICT_COLOURS.get(words[name], QUIET)},
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": QUIET, "width": 1.5})
     figure.update_xaxes(title_text=f"HR@1 at K = {last} minus K = {first}, points", zeroline=False)
@@ -248,7 +245,7 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
 def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, float]]) -> go.Figure:
     """Training loss and pair_loss against K, for each objective; dotted, the loss before the first step.
 
-    table: runs, with `objective`, `negatives`, `train_loss`, `pair_loss`, averaged here over seeds. starts: objective to
+    table: runs, with `objective`, `negatives`, `train_loss`, `pair_loss`, averaged over seeds. starts: objective to
     K to the loss at step 0.
     """
     figure = make_subplots(
@@ -256,8 +253,8 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
         subplot_titles=("training loss (dotted: at step 0)", "yardstick pair_loss, the same for all"),
     )  # fmt: skip
     moves = []
-    for name, runs in table.groupby("objective", sort=False):
-        label, colour = OBJECTIVE_LABELS[str(name)], OBJECTIVE_COLOURS[str(name)]
+    for name, start in starts.items():
+        runs, label, colour = table[table["objective"] == name], OBJECTIVE_LABELS[name], OBJECTIVE_COLOURS[name]
         means = runs.groupby("negatives")[["train_loss", "pair_loss"]].mean()
         ends = means.iloc[[0, -1]]
         loss, pair = (
@@ -271,7 +268,6 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
                 line={"color": colour, "width": 2.5}, row=1, col=column,
                 hovertemplate=f"{label}, K = %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
-        start = starts[str(name)]
         figure.add_scatter(
             x=list(start), y=list(start.values()), mode="lines", line={"color": colour, "width": 2, "dash": "dot"},
             showlegend=False, hovertemplate=f"{label} at step 0, K = %{{x}}: %{{y:.3f}}<extra></extra>", row=1, col=1,
@@ -279,7 +275,10 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
     against = [label for label, loss, pair in moves if loss != pair]
     told = f"moves against pair_loss for {', '.join(against)}" if against else "moves as pair_loss does"
     figure.update_xaxes(title_text="K, negatives per training example", tickvals=sorted(table["negatives"].unique()))
-    figure.update_yaxes(title_text="nats", rangemode="tozero")
+    ticks = [place * 10.0**power for power in range(-3, 2) for place in (1, 2, 3, 5)]  # Plotly names the decades alone
+    figure.update_yaxes(
+        title_text="nats, log scale", type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
+    )
     figure = _titled(figure, f"More negatives: the training loss {told}", 380)
     figure.update_layout(margin_t=96, legend_y=1.09)
     return figure

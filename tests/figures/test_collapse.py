@@ -1,0 +1,95 @@
+"""Figures of notebook 03: titles follow the data, traces hold the numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from minipo.evaluation import Interval
+from minipo.figures import collapse
+
+FALLS, FLAT, OPEN = Interval(-0.02, -0.03, -0.01), Interval(0.001, -0.005, 0.006), Interval(-0.01, -0.03, 0.01)
+
+
+def runs(hits, objective="dmpo", train_loss=(0.3, 0.2, 0.1), pair_loss=(0.2, 0.3, 0.4)):
+    """Two seeds at K = 1, 5, 19, a point of HR@1 apart."""
+    rows = zip((1, 5, 19), hits, train_loss, pair_loss, strict=True)
+    return pd.DataFrame(
+        [
+            {"objective": objective, "negatives": k, "seed": seed, "train_loss": loss, "pair_loss": pair}
+            | {"hr@1": hit + 0.01 * seed}
+            for k, hit, loss, pair in rows
+            for seed in (0, 1)
+        ]
+    )
+
+
+def test_guessed_curve_says_what_happens_and_draws_guesses_where_there_are_any():
+    plain = collapse.guessed_curve(runs([0.6, 0.55, 0.5]), sft=0.58)
+    assert "DMPO's HR@1 falls by 10.0 points" in plain.layout.title.text
+    assert "2 of 3 means are below the SFT model" in plain.layout.title.text
+    np.testing.assert_allclose(plain.data[1].y, [60.5, 55.5, 50.5])
+    assert len(plain.data) == 2
+    guessed = collapse.guessed_curve(runs([0.5, 0.55, 0.6]), 0.58, {1: 58, 5: 60, 19: 70})
+    assert "rises by 10.0 points" in guessed.layout.title.text
+    assert guessed.data[2].name == "your guesses"
+    assert list(guessed.data[2].y) == [58, 60, 70]
+
+
+@pytest.mark.parametrize(("objective", "said"), [("dmpo", "falls from 0.3 to 0.2"), ("dpo", "stays at 0.3")])
+def test_unchanged_model_reads_the_picked_objective(objective, said):
+    losses = pd.DataFrame({"dpo": [0.3, 0.3], "dmpo": [0.3, 0.2]}, index=[1, 19])
+    figure = collapse.unchanged_model(losses, objective)
+    assert said.replace("0.3", "0.30").replace("0.2", "0.20") in figure.layout.title.text
+    widths = {trace.name: trace.line.width for trace in figure.data}
+    assert max(widths, key=widths.get).lower() == objective
+
+
+def test_within_runs_takes_each_panel_from_its_own_lines():
+    curves = pd.DataFrame(
+        [
+            {"negatives": k, "step": step, "kind": kind, "loss": loss if kind == "metrics" else np.nan}
+            | {"pair_loss": yardstick if kind == "evaluation" else 99}
+            for k in (1, 5, 19)
+            for step, loss, yardstick in ((0, 0.7, 0.7), (100, 0.4, 0.3), (300, 0.1, 0.2 if k == 1 else 0.5))
+            for kind in ("metrics", "evaluation")
+        ]
+    )
+    figure = collapse.within_runs(curves, "dmpo")
+    assert "K = 1: falls from 0.30 to 0.20; K = 19: rises from 0.30 to 0.50" in figure.layout.title.text
+    assert [list(trace.y) for trace in figure.data[:2]] == [[0.7, 0.4, 0.1]] * 2
+    assert list(figure.data[5].y) == [0.7, 0.3, 0.5]
+
+
+def test_loss_and_ranking_names_the_objectives_whose_losses_mislead():
+    table = pd.concat([runs([0.6, 0.55, 0.5]), runs([0.5, 0.55, 0.6], "dpo", pair_loss=(0.4, 0.3, 0.2))])
+    title = collapse.loss_and_ranking(table).layout.title.text
+    assert "a lower training loss goes with a lower HR@1 in DMPO;" in title
+    assert "a lower pair_loss with a higher one in DMPO and DPO" in title
+
+
+def test_differences_are_drawn_in_points_with_their_seeds():
+    figure = collapse.differences({"a": FALLS, "b": FLAT}, "title", {"a": [-0.01, -0.03], "b": [0.0]})
+    seeds, means = figure.data
+    np.testing.assert_allclose(seeds.x, [-1, -3, 0])
+    np.testing.assert_allclose(means.x, [-2, 0.1])
+    np.testing.assert_allclose(means.error_x.arrayminus, [1, 0.6])
+    assert figure.layout.yaxis.ticktext[0] == "a<br>−2.0 [−3.0, −1.0]"
+    said = collapse.verdicts({"DMPO": FALLS, "DPO": FLAT, "MPPO": OPEN})
+    assert said == "DMPO collapses, DPO stable, MPPO undecided"
+
+
+def test_settings_map_counts_what_leaves_zero_out():
+    first = {(5, 1e-4): FALLS, (5, 1e-3): OPEN}
+    second = {(5, 1e-4): OPEN, (5, 1e-3): Interval(0.02, 0.01, 0.03)}
+    figure = collapse.settings_map({"A": first, "B": second}, seeds=3)
+    assert "A is below zero in 1 of 2 settings, B above in 1" in figure.layout.title.text
+    assert figure.data[0].text[0][0].startswith("<b>−2.0</b>")
+    assert "<b>" not in figure.data[0].text[0][1]
+    np.testing.assert_allclose(figure.data[1].z, [[-1, 2]])
+
+
+def test_repeated_sentence_counts_users_ranked_differently():
+    assert "all 4 test users are ranked exactly" in collapse.repeated_sentence([0, 1, 0, 3], [0, 1, 0, 3])
+    told = collapse.repeated_sentence([0, 1, 0, 3], [0, 1, 2, 3])
+    assert "**50.00 %**, recorded **25.00 %**" in told
+    assert "1 of 4 test users" in told

@@ -1,0 +1,126 @@
+"""Notebook 04's figures and sentences follow the numbers they are given."""
+
+import pandas as pd
+import pytest
+
+from minipo.diagnostics import by_group, pushes
+from minipo.evaluation import Interval
+from minipo.figures.suppression import (
+    alone_sentence,
+    boundary_shares,
+    gaps_opening,
+    one_user,
+    push_parts,
+    ranks_better,
+    swap_intervals,
+    swap_sentence,
+)
+
+BETTER, WORSE, NOTHING, WIDE = (
+    Interval(mean, low, high)
+    for mean, low, high in ((0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, -0.005, 0.005), (0.0, -0.05, 0.05))
+)
+
+
+@pytest.fixture
+def probe() -> pd.DataFrame:
+    """One user with four negatives, the first a mistake; at step 10 the easy ones are three nats further behind."""
+    reference = [-5.0, -4.0, -9.0, -9.5, -10.0]
+    start = pd.DataFrame(
+        {"step": 0, "user": 1, "candidate": range(5), "item": list("wabcd"), "reference": reference}
+    ).assign(policy=reference)
+    return pd.concat([start, start.assign(step=10, policy=[-5.0, -4.0, -12.0, -12.5, -13.0])], ignore_index=True)
+
+
+def test_the_gaps_and_their_title(probe):
+    figure = gaps_opening(by_group(pushes(probe), "boundary_at_start"))
+    lines = {trace.name: list(trace.y) for trace in figure.data}
+    assert lines == {"boundary negatives": [0, 0], "easy negatives": [0, 3]}
+    assert figure.layout.title.text == "From 0, the easy negatives' gap opens to 3.0 nats, the boundary's to 0"
+
+
+def test_the_push_is_the_product_of_its_parts(probe):
+    shared, own = (by_group(pushes(probe, objective), "boundary_at_start") for objective in ("dmpo", "dpo"))
+    figure = push_parts(shared, own)
+    lines = {}
+    for trace in figure.data:
+        lines.setdefault(trace.name, []).append(list(trace.y))
+    for dilution, saturation, push in lines.values():
+        assert push == pytest.approx([left * right for left, right in zip(dilution, saturation, strict=True)])
+    assert lines["boundary, DMPO"][1] == lines["easy, DMPO"][1]
+    assert lines["boundary, a sigmoid of its own"][1] == [0.5, 0.5]  # its own gap is 0 still
+    fall = 0.5 / lines["boundary, DMPO"][1][-1]
+    assert f"falls {fall:.1f}-fold on boundary negatives" in figure.layout.title.text
+
+
+def test_one_users_negatives_by_margin(probe):
+    later = probe[probe.step == 10]
+    alike, apart = (one_user(pushes(later, objective), objective, 1.0) for objective in ("dmpo", "dpo"))
+    assert alike.layout.title.text.startswith("DMPO pushes every negative alike: 0.0")
+    assert apart.layout.title.text.startswith("DPO's pushes run from ")
+    margins, bars = apart.data[:2]
+    assert list(margins.x) == [3, 3, 3, 0]
+    assert margins.y[-1] == "<b>a</b>"  # the mistake
+    assert bars.x[-1] == max(bars.x) == pytest.approx(0.5 / 4)
+
+
+def test_the_boundarys_shares():
+    parts = {
+        step: pd.DataFrame(
+            {
+                "group": ["boundary", "discriminative"],
+                "negatives": [1, 3],
+                "push_share": [push, 1 - push],
+                "share": [share, 1 - share],
+            }
+        )
+        for step, push, share in ((0, 0.25, 0.2), (10, 0.4, 0.6))
+    }
+    figure = boundary_shares(parts)
+    assert [list(trace.y) for trace in figure.data] == [[25, 25], [25, 40], [20, 60]]
+    assert figure.layout.title.text == (
+        "The boundary at step 10: 25 % of the negatives, 40 % of the pushes, 60 % of the gradient"
+    )
+
+
+def test_the_swap_is_drawn_with_its_intervals():
+    figure = swap_intervals({"DPO: all": BETTER, "swap: boundary": WORSE}, "DMPO", "swap: boundary")
+    (dots,) = figure.data
+    assert list(dots.x) == [2, -2]
+    assert list(dots.error_x.array) == pytest.approx([1, 1])
+    assert figure.layout.title.text == "swap: boundary: −2.0 points (95 % interval −3.0 to −1.0)"
+
+
+def test_what_an_interval_says():
+    assert [ranks_better(each) for each in (BETTER, WORSE, NOTHING)] == [
+        "ranks better", "ranks worse", "no difference that can be told from zero",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("intervals", "conclusion"),
+    [
+        ((BETTER, NOTHING, BETTER), "does not hold DMPO back. The pushes on the easy negatives beside it do."),
+        ((BETTER, WIDE, BETTER), "is not shown to hold DMPO back, but may. The pushes on the easy negatives beside"),
+        ((NOTHING, BETTER, BETTER), "small weight holds the ranking down"),
+        ((BETTER, BETTER, NOTHING), "both count"),
+        ((NOTHING, NOTHING, WORSE), "do not tell which of the two"),
+    ],
+)
+def test_the_swaps_conclusion_follows_from_the_intervals(intervals, conclusion):
+    assert conclusion in swap_sentence(*intervals)
+
+
+def test_without_recorded_runs_the_swap_says_only_its_own():
+    assert swap_sentence(NOTHING).endswith(
+        "there is **no difference that can be told from zero**, +0.0 points (95 % interval −0.5 to +0.5)."
+    )
+    assert "a point at most either way" in swap_sentence(BETTER, NOTHING, BETTER)
+    assert "a point at most" not in swap_sentence(BETTER, WIDE, BETTER)
+
+
+def test_the_easy_negatives_alone():
+    assert "harm of their own: with nobody" in alone_sentence(WORSE, WORSE)
+    assert alone_sentence(WORSE, WORSE).endswith("do some good.")
+    assert alone_sentence(WIDE, NOTHING).endswith("Harm of their own is not shown.")
+    assert "improve the ranking" in alone_sentence(BETTER, BETTER)
