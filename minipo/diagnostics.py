@@ -23,7 +23,7 @@ from .files import home
 from .objectives import OBJECTIVES, Aggregate, Losses, Margins, Objective, Used
 from .preference import preference_loss, preference_push
 from .prompts import answer
-from .runs import PreferConfig, make_config, sft_run
+from .runs import PRECISION, PreferConfig, check_negatives, make_config, rows_at_once, sft_run
 from .scoring import pack, packed_logps
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ def gradient_parts(
 class Watched:
     """A preference run that was looked at on its way.
 
+    config: its settings, but for a DynamicPO or a function that was given: those it cannot hold.
     probe: as `Run.probe`, of the first validation users. metrics: as `Run.metrics`. test: the test users' report after
     the last step. seen: step to what the `look` given to `watch` returned.
     """
@@ -231,7 +232,7 @@ Look = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], Any]
 
 
 def watch(
-    objective: str | Objective | Aggregate | None = None,
+    objective: str | Objective | Aggregate = "dmpo",
     dynamic: DynamicPO | None = None,
     *,
     every: int = 10,
@@ -242,27 +243,31 @@ def watch(
 ) -> Watched:
     """Train as `minipo.prefer` does with these settings, and look at the run every so many steps.
 
-    objective, dynamic: see `preference_loss`; here either may be a function, or hold one, which a run's folder cannot.
-    Left out, `settings` (those of `PreferConfig`) say. every: steps between two looks; the first is before the first
-    step, the last after the last. probed: how many validation users' log-probs are kept at each. look: called with
-    model and tokenizer at each. users: who is ranked in the end, in the test users' place.
+    objective, dynamic: see `preference_loss`; either may be a function, or hold one, which a run's folder cannot.
+    settings: those of `PreferConfig` but for what they say of DynamicPO. every: steps between two looks; the first is
+    before the first step, the last after the last. probed: how many validation users' log-probs are kept at each. look:
+    called with model and tokenizer at each. users: who is ranked in the end, in the test users' place.
     Nothing stays behind but the reference's log-probs in minipo's cache. Raises ValueError as `prefer` does.
     """
     from transformers import TrainerCallback
 
+    from .models import add_lora
     from .training import Listen, PreferenceTrainer, training_arguments
 
     if every < 1 or probed < 1:
         raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
-    named = objective if isinstance(objective, str) else "dmpo"
-    config = make_config(PreferConfig, settings if objective is None else {**settings, "objective": named})
+    config = make_config(PreferConfig, {**settings, "objective": objective if isinstance(objective, str) else "dmpo"})
     splits = load_dataset(config.dataset, config.dataset_seed)
+    check_negatives(splits, config.negatives)
+    model: Any
     model, tokenizer = sft_run(config, progress=False).load_model()
     probed_users, ranked = splits.validation[:probed], splits.test if users is None else users
     train, probe, test = (
         preference_rows(each, config.template, tokenizer, context_of(model))
         for each in (splits.train, probed_users, ranked)
     )
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
     seen: dict[int, Any] = {}
     logs: list[dict[str, float]] = []
     scores: dict[int, Scores] = {}
@@ -273,13 +278,14 @@ def watch(
             training_arguments(
                 Path(folder), steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
                 learning_rate=config.learning_rate, seed=config.seed, progress=False, save_strategy="no",
+                bf16=PRECISION[config.precision], per_device_eval_batch_size=rows_at_once(config),
             ),
             train,
             processing_class=tokenizer,
-            objective=config.objective if objective is None else objective,
+            objective=objective,
             negatives=config.negatives,
             beta=config.beta,
-            dynamic=config.dynamic_po() if dynamic is None else dynamic,
+            dynamic=dynamic,
             reference_cache=home() / "reference",
         )  # fmt: skip
         probe_reference, test_reference = trainer.reference_logps(probe), trainer.reference_logps(test)

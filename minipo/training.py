@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import transformers.trainer
 from numpy.typing import NDArray
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
@@ -332,7 +333,7 @@ class _RowTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # by the items of the whole step, in compute_loss
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
+            self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is another one
             self.add_callback(Progress)
         self.add_callback(MarkComplete)
 

@@ -11,6 +11,7 @@ are those of a first visit; 08 reads the model and the data that `minipo fetch` 
 import argparse
 import hashlib
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,10 +40,15 @@ def execute(notebook: Any, folder: Path, environment: dict[str, str] | None = No
     Raises CellExecutionError where a cell fails.
     """
     client = NotebookClient(
-        notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     started = time.monotonic()
-    client.execute(env={**os.environ, **(environment or {})})
+    # Jupyter's own log lines stay out of the way; what a cell says goes into its output.
+    client.execute(env={**os.environ, **(environment or {})}, stderr=subprocess.DEVNULL)
     return time.monotonic() - started
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minipo import DynamicPO, figures, preference_loss
+from minipo.evaluation import Interval
 from minipo.figures import (
     DYNAMIC_COLOUR,
     OBJECTIVE_COLOURS,
@@ -285,3 +286,30 @@ def test_every_objective_has_a_label_and_a_colour():
 
     assert set(figures.OBJECTIVE_LABELS) == set(figures.OBJECTIVE_COLOURS) == set(OBJECTIVES)
     assert len({*OBJECTIVE_COLOURS.values(), DYNAMIC_COLOUR}) == len(OBJECTIVES) + 1
+
+
+# ------------------------------------------------------------------------------------- paired differences, anywhere
+
+
+def test_differences_show_every_interval_within_the_axis():
+    intervals = {"a − b": Interval(0.018, 0.009, 0.028), "b − c": Interval(-0.0002, -0.009, 0.008)}
+    figure = figures.differences(intervals, "said", "points", {"a − b": "#123456"})
+    assert [dot.x[0] for dot in figure.data] == pytest.approx([1.8, -0.02])
+    assert figure.data[0].marker.color == figure.data[0].error_x.color == "#123456"
+    assert figure.data[1].error_x.arrayminus[0] == pytest.approx(0.88)
+    assert [note.text for note in figure.layout.annotations] == ["+1.8 [+0.9, +2.8]", "+0.0 [−0.9, +0.8]"]
+    assert list(figure.layout.yaxis.ticktext) == ["a − b", "b − c"]
+    low, high = figure.layout.xaxis.range
+    assert low < -1 < 2.8 < high
+
+
+def test_differences_show_the_seeds_where_they_are_given():
+    intervals = {"a": Interval(-0.02, -0.03, -0.01), "b": Interval(0.001, -0.005, 0.007)}
+    seeds, *means = figures.differences(intervals, "title", seeds={"a": [-0.01, -0.03], "b": [0.0]}).data
+    assert list(seeds.x) == pytest.approx([-1, -3, 0])
+    assert [dot.x[0] for dot in means] == pytest.approx([-2, 0.1])
+    assert [dot.showlegend for dot in means] == [True, False]
+
+
+def test_points_never_say_minus_zero():
+    assert figures.in_points(Interval(-0.0001, -0.02, 0.0)) == "+0.0 [−2.0, +0.0]"

@@ -351,8 +351,8 @@ def _fall(function: Any) -> str:
             if not math.isclose(given[name], truth[name], rel_tol=ROUNDING):
                 raise Wrong(
                     f"{where}: your factor of the {name} is {given[name]:.4g}, and z goes from "
-                    f"{_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Whose z stands "
-                    "in the saturation, the negative's own margin or the row's?"
+                    f"{_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Which way must "
+                    "the saturation go then? And whose z stands in it, the negative's own margin or the row's?"
                 )
         said.append(f"{user}, {start} to {end}: {truth['push']:.3g}")
     return f"Push before over after, all of it saturation. {'; '.join(said)}. Below 1 the push has grown: z had fallen."
@@ -403,7 +403,7 @@ def _two_views(function: Any, parts: Any) -> str:
         boundary = groups["boundary"]
         truth, ratio = boundary["share"] / boundary["push_share"], float(given["ratio"])
         if not math.isclose(ratio, truth, rel_tol=0.02):
-            turned = " The one stands over the other." if math.isclose(ratio, 1 / truth, rel_tol=0.02) else ""
+            turned = " Yours is turned round." if math.isclose(ratio, 1 / truth, rel_tol=0.02) else ""
             raise Wrong(
                 f"Your ratio is {ratio:.3g}; the boundary's part of the gradient is {boundary['share']:.3f}, of the "
                 f"pushes {boundary['push_share']:.3f}.{turned} Asked is the gradient's over the pushes'."

@@ -19,6 +19,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from minipo.dynamic import DynamicPO
+from minipo.evaluation import Interval
 from minipo.preference import preference_loss, preference_push
 
 OBJECTIVE_LABELS = {
@@ -356,6 +357,75 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
             "yaxis": {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "},
         },
     )
+
+
+# ------------------------------------------------------------------------------------- paired differences, anywhere
+
+
+def in_points(interval: Interval) -> str:
+    """A difference of shares of users in points, with its 95 % interval: mean [low, high]."""
+    mean, low, high = (
+        f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
+        for value in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def differences(
+    intervals: Mapping[str, Interval],
+    title: str,
+    axis: str = "difference of HR@1, points",
+    colours: Mapping[str, str | None] | None = None,
+    seeds: Mapping[str, Sequence[float]] | None = None,
+) -> go.Figure:
+    """Paired differences with their 95 % intervals, a line each, in the order given; the numbers stand to the right.
+
+    intervals: by label, as shares of users (0.01 is a point). title: said by the caller, from the same numbers.
+    colours: by label; a label without one is drawn in ink. seeds: each label's differences seed by seed, as shares,
+    drawn as open circles. A grey band is one point to either side of zero.
+    """
+    labels = list(intervals)
+    places = dict(zip(labels, range(len(labels)), strict=True))
+    figure = go.Figure()
+    figure.add_vrect(x0=-1, x1=1, fillcolor="#F3F5F8", line_width=0, layer="below")
+    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
+    if seeds is not None:
+        each = [(100 * value, places[label] - 0.25) for label in labels for value in seeds[label]]
+        figure.add_scatter(
+            x=[at for at, _ in each], y=[place for _, place in each], mode="markers", name="one seed",
+            marker={"size": 8, "color": QUIET, "symbol": "circle-open"}, hovertemplate="%{x:+.1f}<extra></extra>",
+        )  # fmt: skip
+    for label, place in places.items():
+        interval = intervals[label]
+        mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+        colour = (colours or {}).get(label) or INK
+        figure.add_scatter(
+            x=[mean], y=[place], mode="markers", name="mean, 95 % interval",
+            showlegend=seeds is not None and place == 0, marker={"size": 11, "color": colour, "symbol": "diamond"},
+            error_x={"array": [high - mean], "arrayminus": [mean - low], "color": colour, "thickness": 2, "width": 5},
+            hovertemplate=f"{label}: {in_points(interval)}<extra></extra>",
+        )  # fmt: skip
+        figure.add_annotation(
+            text=in_points(interval), x=1.01, xref="paper", y=place, xanchor="left", font={"size": 13, "color": INK}
+        )
+    lows, highs = ([100 * getattr(interval, end) for interval in intervals.values()] for end in ("low", "high"))
+    lines = 1 + title.count("<br>")
+    top = {"y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 18}}
+    figure.update_layout(
+        template=TEMPLATE,
+        height=102 + 20 * lines + 38 * len(labels) + 28 * (seeds is not None),
+        title={"text": title, "x": 0, "xref": "container", "font": {"size": 16}, **top},
+        margin={"t": 34 + 20 * lines + 28 * (seeds is not None), "r": 135},
+    )
+    figure.update_xaxes(title_text=axis, range=[1.15 * min(*lows, -1.0), 1.15 * max(*highs, 1.0)])
+    figure.update_yaxes(
+        range=[len(labels) - 0.5, -0.6],
+        showgrid=False,
+        tickvals=list(places.values()),
+        ticktext=labels,
+        ticksuffix="  ",
+    )
+    return figure
 
 
 # ---------------------------------------------------------------------------------- what happens: the recorded grid

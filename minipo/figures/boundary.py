@@ -6,8 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
-from minipo.evaluation import Interval
-from minipo.figures import DYNAMIC_COLOUR, FAINT, GRID, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE
+from minipo.figures import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE
 
 LOGP = "log-prob s, nats"
 TOP = {"y": 1, "yanchor": "top", "pad": {"t": 10}}  # a title above a legend, whatever the height
@@ -16,15 +15,6 @@ BANDS = ("#EEF1F5", "#E0E5EC", "#D6E8F5")  # the groups, lowest to highest
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def in_points(interval: Interval) -> str:
-    """A difference of shares of users, in points: mean [low, high]."""
-    mean, low, high = (
-        f"{100 * each:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
-        for each in (interval.mean, interval.low, interval.high)
-    )
-    return f"{mean} [{low}, {high}]"
 
 
 def candidates_line(
@@ -131,42 +121,6 @@ def missed_optimum(shares: Mapping[int, float], starts: int) -> go.Figure:
         margin={"t": 50},
         yaxis={"title": {"text": "% of random rows"}, "rangemode": "tozero"},
     )  # fmt: skip
-    return figure
-
-
-def differences(
-    intervals: Mapping[str, Interval], colours: Mapping[str, str | None], title: str, axis: str
-) -> go.Figure:
-    """Differences of HR@1, each a dot with its 95 % interval, in the order given; the number stands to the right.
-
-    intervals: by label, as shares of users. colours: by label; a label without one is drawn in ink.
-    """
-    labels = list(intervals)
-    middle, low, high = (
-        np.array([100 * getattr(i, end) for i in intervals.values()]) for end in ("mean", "low", "high")
-    )
-    painted = [colours.get(label) or INK for label in labels]
-    figure = go.Figure()
-    for label, at, down, up, colour in zip(labels, middle, low, high, painted, strict=True):
-        figure.add_scatter(
-            x=[at], y=[label], mode="markers", showlegend=False, marker={"size": 11, "color": colour},
-            error_x={"array": [up - at], "arrayminus": [at - down], "color": colour, "thickness": 2, "width": 5},
-            hovertemplate=f"{label}: %{{x:+.1f}} [{down:+.1f}, {up:+.1f}]<extra></extra>",
-        )  # fmt: skip
-        figure.add_annotation(
-            x=1.01, xref="paper", y=label, xanchor="left",
-            text=in_points(intervals[label]), font={"size": 13, "color": QUIET},
-        )  # fmt: skip
-    reach = 1.15 * max(1.0, np.abs(low).max(), np.abs(high).max())
-    figure.add_vline(x=0, line={"color": FAINT, "width": 1.5}, layer="below")
-    figure.update_layout(
-        template=TEMPLATE,
-        height=130 + 38 * len(labels),
-        title={"text": title, "x": 0},
-        margin={"t": 44, "r": 125},
-        xaxis={"range": [min(-1.0, 1.15 * low.min()), reach], "title": {"text": axis}},
-        yaxis={"autorange": "reversed", "gridcolor": GRID},
-    )
     return figure
 
 

@@ -22,11 +22,6 @@ def signed(share: float) -> str:
     return f"{100 * share:+.1f}".replace("-", "−")
 
 
-def told(interval: Interval) -> str:
-    """A difference of HR@1 in points with its 95 % interval."""
-    return f"{signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"
-
-
 def _moves(before: float, after: float) -> str:
     if short(before) == short(after):
         return f"stays at {short(before)}"
@@ -195,40 +190,6 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
 
 
 # ------------------------------------------------------------------------------------------------ paired differences
-
-
-def differences(
-    rows: Mapping[str, Interval], title: str, dots: Mapping[str, Sequence[float]] | None = None
-) -> go.Figure:
-    """Differences of HR@1 with their 95 % intervals, a row each; `dots` are the seeds' own differences (shares)."""
-    places, intervals = np.arange(len(rows)), list(rows.values())
-    figure = go.Figure(
-        layout={"template": TEMPLATE, "height": 130 + 52 * len(rows), "margin": {"t": 62 if dots is None else 84}}
-    )
-    figure.add_vrect(x0=-1, x1=1, fillcolor=QUIET, opacity=0.1, line_width=0)
-    figure.add_vline(x=0, line={"color": INK, "width": 1})
-    if dots is not None:
-        figure.add_scatter(
-            x=[100 * value for row in rows for value in dots[row]],
-            y=[place - 0.22 for place, row in zip(places, rows, strict=True) for _ in dots[row]],
-            mode="markers", name="one seed", marker={"size": 8, "color": QUIET, "symbol": "circle-open"},
-        )  # fmt: skip
-    figure.add_scatter(
-        x=[100 * interval.mean for interval in intervals], y=places, mode="markers", name="mean, 95 % interval",
-        showlegend=dots is not None, marker={"size": 10, "color": INK, "symbol": "diamond"},
-        error_x={
-            "type": "data", "symmetric": False, "thickness": 2.5, "color": INK,
-            "array": [100 * (interval.high - interval.mean) for interval in intervals],
-            "arrayminus": [100 * (interval.mean - interval.low) for interval in intervals],
-        },
-    )  # fmt: skip
-    figure.update_layout(title=_title(title))
-    figure.update_xaxes(title_text="difference of HR@1, points (grey: within ±1)")
-    figure.update_yaxes(
-        range=[len(rows) - 0.4, -0.6], showgrid=False, tickvals=places,
-        ticktext=[f"{label}<br>{told(interval)}" for label, interval in rows.items()],
-    )  # fmt: skip
-    return figure
 
 
 def verdicts(rows: Mapping[str, Interval]) -> str:

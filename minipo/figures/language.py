@@ -74,41 +74,6 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
     return figure
 
 
-def differences(intervals: Mapping[str, Interval], title: str, unit: str = "points of HR@1") -> go.Figure:
-    """Differences of HR@1 in points, one a line, with their 95 % intervals; the last is the one that decides.
-
-    intervals: label to interval, as shares (0.01 is a point). title: said by the caller, from the same numbers.
-    """
-    labels = list(intervals)
-    rows = [intervals[label] for label in labels]
-    mean, low, high = (100 * np.array([getattr(row, end) for row in rows]) for end in ("mean", "low", "high"))
-    last = np.arange(len(labels)) == len(labels) - 1
-    figure = go.Figure()
-    figure.add_scatter(
-        x=mean, y=labels, mode="markers",
-        marker={"opacity": 1, "size": np.where(last, 13, 9),
-                "symbol": ["diamond" if each else "circle" for each in last],
-                "color": [OBJECTIVE_COLOURS["dmpo"] if each else QUIET for each in last]},
-        error_x={"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low,
-                 "color": INK, "thickness": 1.5, "width": 5},
-        hovertemplate="%{y}: %{x:+.1f}<extra></extra>",
-    )  # fmt: skip
-    for label, text in intervals.items():
-        said = f"{100 * text.mean:+.1f} [{100 * text.low:+.1f}, {100 * text.high:+.1f}]".replace("-", "−")
-        figure.add_annotation(
-            text=f"<b>{said}</b>" if label == labels[-1] else said, x=1, xref="paper", y=label, xanchor="right"
-        )
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5, "dash": "dash"})
-    figure.update_layout(
-        template=TEMPLATE, height=120 + 32 * len(labels), title={"text": title, "font": {"size": 16}, "x": 0},
-        margin={"t": 48},
-    )  # fmt: skip
-    span = max(high.max(), 0) - min(low.min(), 0)  # to the right of it there is room for the numbers
-    figure.update_xaxes(title_text=unit, range=[min(low.min(), 0) - 0.08 * span, max(high.max(), 0) + 0.45 * span])
-    figure.update_yaxes(autorange="reversed", showgrid=False)
-    return figure
-
-
 def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, float]) -> go.Figure:
     """SFT's loss and validation HR@1 against epochs: a run that was looked at on its way, and shipped checkpoints.
 

@@ -21,6 +21,7 @@ from minipo.figures import (
     OBJECTIVE_LABELS,
     QUIET,
     TEMPLATE,
+    differences,
     short,
     verdict,
 )
@@ -216,30 +217,17 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
 
     changes: objective to the interval (`minipo.sweeps.difference`) as a share of users. first, last: the two K.
     """
-    figure = go.Figure()
     words = {name: verdict(change.low, change.high) for name, change in changes.items()}
-    for name, change in changes.items():
-        mean, low, high = (100 * value for value in (change.mean, change.low, change.high))
-        figure.add_scatter(
-            x=[mean], y=[OBJECTIVE_LABELS[name]], mode="markers", showlegend=False,
-            marker={"color": OBJECTIVE_COLOURS[name], "size": 13},
-            error_x={"type": "data", "array": [high - mean], "arrayminus": [mean - low], "thickness": 3, "width": 8},
-            hovertemplate=f"{OBJECTIVE_LABELS[name]} {mean:+.1f} [{low:+.1f}, {high:+.1f}]<extra></extra>",
-        )  # fmt: skip
-        figure.add_annotation(
-            x=1.02, xref="paper", xanchor="left", y=OBJECTIVE_LABELS[name], align="left",
-            text=_minus(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]: ") + f"<b>{words[name]}</b>",
-        )  # fmt: skip
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5})
-    figure.update_xaxes(title_text=f"HR@1 at K = {last} minus K = {first}, points", zeroline=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
     listed = {
         word: " and ".join(OBJECTIVE_LABELS[name] for name in words if words[name] == word) for word in words.values()
     }
     told = "; ".join(f"{word}: {names}" for word, names in listed.items())
-    figure = _titled(figure, f"K = {first} → {last}. {told[:1].upper()}{told[1:]}", 300)
-    figure.update_layout(margin_r=250, margin_t=56)
-    return figure
+    return differences(
+        {OBJECTIVE_LABELS[name]: change for name, change in changes.items()},
+        f"K = {first} → {last}. {told[:1].upper()}{told[1:]}",
+        f"HR@1 at K = {last} minus K = {first}, points",
+        {OBJECTIVE_LABELS[name]: OBJECTIVE_COLOURS[name] for name in changes},
+    )
 
 
 def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, float]]) -> go.Figure:

@@ -12,7 +12,18 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from minipo.evaluation import Interval
-from minipo.figures import FAINT, INK, MARGIN, OBJECTIVE_COLOURS, OBJECTIVE_LABELS, QUIET, TEMPLATE, points, short
+from minipo.figures import (
+    FAINT,
+    INK,
+    MARGIN,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_LABELS,
+    QUIET,
+    TEMPLATE,
+    differences,
+    points,
+    short,
+)
 
 # Label, colour and marker of a group.
 GROUPS = {"boundary": ("boundary", INK, "diamond"), "discriminative": ("easy", "#7F8A9A", "circle")}
@@ -158,28 +169,15 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
     return figure
 
 
-def swap_intervals(differences: Mapping[str, Interval], against: str, name: str) -> go.Figure:
+def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:
     """HR@1 minus that of `against`, with 95 % intervals, a row each from above; the title tells the row `name`."""
-    rows = list(differences)
-    colours = [COLOURS.get(row.split(":")[0], INK) for row in rows]
-    mean, low, high = (
-        100 * np.array([getattr(each, part) for each in differences.values()]) for part in ("mean", "low", "high")
+    chosen = intervals[name]
+    return differences(
+        intervals,
+        f"{name}: {points(chosen.mean, chosen.low, chosen.high)}",
+        f"test HR@1 minus {against}'s, points",
+        {row: COLOURS.get(row.split(":")[0]) for row in intervals},
     )
-    figure = go.Figure(
-        go.Scatter(
-            x=mean, y=rows, mode="markers", showlegend=False, marker={"size": 12, "color": colours},
-            error_x={"type": "data", "array": high - mean, "arrayminus": mean - low, "color": QUIET, "width": 5},
-            customdata=np.stack([low, high], axis=1),
-            hovertemplate="%{y}: %{x:+.1f} (%{customdata[0]:+.1f} to %{customdata[1]:+.1f})<extra></extra>",
-        )
-    )  # fmt: skip
-    figure.add_vline(x=0, line={"color": INK, "width": 1.5, "dash": "dash"})
-    chosen = differences[name]
-    title = f"{name}: {points(chosen.mean, chosen.low, chosen.high)}"
-    figure.update_layout(template=TEMPLATE, height=120 + 46 * len(rows), title=_title(title), margin={"t": 48})
-    figure.update_xaxes(title_text=f"test HR@1 minus {against}'s, points")
-    figure.update_yaxes(autorange="reversed", ticksuffix="  ", range=[len(rows) - 0.5, -0.5])
-    return figure
 
 
 def ranks_better(difference: Interval) -> str:

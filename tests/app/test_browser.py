@@ -1,27 +1,18 @@
 """The page in a real browser, on a real server: what a viewer sees, and how long they wait."""
 
-import os
 import re
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.app.conftest import MAIN, write_recorded
+from tests.browser import opened, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 SERVED = """
 import runpy, sys
 from pathlib import Path
@@ -40,42 +31,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     script = folder / "main.py"
     script.write_text(SERVED.format(recorded=str(write_recorded(folder / "recorded")), main=str(MAIN)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
     command += ["--server.headless", "true", "--server.address", "127.0.0.1"]
-    environment = os.environ | {"MINIPO_HOME": str(folder / "home")}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=MAIN.parents[1], env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+    with served(
+        lambda port: [*command, "--server.port", str(port)], MAIN.parents[1], folder / "log", "/_stcore/health",
+        {"MINIPO_HOME": str(folder / "home")},
+    ) as address:  # fmt: skip
         yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
 
 
 @pytest.fixture
 def page(address: str) -> Iterator[Page]:
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"No browser on this machine: CI needs one of {', '.join(BROWSERS)}.")
-        pytest.skip(f"No browser on this machine: none of {', '.join(BROWSERS)}.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+    with opened(1366, 768) as page:
         page.goto(address)
         painted(page)
         yield page
-        browser.close()
 
 
 def painted(page: Page) -> None:

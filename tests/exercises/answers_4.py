@@ -18,7 +18,7 @@ def sdpo_parts(margins):
             "test-dmpo": ["z = 3.31: your saturation is σ(z)", "fall as z grows: you have 0.9648"],
             "test-push": "grows as the row gets easier",
             "test-sdpo": ["your shares turn to the easy ones", "soft *minimum*"],
-            "test-fall": "after over before",
+            "test-fall": ["your factor of the saturation is 0.5183", "Which way must"],
         },
     },
     "dilution forgotten, added, and blamed": {
@@ -61,7 +61,7 @@ def dmpo_push(policy, reference, beta):
         "messages": {
             "test-margins": ["these are differences of log-probs", "against what is a log-ratio measured?"],
             "test-push": ["β = 0.5: β is in there twice", "nowhere else"],
-            "test-fall": "Whose z stands in the saturation",
+            "test-fall": "whose z stands in it",
         },
     },
     "norm for share": {
@@ -72,7 +72,7 @@ def two_views(parts):
     return {
         "pushes": groups["push_share"].idxmax(),
         "gradient": groups["norm"].idxmax(),
-        "ratio": groups.loc["boundary", "push_share"] / groups.loc["boundary", "share"],
+        "ratio": groups.loc["boundary", "share"] / groups.loc["boundary", "push_share"],
     }
 """,
             "disagreement": """

@@ -174,7 +174,12 @@ def test_the_two_views(capsys):
             parts(),
             "norm is the length",
         ),
-        ("4.7 two views", lambda t: two_views(t) | {"ratio": 1 / two_views(t)["ratio"]}, parts(), "one stands over"),
+        (
+            "4.7 two views",
+            lambda t: two_views(t) | {"ratio": 1 / two_views(t)["ratio"]},
+            parts(),
+            "Yours is turned round",
+        ),
         ("4.7 two views", lambda t: two_views(t) | {"pushes": "easy"}, parts(), "name the group"),
         ("4.7 two views", two_views, None, "There is no table"),
         ("4.8 disagreement", lambda t: disagreement(t) | {"length": t.norm[0] / t.norm[1]}, parts(), "*per push*"),

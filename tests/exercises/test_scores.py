@@ -54,8 +54,12 @@ def notebook(stage: str, assignment: str, course: Path = COURSE) -> nbformat.Not
 
 
 def graded_cells(content: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
-    """Cells with nbgrader's metadata, by grade_id."""
-    return {cell.metadata.nbgrader.grade_id: cell for cell in content.cells if "nbgrader" in cell.metadata}
+    """Cells that nbgrader knows, by grade_id. (It takes the id from cells that anyone may change, such as settings.)"""
+    return {
+        cell.metadata.nbgrader.grade_id: cell
+        for cell in content.cells
+        if "grade_id" in cell.metadata.get("nbgrader", {})
+    }
 
 
 def solutions(assignment: str) -> dict[str, str]:

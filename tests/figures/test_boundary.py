@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 
-from minipo.evaluation import Interval
 from minipo.figures.boundary import (
     candidates_line,
     cost_of_cuts,
-    differences,
-    in_points,
     missed_optimum,
     truth_by_group,
 )
@@ -51,22 +48,6 @@ def test_shares_of_missed_optima():
     figure = missed_optimum({5: 0.2, 15: 0.44}, starts=1000)
     assert "up to 44 % of rows (K = 15, 1,000 rows)" in figure.layout.title.text
     assert list(figure.data[0].y) == pytest.approx([20, 44])
-
-
-def test_differences_show_every_interval():
-    intervals = {"a − b": Interval(0.018, 0.009, 0.028), "b − c": Interval(-0.0002, -0.009, 0.008)}
-    figure = differences(intervals, {"a − b": "#123456"}, title="said", axis="points")
-    assert [trace.x[0] for trace in figure.data] == pytest.approx([1.8, -0.02])
-    assert figure.data[0].marker.color == figure.data[0].error_x.color == "#123456"
-    assert figure.data[1].error_x.arrayminus[0] == pytest.approx(0.88)
-    assert [note.text for note in figure.layout.annotations] == ["+1.8 [+0.9, +2.8]", "+0.0 [−0.9, +0.8]"]
-    low, high = figure.layout.xaxis.range
-    assert low < -0.9
-    assert high > 2.8
-
-
-def test_points_never_say_minus_zero():
-    assert in_points(Interval(-0.0001, -0.02, 0.0)) == "+0.0 [−2.0, +0.0]"
 
 
 def test_truth_by_group_is_told_of_the_first_group():

@@ -37,16 +37,6 @@ def test_two_runs_draws_the_level_they_start_from():
     assert list(level.y) == pytest.approx([70, 70])
 
 
-def test_differences_are_in_points_and_all_within_the_axis():
-    rows = {"one": Interval(-0.005, -0.015, 0.004), "all": Interval(-0.011, -0.019, -0.003)}
-    figure = language.differences(rows, "as the caller says")
-    assert list(figure.data[0].x) == pytest.approx([-0.5, -1.1])
-    assert "<b>−1.1 [−1.9, −0.3]</b>" in titles(figure)
-    low, high = figure.layout.xaxis.range
-    assert low < -1.9
-    assert high > 0.4
-
-
 def test_sft_growth_says_whether_the_ranking_got_better():
     shipped = pd.DataFrame({"epochs": [10], "loss": [1.1], "hr@1": [0.66]})
     levels = {"Markov": 0.664, "oracle": 0.792}

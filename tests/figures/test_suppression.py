@@ -85,9 +85,8 @@ def test_the_boundarys_shares():
 
 def test_the_swap_is_drawn_with_its_intervals():
     figure = swap_intervals({"DPO: all": BETTER, "swap: boundary": WORSE}, "DMPO", "swap: boundary")
-    (dots,) = figure.data
-    assert list(dots.x) == [2, -2]
-    assert list(dots.error_x.array) == pytest.approx([1, 1])
+    assert [dot.x[0] for dot in figure.data] == [2, -2]
+    assert [dot.error_x.array[0] for dot in figure.data] == pytest.approx([1, 1])
     assert figure.layout.title.text == "swap: boundary: −2.0 points (95 % interval −3.0 to −1.0)"
 
 

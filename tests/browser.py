@@ -1,0 +1,63 @@
+"""A server for a browser to visit, and the browser: what the tests of the app and of JupyterLab share."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@contextmanager
+def served(
+    command: Callable[[int], list[str]], cwd: Path, log: Path, alive: str, environment: Mapping[str, str]
+) -> Iterator[str]:
+    """The address of a server while the block lasts.
+
+    command: what starts it on a port. alive: the path that answers once it is up. environment: added to this one.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command(port), cwd=cwd, env={**os.environ, **environment}, stdout=output, stderr=output
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}{alive}", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@contextmanager
+def opened(width: int, height: int) -> Iterator[Page]:
+    """An empty page in headless Chromium; without one the test is skipped, but in CI it fails."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"No browser on this machine: CI needs one of {', '.join(BROWSERS)}.")
+        pytest.skip(f"No browser on this machine: none of {', '.join(BROWSERS)}.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
+        yield browser.new_page(viewport={"width": width, "height": height})
+        browser.close()
