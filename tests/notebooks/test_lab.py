@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 def test_make_lab_opens_the_first_notebook() -> None:
     dry = subprocess.run(["make", "--dry-run", "lab"], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
-    assert dry.stdout.strip().splitlines()[-1].endswith("notebooks/00_start_here.ipynb")
-    assert "-m jupyterlab" in dry.stdout
+    (line,) = (line for line in dry.stdout.splitlines() if "-m jupyterlab" in line)  # make may speak around it
+    assert line.endswith("notebooks/00_start_here.ipynb")
 
 
 @pytest.fixture
