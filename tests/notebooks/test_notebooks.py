@@ -145,7 +145,8 @@ def test_executed_in_full_prints_what_is_committed(path: Path, tmp_path: Path) -
     seconds = execute.execute(notebook, tmp_path, {"PLOTLY_RENDERER": "plotly_mimetype"})
     print(f"{path.stem}: {seconds:.0f} s")
     for old, new in zip(code_cells(committed), code_cells(notebook), strict=True):
-        if "live" not in old.metadata.get("tags", []):
+        # What trains differs between machines by rounding, and the first cell tells which machine it is.
+        if "live" not in old.metadata.get("tags", []) and "widgets.start()" not in old.source:
             same_but_for_rounding(texts(old), texts(new), old.source)
 
 
