@@ -81,6 +81,7 @@ def pushes(
     Columns: step, user, negative (1..K), item; `gap` ρ_w − ρ_k and `logp_gap` s_w − s_k, in nats; `boundary`, the
     census at this step, and `boundary_at_start`, that of the probe's first step; `used`, `beta`, `push`, `dilution`,
     `saturation`: see `preference_loss` and `preference_push`, per user, not averaged over users.
+    Raises ValueError as `moments` and `preference_loss` do. Source of dilution and saturation: `minipo.objectives`.
     """
     tables: list[pd.DataFrame] = []
     at_start: Tensor | None = None
@@ -153,7 +154,7 @@ def gradient_parts(
     """The gradient of the mean loss over all trainable parameters, taken apart by groups of negatives.
 
     Each negative's part is push_k ∇(s_k − s_w), averaged over users; the parts add up to the whole. Groups: boundary
-    and discriminative, by the census of the model as it is. reference: the SFT model's log-probs (users, 1 + K).
+    and discriminative, by the census of the model as it is. reference: the SFT model's log-probs (users, 1 + K), nats.
     One row a group: `negatives` (how many), `push_share` (its part of the sum of all pushes: the log-probs' view),
     `norm` of its gradient, `cosine` with the whole, and `share`, its projection on the whole over the whole's norm:
     shares add up to 1, and a negative one works against the step.
