@@ -1,152 +1,428 @@
-"""Training runs started from the page: a queue of child processes, few at a time.
+"""Work that pages hand to the server: training runs, class experiments' pairs, uploads to be read.
 
-A job is `python -m minipo prefer ... --out FOLDER`: it trains in a process of its own and writes a run folder, which
-the page reads. The page stays responsive, and a child that dies takes nothing with it.
+A job waits in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. What became of it
+stands in the register, a table beside the queue, so that any page, after any restart, finds it again. A job's token is
+its link: nobody can guess it, and whoever has it may look at the job, stop it and remove it.
 """
 
-import atexit
 import os
-import signal
+import re
+import secrets
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from minipo import files
+import limits
+import psutil
+from huey import SqliteHuey
 
-SLOTS = 2  # jobs at the same time on this machine
-Command = Callable[[Mapping[str, Any], Path], list[str]]
+from minipo import fetch, files, pairs, runs
+from minipo.datasets import DATASETS
+
+WORKER = Path(__file__).with_name("worker.py")
+ACTIVE = ("waiting", "running")
+OWN = "own:"  # begins the name of a dataset that is somebody's upload; the upload's token follows
+SUFFIXES = (".csv", ".parquet", ".json")  # of an upload
+TABLE = """
+create table if not exists jobs (
+    token text primary key, viewer text, kind text, name text, settings text, state text, message text,
+    created real, started real, ended real, kept integer, pid integer
+)
+"""
 
 
-def command(settings: Mapping[str, Any], folder: Path) -> list[str]:
-    """The command line that trains a run with these settings (names of `runs.PreferConfig`) into `folder`."""
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "minipo", "prefer", "--quiet", *flags, "--out", str(folder)]
-
-
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """One run: waiting, running, done, stopped or failed."""
+    """A job as it stands in the register.
 
+    kind: "prefer", settings of `runs.PreferConfig`; "pair", {"left", "right", "seed"}; "data", {"suffix"}. state:
+    waiting, running, done, stopped or failed; message: how it ended, in one sentence, where there is something to say.
+    """
+
+    token: str
+    viewer: str
+    kind: str
+    name: str
     settings: dict[str, Any]
-    folder: Path
-    stopped: bool = False
-    problem: str = ""  # one sentence, if it could not be started
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    state: str
+    message: str
+    created: float
+    started: float | None
+    ended: float | None
+    kept: bool
+    pid: int | None
 
     @property
-    def errors(self) -> Path:
-        """Where the child's standard error goes; beside the run folder, which belongs to the run."""
-        return self.folder.with_name(self.folder.name + ".stderr")
+    def folder(self) -> Path:
+        """Where its files are."""
+        return folder_of(self.token)
 
     @property
-    def state(self) -> str:
-        if self.problem:
-            return "failed"
-        if self.process is None:
-            return "stopped" if self.stopped else "waiting"
-        code = self.process.poll()
-        if code is None:
-            return "running"
-        if code == 0:
-            return "done"
-        return "stopped" if self.stopped else "failed"
+    def run(self) -> Path:
+        """A preference run's folder."""
+        return self.folder / "run"
+
+    @property
+    def result(self) -> Path:
+        """What a pair or an upload leaves, as JSON."""
+        return self.folder / "result.json"
+
+    @property
+    def upload(self) -> Path:
+        """The file that was uploaded. Its name is ours."""
+        return self.folder / f"upload{self.settings.get('suffix', '')}"
 
     @property
     def active(self) -> bool:
-        return self.state in ("waiting", "running")
-
-    @property
-    def message(self) -> str:
-        """How it ended, in one sentence; empty while it runs and when it is done."""
-        if self.state == "stopped":
-            return "Stopped; what it had reached is shown."
-        if self.state != "failed":
-            return ""
-        if self.process is None:
-            return self.problem
-        code = self.process.returncode
-        ended = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-        said = self._last_line()
-        return f"The training process {ended}{': ' + said if said else ' without a word.'}"
-
-    def _last_line(self) -> str:
-        """The last line of standard error that is no progress bar: minipo says there what was wrong."""
-        try:
-            lines = self.errors.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip() and "%|" not in line), "")
+        return self.state in ACTIVE
 
 
-class Queue:
-    """Jobs in the order in which they were handed in; `slots` of them run at a time.
+def folder_of(token: str) -> Path:
+    return files.home() / "app" / "jobs" / token
 
-    Whoever asks for a job's place moves the queue on: it needs no thread of its own. Children end with the server.
-    """
 
-    def __init__(self, slots: int = SLOTS, command: Command = command) -> None:
-        self._slots, self._command = slots, command
-        self._jobs: list[Job] = []
-        self._lock = threading.Lock()
-        atexit.register(self.close)
+@contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    """The app's database, for one transaction: what the block writes is written as a whole, or not at all."""
+    path = files.home() / "app" / "app.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.execute("pragma journal_mode = wal")
+        connection.execute(TABLE)
+        connection.execute("begin immediate")
+        with connection:
+            yield connection
+    finally:
+        connection.close()
 
-    def submit(self, settings: Mapping[str, Any]) -> Job:
-        """A new job; it runs as soon as a slot is free."""
-        job = Job(dict(settings), files.home() / "app" / uuid.uuid4().hex)
-        with self._lock:
-            self._jobs.append(job)
-        self.place(job)
-        return job
 
-    def place(self, job: Job) -> int:
-        """How many jobs are before this one; 0 if it runs or is over."""
-        with self._lock:
-            self._jobs = [other for other in self._jobs if other.active]
-            running = [other for other in self._jobs if other.state == "running"]
-            waiting = [other for other in self._jobs if other.state == "waiting"]
-            for other in waiting[: max(0, self._slots - len(running))]:
-                self._start(other)
-            waiting = [other for other in self._jobs if other.state == "waiting"]
-            return waiting.index(job) + 1 if job in waiting else 0
+def _job(row: sqlite3.Row) -> Job:
+    content = dict(row)
+    return Job(**{**content, "settings": loads(content["settings"]), "kept": bool(content["kept"])})
 
-    def stop(self, job: Job) -> None:
-        """End a job, running or waiting; one that is already over stays as it is."""
-        with self._lock:
-            if job.active:
-                job.stopped = True
-                if job.process is not None:
-                    job.process.terminate()
 
-    def close(self) -> None:
-        """End every job and wait for the children."""
-        for job in self._jobs:
-            self.stop(job)
-        for job in self._jobs:
-            if job.process is not None:
-                try:
-                    job.process.wait(timeout=5)
-                except subprocess.TimeoutExpired:
-                    job.process.kill()
+def queue() -> SqliteHuey:
+    """Huey's queue of tokens; opened anew each time, for its file may have been removed meanwhile."""
+    path = files.home() / "app" / "queue.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SqliteHuey("minipo", filename=str(path), results=False)
 
-    def _start(self, job: Job) -> None:
-        try:
-            job.errors.parent.mkdir(parents=True, exist_ok=True)
-            # Its share of the cores and no more: threads that wait for one another's core are slower than none.
-            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self._slots))}
-            with job.errors.open("wb") as errors:
-                job.process = subprocess.Popen(
-                    self._command(job.settings, job.folder),
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    env=os.environ | threads,
-                )
-        except OSError as error:
-            job.problem = f"The run could not be started: {error.strerror or error}."
+
+def task(waiting: SqliteHuey, do: Callable[[str], None] | None = None) -> Callable[[str], Any]:
+    """The queue's one task: called with a token, it puts the token into the queue. `do` is the worker's part."""
+
+    def perform(token: str) -> None:
+        if do is not None:
+            do(token)
+
+    return waiting.task()(perform)
+
+
+def enqueue(token: str) -> None:
+    waiting = queue()
+    try:
+        task(waiting)(token)
+    finally:
+        waiting.storage.close()
+
+
+# ------------------------------------------------------------------------------------------------- what a page may do
+
+
+def submit(kind: str, settings: Mapping[str, Any], viewer: str, name: str, upload: bytes | None = None) -> Job:
+    """Hand a job in. Raises ValueError in one sentence if a setting or a limit does not allow it."""
+    _check(kind, settings, upload)
+    token = secrets.token_urlsafe(16)
+    now = time.time()
+    with database() as connection:
+        mine, all_ = (
+            connection.execute(f"select count(*) from jobs where state in {ACTIVE} and {where}", values).fetchone()[0]
+            for where, values in (
+                ("viewer = ? and (kind = 'data') = ?", (viewer, kind == "data")),
+                ("true", ()),
+            )
+        )
+        most = limits.UPLOADS_AT_ONCE if kind == "data" else limits.RUNS_AT_ONCE
+        if mine >= most:
+            what = "uploads being read" if kind == "data" else "runs waiting or training"
+            raise ValueError(f"You have {mine} {what}, and {most} is the most: stop one, or wait until one is over.")
+        if all_ >= limits.RUNS_WAITING + limits.SLOTS:
+            raise ValueError(f"{all_} runs are waiting on this server, its limit: try again in a few minutes.")
+        if upload is not None:
+            folder_of(token).mkdir(parents=True)
+            (folder_of(token) / f"upload{settings['suffix']}").write_bytes(upload)
+        connection.execute(
+            "insert into jobs values (?, ?, ?, ?, ?, 'waiting', '', ?, null, null, 0, null)",
+            (token, viewer, kind, named(name), dumps(dict(settings)), now),
+        )
+    enqueue(token)
+    return cast(Job, find(token))
+
+
+def named(name: str) -> str:
+    """A name as it is kept: on one line, not too long."""
+    return " ".join(name.split())[: limits.NAME]
+
+
+def _check(kind: str, settings: Mapping[str, Any], upload: bytes | None) -> None:
+    if kind == "data":
+        if settings.get("suffix") not in SUFFIXES:
+            raise ValueError("The file's name must end in .csv, .parquet or .json; save it as one of these.")
+        if not upload:
+            raise ValueError("The file is empty; bring one with rows.")
+        if len(upload) > limits.UPLOAD_MB * 2**20:
+            raise ValueError(f"The file is larger than {limits.UPLOAD_MB} MB, the limit here; bring fewer rows.")
+        return
+    sides = [settings["left"], settings["right"]] if kind == "pair" else [settings]
+    for side in sides:
+        check_settings(side)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError in one sentence if a viewer may not train a run with these settings."""
+    if "sft" in settings:
+        raise ValueError("A run here starts from minipo's own SFT run; leave sft out.")
+    model, dataset = settings.get("model", "pocket-gpt2"), settings.get("dataset", "catalog")
+    if model not in (*fetch.SOURCES, "pocket-gpt2", "pocket-qwen2") or model in DATASETS:
+        raise ValueError("This model is not offered here; choose one from the list.")
+    if dataset not in DATASETS:
+        data = find(dataset.removeprefix(OWN)) if str(dataset).startswith(OWN) else None
+        if data is None or data.kind != "data" or data.state != "done":
+            raise ValueError("These data are not on this server (any more): upload them again.")
+    config = runs.make_config(runs.PreferConfig, {**settings, "dataset": "catalog"})
+    for name, most in (("steps", limits.STEPS), ("negatives", limits.NEGATIVES)):
+        if getattr(config, name) > most:
+            raise ValueError(f"{name} is {getattr(config, name):,}, and at most {most:,} are allowed here.")
+
+
+def find(token: str) -> Job | None:
+    """The job of that token, or None."""
+    with database() as connection:
+        row = connection.execute("select * from jobs where token = ?", (token,)).fetchone()
+    return _job(row) if row else None
+
+
+def of_viewer(viewer: str, *kinds: str) -> list[Job]:
+    """A viewer's jobs of these kinds, the newest first."""
+    with database() as connection:
+        rows = connection.execute("select * from jobs where viewer = ? order by created desc", (viewer,)).fetchall()
+    return [_job(row) for row in rows if row["kind"] in kinds]
+
+
+def place(token: str) -> int:
+    """How many jobs are waiting before this one; 0 if it is next, runs or is over."""
+    with database() as connection:
+        return connection.execute(
+            "select count(*) from jobs, (select created as mine, state as now from jobs where token = ?) "
+            "where now = 'waiting' and state = 'waiting' and created < mine",
+            (token,),
+        ).fetchone()[0]
+
+
+def stop(token: str) -> str:
+    """End a job, waiting or running. Returns what happened, in one sentence."""
+    with database() as connection:
+        changed = connection.execute(
+            f"update jobs set state = 'stopped', message = 'Stopped; what it had reached is shown.', ended = ? "
+            f"where token = ? and state in {ACTIVE}",
+            (time.time(), token),
+        ).rowcount
+    if changed:
+        return "Stopped."
+    job = find(token)
+    if job is None:
+        return "This run is not on this server any more."
+    return {"done": "It had finished already.", "stopped": "It was stopped already."}.get(
+        job.state, "It had ended already."
+    )
+
+
+def resume(token: str) -> None:
+    """Let a job that was stopped, or whose process died, go on from where it was; ValueError as `submit`'s."""
+    job = find(token)
+    if job is None or job.state not in ("stopped", "failed"):
+        return
+    with database() as connection:
+        mine = connection.execute(
+            f"select count(*) from jobs where viewer = ? and kind != 'data' and state in {ACTIVE}", (job.viewer,)
+        ).fetchone()[0]
+        if mine >= limits.RUNS_AT_ONCE:
+            raise ValueError(f"{mine} runs are waiting or training, and that is the most: stop one, or wait.")
+        connection.execute(
+            "update jobs set state = 'waiting', message = '', ended = null, created = ? where token = ?",
+            (time.time(), token),
+        )
+    enqueue(token)
+
+
+def rename(token: str, name: str) -> None:
+    """Give a job another name; an empty one changes nothing."""
+    if named(name):
+        with database() as connection:
+            connection.execute("update jobs set name = ? where token = ?", (named(name), token))
+
+
+def keep(token: str, kept: bool) -> None:
+    """Keep a job beyond its day, or no longer. Raises ValueError if its viewer keeps as many as allowed."""
+    with database() as connection:
+        viewer = connection.execute("select viewer from jobs where token = ?", (token,)).fetchone()
+        if viewer is None:
             return
-        if hasattr(os, "setpriority"):  # training yields to the page
-            os.setpriority(os.PRIO_PROCESS, job.process.pid, 10)
+        count = connection.execute("select count(*) from jobs where viewer = ? and kept", (viewer[0],)).fetchone()[0]
+        if kept and count >= limits.RUNS_KEPT:
+            raise ValueError(f"{count} runs are kept, the most that one viewer may: let another one go first.")
+        connection.execute("update jobs set kept = ? where token = ?", (int(kept), token))
+
+
+def remove(token: str) -> None:
+    """Remove a job, its files too, and with an upload whatever was made of it; one that runs is stopped first."""
+    stop(token)
+    job = find(token)
+    if job is None:
+        return  # no token that the register does not have becomes a path
+    for run in runs_on(token):
+        remove(run)
+    with database() as connection:
+        connection.execute("delete from jobs where token = ?", (token,))
+    end = time.monotonic() + 5
+    while job.pid is not None and psutil.pid_exists(job.pid) and job.state == "stopped" and time.monotonic() < end:
+        time.sleep(0.1)  # what still trains would write anew what is being removed
+    if job.kind == "data":
+        for start in files.home().glob("runs/*/config.json"):  # the SFT runs that runs on it began with
+            if loads(start.read_text(encoding="utf-8")).get("dataset") == os.path.abspath(job.upload):
+                shutil.rmtree(start.parent, ignore_errors=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def runs_on(token: str) -> list[str]:
+    """The tokens of all runs on that upload, whoever trained them, the newest first."""
+    with database() as connection:
+        rows = connection.execute(
+            "select token from jobs where json_extract(settings, '$.dataset') = ? order by created desc",
+            (OWN + token,),
+        ).fetchall()
+    return [row["token"] for row in rows]
+
+
+def tidy() -> None:
+    """Remove what is over and older than `limits` allows, an upload not before the last run on it; and folders that no
+    job of the register owns."""
+    now = time.time()
+    with database() as connection:
+        old = connection.execute(
+            f"select token from jobs where state not in {ACTIVE} and ended < case kept when 1 then ? else ? end",
+            (now - 86400 * limits.DAYS_KEPT, now - 3600 * limits.HOURS),
+        ).fetchall()
+        known = {row["token"] for row in connection.execute("select token from jobs")}
+    for row in old:
+        if not runs_on(row["token"]):
+            remove(row["token"])
+    for folder in (files.home() / "app" / "jobs").glob("*"):
+        if folder.name not in known and now - folder.stat().st_mtime > 60:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------ what the worker does
+
+
+def begin(token: str) -> Job | None:
+    """The job, now running, if it was waiting; None if it was stopped or removed meanwhile."""
+    with database() as connection:
+        changed = connection.execute(
+            "update jobs set state = 'running', started = ? where token = ? and state = 'waiting'",
+            (time.time(), token),
+        ).rowcount
+    return find(token) if changed else None
+
+
+def note_process(token: str, pid: int) -> None:
+    with database() as connection:
+        connection.execute("update jobs set pid = ? where token = ?", (pid, token))
+
+
+def finish(token: str, state: str, message: str) -> None:
+    """How a running job ended; one that was stopped meanwhile stays stopped."""
+    with database() as connection:
+        connection.execute(
+            "update jobs set state = ?, message = ?, ended = ? where token = ? and state = 'running'",
+            (state, message, time.time(), token),
+        )
+
+
+def unfinished() -> list[Job]:
+    """Every job that waits or runs, as the register has it, the first first."""
+    with database() as connection:
+        rows = connection.execute(f"select * from jobs where state in {ACTIVE} order by created").fetchall()
+    return [_job(row) for row in rows]
+
+
+def wait_again(token: str) -> None:
+    """A running job whose worker is gone waits for the next one, which goes on from where it was."""
+    with database() as connection:
+        connection.execute("update jobs set state = 'waiting' where token = ? and state = 'running'", (token,))
+
+
+def command(job: Job) -> list[str]:
+    """The command line that does a job."""
+    if job.kind == "data":
+        return [sys.executable, str(Path(__file__).with_name("intake.py")), str(job.upload), str(job.result)]
+    minipo = [sys.executable, "-m", "minipo"]
+    if job.kind == "pair":
+        sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
+        places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
+        return [*minipo, "pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
+    flags = [part for name, value in with_paths(job.settings).items() for part in (_flag(name), str(value))]
+    return [*minipo, "prefer", "--quiet", *flags, "--out", str(job.run)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as minipo takes them: an upload's name as the path of its file."""
+    dataset = str(settings.get("dataset", ""))
+    if not dataset.startswith(OWN):
+        return dict(settings)
+    data = find(dataset.removeprefix(OWN))
+    if data is None:
+        raise ValueError("The uploaded data of this run are not on this server any more: upload them again.")
+    return {**settings, "dataset": str(data.upload)}
+
+
+def private(text: str) -> str:
+    """`text` without paths of this machine, nor an upload's token: an upload has the name that its viewer gave it."""
+    for token in re.findall(r"([\w-]+)[/\\]upload\.\w+", text):
+        if (job := find(token)) is not None:
+            text = text.replace(str(job.upload), job.name)
+    for path, name in ((files.home(), "minipo's folder"), (runs.DATA.parent, "minipo"), (Path.home(), "~")):
+        text = text.replace(str(path.resolve()), name).replace(str(path), name)
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------- the worker
+
+
+def start_worker() -> None:
+    """Start the worker beside this server, and again whenever it dies; it ends with the server."""
+    threading.Thread(target=_supervise, daemon=True, name="worker").start()
+
+
+def _supervise() -> None:
+    program = [sys.executable, str(WORKER)]
+    while True:
+        # The worker's standard input ends with this process, however that ends, and then the worker ends too.
+        with subprocess.Popen(program, stdin=subprocess.PIPE) as worker:
+            worker.wait()
+        time.sleep(1)

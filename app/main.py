@@ -1,6 +1,48 @@
 """The app's entry: `streamlit run app/main.py`, or `minipo app`."""
 
+import jobs
 import streamlit as st
 
+PAGES = {
+    "why": ("Why", "Why averaging over easy negatives silences a mistake."),
+    "collapse": ("Collapse", "What happens to loss and ranking when the number of negatives grows."),
+    "lab": ("Live lab", "Train up to four runs side by side, and watch."),
+    "microscope": ("Microscope", "One user's candidates: who is at the boundary, and how hard each is pushed."),
+    "suppression": ("Suppression", "How the push on boundary and easy negatives changes with training and with K."),
+    "experiment": ("Class", "An experiment that a whole class runs together, a seed each."),
+    "compare": ("Compare", "Runs in one table, with paired differences."),
+    "data": ("Your data", "Train a pocket model on a file of your own."),
+    "about": ("About", "The paper, the words, and where each number comes from."),
+}
+
+STYLE = """
+.stMainBlockContainer {padding: 3.9rem 2.2rem 2rem; max-width: 1500px}
+h2 {padding: 0 0 .15rem !important}
+[data-testid=stElementToolbar] button[aria-label^='Download as CSV'] {display: none} /* names in it could be formulas */
+.figure-title {font-size: 1.05rem; font-weight: 600; line-height: 1.3; margin: 0}
+@media (max-width: 640px) {.stMainBlockContainer {padding: 3.9rem .9rem 2rem}}
+"""
+
+
+@st.cache_resource(show_spinner=False)
+def worker() -> None:
+    """The queue's worker, one for this server."""
+    jobs.start_worker()
+
+
 st.set_page_config(page_title="minipo: why more negatives can teach less", page_icon="📉", layout="wide")
-st.navigation([st.Page("collapse.py", title="The collapse", default=True)], position="top").run()
+worker()
+page = st.navigation(
+    [
+        st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "why", help=about)
+        for name, (title, about) in PAGES.items()
+    ],
+    position="top",
+)
+st.html(f"<style>{STYLE}</style>")
+state = st.session_state
+if state.get("page") != page.url_path:  # just opened: what its link asked for, before controls take their part
+    state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
+    for name in [name for name in state if str(name).startswith("link_of_")]:
+        del state[name]
+page.run()

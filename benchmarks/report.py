@@ -115,9 +115,25 @@ def shapes(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def load(found: dict[str, Any]) -> list[str]:
+    lines = [
+        [part, *(f"{table[kind][number]:.2f} s" for kind in ("all", "in Chromium") for number in ("median", "p95")),
+         f"{table['all']['actions']:,}", f"{100 * table['all']['within 1 s']:.1f} %"]
+        for part, table in found["parts"].items()
+    ]  # fmt: skip
+    header = ["", "median", "95th percentile", "in Chromium, median", "95th percentile", "actions", "within 1 s"]
+    return [
+        f"**{found['sessions']} viewers of the app at once**, each acting every {found['an action every (s)']:.0f} s ("
+        "a control moved, a page turned), from the action to the end of the answer, `python benchmarks/load.py`: "
+        f"{found['sessions'] - 1} sessions that speak Streamlit's protocol and one headless Chromium, on the same "
+        f"machine ({found['versions']['machine']}, {found['date']}). By page: benchmarks/load.json.",
+        markdown(header, lines),
+    ]
+
+
 def report() -> str:
     """The README's tables, of the benchmarks whose JSON is there."""
-    parts = (step, trl_step, scoring, growth, shapes)
+    parts = (step, trl_step, scoring, growth, shapes, load)
     there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 

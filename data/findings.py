@@ -7,6 +7,7 @@
     python data/findings.py adapter       SmolLM2-135M's SFT adapter, shipped            sft/ml-100k-smollm2-135m/
     python data/findings.py llm-settings  DMPO at K = 1 over learning rates          recorded/ml-100k-smollm2-settings/
     python data/findings.py llm           DMPO × K × DynamicPO on SmolLM2-135M           recorded/ml-100k-smollm2/
+    python data/findings.py strengths     β and γ, DMPO in the catalogue: a picture      recorded/strengths/
     python data/findings.py report        what all of them say                           FINDINGS.md
 
 The dataset and the language model are fetched on first use. Every run is cached by its settings and resumes where it
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from record import COMMON as CATALOGUE
+from record import baseline_ranks as catalogue_ranks
 from record import markdown, points
 
 from minipo.datasets import baselines, load_dataset
@@ -35,6 +38,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 NEGATIVES = (1, 5, 15, 19)
 LLM_SEEDS, LLM_NEGATIVES, LLM_LEARNING_RATES = (0, 1), (1, 5, 15), (3e-5, 1e-4, 3e-4)
+STRENGTH_NEGATIVES, BETAS, MARGINS = (1, 5, 19), (0.3, 1.0, 3.0), (2.0, 6.0, 12.0)
 LLM = {"dataset": DATASET, "model": LANGUAGE_MODEL}
 COMMON = {"dataset": DATASET, "model": POCKET, "steps": 300, "evaluate_every": 300}
 NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
@@ -196,6 +200,24 @@ def record_llm(configs: Sequence[PreferConfig], chosen: dict[str, float]) -> Non
         chosen=chosen,
         rule=choose.__doc__,
         missing=len(configs) - len(done),
+    )
+
+
+def make_strengths() -> None:
+    """DMPO in the catalogue over β and γ, at the settings of the grid `objectives`. Nothing is chosen from it."""
+    chosen = load_recorded("objectives").provenance["chosen"]
+    shared = {"beta": BETAS, "seeds": SEEDS, **CATALOGUE, **chosen}
+    configs = [
+        *grid(negatives=STRENGTH_NEGATIVES, **shared),
+        *grid(negatives=STRENGTH_NEGATIVES[1:], dynamic="on", margin=MARGINS, **shared),
+    ]
+    record(
+        RECORDED / "strengths",
+        train_all(configs),
+        catalogue_ranks(chosen["sft_epochs"]),
+        command="python data/findings.py strengths",
+        chosen=chosen,
+        rule="Those of the grid objectives; nothing is chosen from this grid.",
     )
 
 
@@ -472,6 +494,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "adapter": make_adapter,
     "llm-settings": make_llm_settings,
     "llm": make_llm,
+    "strengths": make_strengths,
     "report": make_report,
 }
 

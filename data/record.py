@@ -3,6 +3,7 @@
     python data/record.py sft         the shipped SFT checkpoints                            data/sft/
     python data/record.py settings    DMPO over SFT length × learning rate, and "more SFT"   data/recorded/settings/
     python data/record.py objectives  every objective × K × DynamicPO                        data/recorded/objectives/
+    python data/record.py scores      test users' log-probs after a few of those runs        recorded/objectives/scores/
     python data/record.py parts       DynamicPO's parts and its controls                     data/recorded/parts/
     python data/record.py fresh       the headline differences on users that played no part  data/recorded/fresh.json
     python data/record.py report      what all of them say, as tables                          README.md
@@ -31,7 +32,17 @@ from minipo.runs import (
     sft_run,
     versions,
 )
-from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
+from minipo.sweeps import (
+    RECORDED,
+    Outcomes,
+    Recorded,
+    difference,
+    grid,
+    load_recorded,
+    record,
+    record_scores,
+    train_all,
+)
 
 SHIPPED_EPOCHS = (10, 20, 40)
 SFT_EPOCHS = (5, *SHIPPED_EPOCHS)
@@ -152,6 +163,21 @@ def make_objectives() -> None:
         chosen=chosen,
         rule=choose.__doc__,
         more_sft={"learning_rate": rate, "steps": more_sft_steps()},
+    )
+
+
+def make_scores() -> None:
+    """The probed runs' log-probs of every test user, so that any of them can be looked at closely."""
+    recorded = load_recorded("objectives")
+    settings = ["objective", "negatives", "dynamic", "seed"]
+    cells = {row: dict(recorded.table.loc[row, settings]) for row in recorded.probes}
+    configs = [grid(**cell, **COMMON, **recorded.provenance["chosen"])[0] for cell in cells.values()]
+    users = load_dataset().test
+    runs = train_all(configs)
+    record_scores(
+        recorded,
+        {row: score(*run.load_model(), users) for row, run in zip(cells, runs, strict=True)},
+        score(*sft_run(configs[0], progress=False).load_model(), users),
     )
 
 
@@ -396,6 +422,7 @@ if __name__ == "__main__":
         "sft": make_sft,
         "settings": make_settings,
         "objectives": make_objectives,
+        "scores": make_scores,
         "parts": make_parts,
         "fresh": make_fresh,
         "report": make_report,

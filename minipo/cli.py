@@ -1,4 +1,4 @@
-"""`minipo fetch | data | sft | prefer | sweep | evaluate | app`: the library from a shell.
+"""`minipo fetch | data | sft | prefer | pair | sweep | evaluate | app`: the library from a shell.
 
 Standard output holds the result alone, with --json one JSON document; progress goes to standard error. A mistake of the
 user's is one sentence there, and exit code 2.
@@ -8,12 +8,14 @@ import argparse
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from .names import lookup
 from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
 
 HELP = {
@@ -48,8 +50,7 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
     for field in fields(config):
         if field.name == "kind":
             continue
-        kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, int | None: int, bool | None: _boolean}
-        kind = kinds.get(field.type, str)
+        kind = _kind_of(field)
         option, name = "--" + field.name.replace("_", "-"), field.name
         if lists and name == "seed":
             option, name = "--seeds", "seeds"
@@ -63,6 +64,12 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
             metavar=kind.__name__.strip("_").upper() + (",..." if lists else ""),
             help=note + default,
         )
+
+
+def _kind_of(field: Field[Any]) -> Callable[[str], Any]:
+    """What makes a setting of its text."""
+    kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, int | None: int, bool | None: _boolean}
+    return kinds.get(field.type, str)
 
 
 def _boolean(text: str) -> bool:
@@ -106,6 +113,38 @@ def _sft(arguments: argparse.Namespace) -> None:
 
 def _prefer(arguments: argparse.Namespace) -> None:
     _print_run(arguments, prefer(arguments.out, progress=not arguments.quiet, **_settings(arguments)))
+
+
+def _side(text: str) -> dict[str, Any]:
+    """One side of a pair, settings of `PreferConfig` with a space between: objective=dmpo negatives=1."""
+    kinds = {field.name: _kind_of(field) for field in fields(PreferConfig)}
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        raise ValueError(f"The settings {text!r} have a quotation mark without its partner.") from None
+    settings = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is no setting; write NAME=VALUE, as in objective=dmpo negatives=1.")
+        kind = lookup("setting", name, kinds)
+        try:
+            settings[name] = kind(value)
+        except ValueError:
+            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}.") from None
+    return settings
+
+
+def _pair(arguments: argparse.Namespace) -> None:
+    from .pairs import train_pair
+
+    out = Path(arguments.out or f"pair-{arguments.seed}.json")
+    left, right = _side(arguments.left), _side(arguments.right)
+    pair = train_pair(left, right, arguments.seed, out, arguments.runs, progress=not arguments.quiet)
+    hits = {"left": float((pair.left_ranks == 0).mean()), "right": float((pair.right_ranks == 0).mean())}
+    content = {"out": str(out), "seed": pair.seed, **hits, "difference": float(pair.differences.mean())}
+    lines = [str(out), *(f"  {name:16} {content[name]:.4f}" for name in ("left", "right", "difference"))]
+    _print(arguments, content, "\n".join(lines))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
@@ -183,6 +222,15 @@ def parser() -> argparse.ArgumentParser:
     command = add("prefer", _prefer, "preference training from an SFT run")
     _add_settings(command, PreferConfig)
     command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
+
+    command = add("pair", _pair, "two preference runs under one seed, and every test user's rank in one small file")
+    for side in ("left", "right"):
+        command.add_argument(
+            f"--{side}", required=True, metavar="SETTINGS", help="settings of a run, as in: objective=dmpo negatives=1"
+        )
+    command.add_argument("--seed", type=int, default=0, help="of both runs (default 0)")
+    command.add_argument("--out", help="the pair's file, .json (default: pair-SEED.json here)")
+    command.add_argument("--runs", help="folder for the two runs (default: ones in minipo's cache)")
 
     command = add("sweep", _sweep, "preference runs over a grid: every option takes values joined by commas")
     _add_settings(command, PreferConfig, lists=True)

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -341,9 +342,18 @@ def paired_interval(difference: Scores, resamples: int = 2000, seed: int = 0) ->
             f"difference is of shape {difference.shape}: give (seeds, users), with at least one seed and one user."
         )
     seeds, users = difference.shape
-    generator = np.random.default_rng(seed)
-    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    user_weights = generator.multinomial(users, np.full(users, 1 / users), size=resamples)
+    seed_weights, user_weights = _drawn(seeds, users, resamples, seed)
     means = np.einsum("ru,ru->r", seed_weights @ difference, user_weights) / (seeds * users)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(difference.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=8)  # drawing takes most of the time, and comparisons of the same users come in dozens
+def _drawn(seeds: int, users: int, resamples: int, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """How often each seed and each user is drawn in each resample: (resamples, seeds) and (resamples, users)."""
+    generator = np.random.default_rng(seed)
+    seed_weights, user_weights = (
+        generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.uint16)
+        for number in (seeds, users)
+    )
+    return seed_weights, user_weights

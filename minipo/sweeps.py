@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .datasets import load_dataset
 from .evaluation import Interval, paired_interval, ranking_metrics
+from .evaluation import ranks as ranks_of
 from .files import read_json, read_parquet, whole_file, write_json
 from .names import lookup
 from .runs import (
@@ -261,6 +262,44 @@ class Recorded:
         """Row number to probe file, for the few runs whose probe was kept."""
         return {int(path.stem): path for path in sorted(self.folder.glob("probes/*.parquet"))}
 
+    @property
+    def scores(self) -> dict[int, Path]:
+        """Row number to the file of the test users' log-probs, for the few runs whose log-probs were kept."""
+        return {int(path.stem): path for path in sorted(self.folder.glob("scores/[0-9]*.parquet"))}
+
+    def test_probe(self, row: int, user: int) -> pd.DataFrame:
+        """One test user's candidates in the format of `Run.probe`, at step 0 and at the end of the run of that row.
+
+        Step, user, candidate (0 = chosen), item, reference, policy (log-probs, nats); before the first step the policy
+        is the reference. Raises ValueError if the run's log-probs of the test users were not recorded, or are damaged,
+        or if there is no such test user.
+        """
+        if row not in self.scores:
+            raise ValueError(
+                f"The test users' log-probs of run {row} of the recorded grid {self.folder.name!r} were not recorded."
+            )
+        run = self.table.to_dict("index")[row]
+        users = load_dataset(run["dataset"]).test
+        place = next((place for place, each in enumerate(users) if each.user == user), None)
+        if place is None:
+            raise ValueError(f"There is no test user {user}; they are numbered {users[0].user} to {users[-1].user}.")
+        items = users[place].canonical
+        sft = self.folder / "scores" / "sft.parquet"
+        reference, policy = (read_parquet(path).to_numpy() for path in (sft, self.scores[row]))
+        if not reference.shape == policy.shape == (len(users), len(items)):
+            raise ValueError(f"The log-probs in {self.folder / 'scores'} are damaged; make them again.")
+        at_step = {
+            "user": user,
+            "candidate": range(len(items)),
+            "item": items,
+            "reference": reference[place],
+        }
+        steps = {0: reference[place], int(run["steps"]): policy[place]}
+        return pd.concat(
+            [pd.DataFrame({"step": step, **at_step, "policy": each}) for step, each in steps.items()],
+            ignore_index=True,
+        )
+
 
 def record(
     folder: Path, runs: Sequence[Run], baselines: dict[str, np.ndarray], probed: Sequence[Run] = (), **provenance: Any
@@ -296,7 +335,7 @@ def record(
     for name, table in tables.items():
         with whole_file(folder / f"{name}.parquet") as draft:
             table.to_parquet(draft, index=False, compression="zstd")
-    for old in folder.glob("probes/*.parquet"):
+    for old in (*folder.glob("probes/*.parquet"), *folder.glob("scores/*.parquet")):
         old.unlink()
     for run in probed:
         with whole_file(folder / "probes" / f"{list(runs).index(run)}.parquet") as draft:
@@ -309,6 +348,32 @@ def record(
     }
     write_json(folder / "provenance.json", content)
     return load_recorded(folder.name, folder)
+
+
+def record_scores(recorded: Recorded, scores: Mapping[int, np.ndarray], sft: np.ndarray) -> None:
+    """Write test users' log-probs beside a recorded grid, for `Recorded.test_probe`.
+
+    scores: by row of the table, (users, candidates) in nats, chosen first, at the end of the run; sft: the same of the
+    SFT run that they start from. Raises ValueError, before anything is written, if they do not rank the users as was
+    recorded: then they are another run's.
+    """
+    names: dict[str, tuple[np.ndarray, np.ndarray]] = {"sft": (sft, recorded.baselines["sft"])}
+    names |= {str(row): (each, recorded.ranks[row]) for row, each in scores.items()}
+    for name, (each, ranks) in names.items():
+        if differ := int((ranks_of(each) != ranks).sum()):
+            raise ValueError(
+                f"{differ} test users have another rank under the log-probs of {name} than was recorded; record the "
+                "grid again on this machine first."
+            )
+    for name, (each, _) in names.items():
+        with whole_file(recorded.folder / "scores" / f"{name}.parquet") as draft:
+            table = pd.DataFrame(each.astype(np.float32)).rename(columns=str)
+            small: dict[str, Any] = {
+                "compression": "zstd",
+                "use_dictionary": False,
+                "column_encoding": "BYTE_STREAM_SPLIT",
+            }
+            table.to_parquet(draft, index=False, **small)
 
 
 def _commit() -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = [
@@ -50,8 +50,8 @@ def served(
 
 
 @contextmanager
-def opened(width: int, height: int) -> Iterator[Page]:
-    """An empty page in headless Chromium; without one the test is skipped, but in CI it fails."""
+def chromium() -> Iterator[Browser]:
+    """Headless Chromium; without one the test is skipped, but in CI it fails. One at a time: playwright starts once."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         if os.environ.get("CI"):
@@ -59,5 +59,5 @@ def opened(width: int, height: int) -> Iterator[Page]:
         pytest.skip(f"No browser on this machine: none of {', '.join(BROWSERS)}.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=QUIET)
-        yield browser.new_page(viewport={"width": width, "height": height})
+        yield browser
         browser.close()

@@ -416,3 +416,41 @@ def test_runs_without_out_lie_in_the_cache(capsys, tiny, tiny_sft):
     content = json.loads(capsys.readouterr().out)
     settings = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "batch_size": 4, "sft": str(tiny_sft.folder)}
     assert content["folder"] == str(cache_folder(make_config(PreferConfig, settings)))
+
+
+# Pairs
+
+
+def test_pair_writes_its_file_and_prints_the_difference(capsys, tiny, tmp_path):
+    side, out = "dataset=tiny sft_epochs=1 steps=2 batch_size=4 negatives=", tmp_path / "pair-7.json"
+    line = ["pair", "--left", side + "1", "--right", side + "5", "--seed", "7", "--out", str(out), "--quiet", "--json"]
+    main([*line, "--runs", str(tmp_path / "runs")])
+    printed = capsys.readouterr()
+    left, right = (Run(tmp_path / "runs" / name).summary["hr@1"] for name in ("left", "right"))
+    content = json.loads(printed.out)
+    assert content == {
+        "out": str(out),
+        "seed": 7,
+        "left": left,
+        "right": right,
+        "difference": pytest.approx(right - left),
+    }
+    assert json.loads(out.read_text())["right"]["hr@1"] == right
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        ("objective", "'objective' is no setting; write NAME=VALUE, as in objective=dmpo negatives=1."),
+        ("negatives=x", "negatives must be of type int, not 'x'."),
+        ("negative=1", "Unknown setting 'negative'. Did you mean 'negatives'?"),
+        ("objective=dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'?"),
+        ("seed=1", "A pair's runs have one seed"),
+        ("negatives=15", "The two sides have the same settings; change one of them."),
+        ("template='line", 'The settings "template=\'line" have a quotation mark without its partner.'),
+    ],
+)
+def test_a_pair_that_is_none_is_one_sentence(capsys, home, left, message):
+    assert fails(capsys, "pair", "--left", left, "--right", "negatives=15", "--quiet").startswith(message)
+    assert not list(home.glob("runs/*"))

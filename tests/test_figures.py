@@ -16,10 +16,13 @@ from minipo.figures import (
     apart,
     collapse_grid,
     collapse_sentence,
+    guess_sentence,
     live_run,
+    loss_bars,
     margin_line,
     mistakes,
     push_bars,
+    push_product,
     push_sentence,
     push_table,
     result_sentence,
@@ -133,21 +136,68 @@ def test_push_bars_split_what_was_lost():
     figure = drawn(push_bars(table))
     bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
     assert bars[0]["marker"]["color"] == [OBJECTIVE_COLOURS[name] for name in ("dmpo", "dpo", "sdpo")]
-    left, dilution, saturation = (decoded(bar["base"]) for bar in bars[1:])
+    losses = drawn(loss_bars(table))["data"]
+    assert losses[0]["marker"]["color"] == bars[0]["marker"]["color"]
+    np.testing.assert_allclose(decoded(losses[0]["x"]), table["loss"])
+    np.testing.assert_allclose(decoded(losses[1]["x"]), table["alone_loss"])
+    left, dilution, saturation = (decoded(bar["base"]) for bar in bars)
     np.testing.assert_allclose(left, 1e-4)
     np.testing.assert_allclose(dilution[:2], 0.7311 / 19, rtol=1e-3)  # from here up to 0.731 was lost to dilution
     np.testing.assert_allclose(saturation, table["push"], rtol=1e-6)
     texts = [note["text"] for note in figure["layout"]["annotations"]]
     assert {"÷ 19", "÷ 31", "<b>0.0012</b>", "<b>0.67</b>"} <= set(texts)
     assert [trace["name"] for trace in figure["data"] if trace.get("showlegend") is not False] == [
-        "lost to dilution", "lost to saturation", "mistake alone",
+        "averaging", "shared sigmoid", "alone",
     ]  # fmt: skip
+    assert push_product(table) == (
+        "DMPO's push 0.0012 = 0.053 (averaging: dilution) × 0.023 (shared sigmoid: saturation)."
+    )
+    assert push_product(push_table(*MISTAKE_AMONG_18, beta=0.5)).endswith("(shared sigmoid: saturation) × 0.50 (β).")
+
+
+def test_push_bars_mark_a_guess_where_it_would_leave_the_push_even_far_off():
+    table = push_table(*MISTAKE_AMONG_18)
+    for times in (10.0, 1e6):
+        figure = drawn(push_bars(table, guess=times))
+        (mark,) = [trace for trace in figure["data"] if trace.get("name") == "your guess"]
+        assert mark["x"] == pytest.approx([0.7311 / times], rel=1e-3)
+        assert mark["y"] == ["DMPO"]
+        assert figure["layout"]["xaxis"]["range"][0] < np.log10(mark["x"][0])
+
+
+@pytest.mark.parametrize(
+    ("values", "times", "loss", "sentence"),
+    [
+        ((-1.0, *[4.0] * 18), 50, "falls", "The push falls **600-fold** (19 by averaging, 31 by the shared sigmoid); "
+         "you said 50-fold: **12 times too little**. The loss **falls** 98 %; you said it falls: **right**."),
+        ((-1.0, *[4.0] * 18), 6000, "rises", "The push falls **600-fold** (19 by averaging, 31 by the shared "
+         "sigmoid); you said 6,000-fold: **10 times too much**. The loss **falls** 98 %; you said it rises: "
+         "**wrong**."),
+        ((-1.0, *[4.0] * 18), 590, None, "The push falls **600-fold** (19 by averaging, 31 by the shared sigmoid); "
+         "you said 590-fold: **right**. The loss **falls** 98 %."),
+        ((3.0, -2.0, -2.0), None, "rises", "The push grows **4.1-fold** (3.0 by averaging, the shared sigmoid gave "
+         "back 12). The loss **rises** 1698 %; you said it rises: **right**."),
+    ],
+)  # fmt: skip
+def test_guess_sentence_puts_the_truth_beside_the_guess(
+    values: tuple[float, ...], times: float | None, loss: str | None, sentence: str
+):
+    assert guess_sentence(push_table(*margins(*values)), times, loss) == sentence
+
+
+def test_margin_line_takes_names_for_text():
+    output = preference_loss("dmpo", *margins(-1.0, 2.0))
+    figure = drawn(margin_line(output.rewards[0].numpy(), output.used[0].numpy(), ["<b>x</b>", "&" * 50]))
+    texts = " ".join(note["text"] for note in figure["layout"]["annotations"])
+    assert "<b>&lt;b&gt;x&lt;/b&gt;</b>" in texts
+    assert figure["data"][0]["text"] == [f"{'&amp;' * 23}…"]  # under the pointer
 
 
 def test_push_bars_of_a_mistake_left_out_are_empty():
     table = push_table(*margins(4.0, 1.0, 1.0), dynamic=BOUNDARY_ONLY)
     figure = drawn(push_bars(table, dynamic=True))
     assert [note["text"] for note in figure["layout"]["annotations"]].count("<b>0</b>") == 3
+    assert push_product(table) == "DMPO's push 0 = 0 (averaging: dilution) × 0 (shared sigmoid: saturation)."
     assert set(figure["data"][0]["marker"]["color"]) == {DYNAMIC_COLOUR}
 
 
@@ -205,22 +255,56 @@ def test_collapse_grid_draws_means_bands_and_levels():
     np.testing.assert_allclose(decoded(bands[0]["y"]), [69, 66, 64, 67])
     texts = [note["text"] for note in figure["layout"]["annotations"]]
     assert "HR@1 collapses: 68.0 % → 65.0 %" in texts
-    assert "DMPO's training loss falls: 0.20 → 0.011" in texts
-    assert "Yardstick pair_loss stays: 0.30 → 0.30" in texts
+    assert "Training loss falls: 0.20 → 0.011" in texts
+    assert "pair_loss stays: 0.30 → 0.30" in texts
     levels = {note["text"]: note["y"] for note in figure["layout"]["annotations"] if note.get("yref") in ("y3", "y4")}
-    assert set(levels) == {"SFT 65.0 %", "more SFT 65.2 %", "oracle 79.0 %"}
+    assert set(levels) == {"SFT<br>65.0 %", "more SFT<br>65.2 %", "oracle<br>79.0 %"}
     # The names do not overlap, though the levels nearly do.
-    assert levels["more SFT 65.2 %"] - levels["SFT 65.0 %"] > 0.5
+    assert levels["more SFT<br>65.2 %"] - levels["SFT<br>65.0 %"] > 1.5
 
 
 def test_collapse_grid_without_an_oracle_has_no_break_and_ticks_where_runs_are():
     figure = drawn(collapse_grid(grid(plain=[0.3, 0.32, 0.25, 0.27]), "dmpo", "collapses", {"SFT": 0.33}))
     notes = [note["text"] for note in figure["layout"]["annotations"]]
-    assert "SFT 33.0 %" in notes
+    assert "SFT<br>33.0 %" in notes
     assert "≈" not in notes
     assert "yaxis4" not in figure["layout"]
     assert figure["layout"]["xaxis3"]["tickvals"] == [1, 19]
     drawn(collapse_grid(grid(plain=[0.3, 0.32, 0.25, 0.27]), "dmpo", "collapses", {}))  # no level at all
+
+
+def test_seeds_that_disagree_on_the_loss_are_told():
+    table = grid(plain=[0.67, 0.69, 0.64, 0.66]).assign(seed=[0, 1, 0, 1], train_loss=[0.3, 0.3, 0.1, 0.31])
+    sentence = collapse_sentence("dmpo", table, (-0.03, -0.04, -0.02))
+    assert "training loss falls 32 % on average, but rises in 1 of 2 seeds; its HR@1" in sentence
+    texts = [note["text"] for note in drawn(collapse_grid(table, "dmpo", "", {}))["layout"]["annotations"]]
+    assert "Training loss falls on average: 0.30 → 0.20" in texts
+    agreed = table.assign(train_loss=[0.3, 0.3, 0.1, 0.1])
+    assert "falls 67 %; its" in collapse_sentence("dmpo", agreed, (-0.03, -0.04, -0.02))
+
+
+def test_another_ranking_is_drawn_and_told_in_its_own_unit():
+    table = grid(plain=[0.67, 0.69, 0.64, 0.66]).rename(columns={"hr@1": "mrr"})
+    figure = drawn(collapse_grid(table, "dmpo", "collapses", {"SFT": 0.65}, "mrr"))
+    texts = [note["text"] for note in figure["layout"]["annotations"]]
+    assert "MRR collapses: 0.680 → 0.650" in texts
+    assert "SFT<br>0.650" in texts
+    assert "its MRR changes by −3.0 points" in collapse_sentence("dmpo", table, (-0.03, -0.04, -0.02), metric="mrr")
+    wins = table.rename(columns={"mrr": "reward_win_rate"})
+    sentence = collapse_sentence("dmpo", wins, None, metric="reward_win_rate")
+    assert sentence.endswith("its win rate goes from 68.0 % to 65.0 %.")
+
+
+def test_a_hidden_curve_shows_no_more_than_its_first_point_and_the_guesses():
+    table = grid(plain=[0.67, 0.69, 0.64, 0.66], dynamic=[0.67, 0.69, 0.70, 0.72])
+    figure = drawn(collapse_grid(table, "dmpo", "collapses", {"SFT": 0.65}, guesses={19: 71.0}, hidden=True))
+    ranking = [trace for trace in figure["data"] if trace["yaxis"] == "y2"]
+    assert {trace["name"]: decoded(trace["y"]).tolist() for trace in ranking if "name" in trace} == {
+        "plain DMPO": [68.0],
+        "your guess": [71.0],
+    }
+    assert "collapses" not in json.dumps(figure["layout"])
+    assert len(figure["data"]) == 5  # two bands, the loss, the first point, the guess
 
 
 def test_names_of_levels_are_spread_evenly_and_keep_their_order():

@@ -529,6 +529,68 @@ def test_a_missing_or_damaged_file_is_one_sentence_that_names_it(kept, damage):
     assert str(kept) in text
 
 
+@pytest.fixture
+def scored(kept, tiny_splits, finished_runs):
+    """The recorded grid with its first run's log-probs of the test users; and these, and SFT's."""
+    recorded = load_recorded("grid", kept)
+    random = np.random.default_rng(0)
+
+    def with_ranks(ranks):  # negatives above the chosen item, as many as its rank says
+        count = len(tiny_splits.test[0].candidates) - 1
+        above = np.arange(count) < np.asarray(ranks)[:, None]
+        noise = random.random((len(ranks), count))
+        return np.c_[np.full(len(ranks), -5.0), np.where(above, -4 + noise, -7 + noise)].astype(np.float32)
+
+    recorded.baselines["sft"] = recorded.ranks[1]  # one that the log-probs can have
+    policy, sft = with_ranks(recorded.ranks[0]), with_ranks(recorded.ranks[1])
+    sweeps.record_scores(recorded, {0: policy}, sft)
+    return recorded, policy, sft
+
+
+def test_a_test_users_probe_has_the_format_of_a_runs(scored, finished_runs, tiny_splits):
+    recorded, policy, sft = scored
+    user = tiny_splits.test[3]
+    probe = recorded.test_probe(0, user.user)
+    assert list(probe) == list(finished_runs[2].probe)
+    assert list(recorded.scores) == [0]
+    start, end = (probe[probe.step == step] for step in (0, SMALL["steps"]))
+    assert len(probe) == len(start) + len(end) == 2 * len(user.candidates)
+    assert start["policy"].tolist() == start["reference"].tolist() == sft[3].tolist()
+    assert end["reference"].tolist() == sft[3].tolist()
+    assert end["policy"].tolist() == policy[3].tolist()
+    assert end["item"].tolist() == list(user.canonical)
+    assert end["candidate"].tolist() == list(range(len(user.candidates)))
+
+
+def test_what_was_not_scored_is_one_sentence(scored):
+    recorded, *_ = scored
+    with pytest.raises(ValueError, match=r"log-probs of run 1 of the recorded grid 'grid' were not recorded"):
+        recorded.test_probe(1, 0)
+    with pytest.raises(ValueError, match=r"^There is no test user -7; they are numbered "):
+        recorded.test_probe(0, -7)
+    shorten(recorded.folder, "scores/0.parquet", 3)
+    with pytest.raises(ValueError, match=r"are damaged; make them again\.$"):
+        recorded.test_probe(0, load_dataset_of(recorded))
+
+
+def load_dataset_of(recorded):
+    """The number of the first test user of a recorded grid."""
+    return sweeps.load_dataset(recorded.table["dataset"][0]).test[0].user
+
+
+def test_log_probs_of_another_run_are_refused(scored):
+    recorded, policy, sft = scored
+    (recorded.folder / "scores" / "0.parquet").unlink()
+    with pytest.raises(ValueError, match=r"^\d+ test users have another rank under the log-probs of 0 than"):
+        sweeps.record_scores(recorded, {0: -policy}, sft)
+    assert not recorded.scores
+
+
+def test_recording_again_forgets_the_scores(scored, finished_runs, levels):
+    recorded, *_ = scored
+    assert not record(recorded.folder, finished_runs[:2], levels).scores
+
+
 # Comparisons
 
 

@@ -110,7 +110,9 @@ def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
     """The file's rows; what cannot be used is left out and counted in `dropped`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read; bring a list of LLaRA rows.") from None
+    except ValueError as error:  # of JSON, of UTF-8, or a number with thousands of digits
         raise ValueError(f"{path} is not JSON in UTF-8 ({error}); bring a list of LLaRA rows.") from None
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path} holds no list of rows; bring a JSON list of LLaRA rows.")
@@ -144,6 +146,10 @@ def _row(fields: Any, dropped: Counter[str]) -> Row:
             raise ValueError(f"{name} is no list of names; write text, not numbers or objects.")
     if not isinstance(chosen, str) or not chosen.strip():
         raise ValueError(f"trueSelection is {chosen!r}, which names nothing; write the chosen item's name.")
+    try:
+        "".join((*history, *candidates, chosen)).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a name has half a letter, such as \\ud800; write whole ones.") from None
     named, offered = ([item for item in names if item.strip()] for names in (history, candidates))
     distinct = tuple(dict.fromkeys(offered))
     if chosen not in distinct:

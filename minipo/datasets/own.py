@@ -5,6 +5,7 @@ liked; without the column, every row does. Further columns are ignored.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Float, Int
 
-from . import Splits
+from . import Splits, catalog
 from .by_time import LIKED, split_by_time
 
 NEEDED = ("user", "item", "timestamp")
@@ -67,35 +68,88 @@ def read(path: Path, seed: int = 0) -> Splits:
         raise ValueError(f"{path}: {error}") from None
 
 
+def example(users: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Rows to try the format on: user, item, timestamp of invented users of the catalogue with this seed.
+
+    One row in 50 lacks its item, one in 50 stands there twice, and one user in 20 has too few rows, as in files from
+    real life.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    for number, line in enumerate(catalog.fresh_users(seed, users)):
+        taken = (*line.history, line.chosen)[: None if number % 20 else 4]
+        start = pd.Timestamp("2025-01-01") + pd.Timedelta(hours=int(random.integers(5000)))
+        hours = np.cumsum(random.integers(1, 200, len(taken)))
+        rows += [
+            (f"user {number}", item, start + pd.Timedelta(hours=int(hour)))
+            for item, hour in zip(taken, hours, strict=True)
+        ]
+    table = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    few = len(table) // 50
+    table.loc[table.sample(few, random_state=seed).index, "item"] = None
+    table = pd.concat([table, table.sample(few, random_state=seed + 1)], ignore_index=True)
+    return table.sort_values("timestamp", kind="stable", ignore_index=True)
+
+
 def _columns(path: Path) -> dict[str, pa.ChunkedArray]:
     """The columns that count, by their names in small letters: user and item as dictionaries of text."""
     try:
         if path.suffix.lower() == ".parquet":
-            found = pa.parquet.read_schema(path).names
-            wanted = _wanted(path, found)
-            table = pa.parquet.read_table(path, columns=list(wanted))
+            schema = pa.parquet.read_schema(path)
+            wanted = _wanted(path, schema.names)
+            for name, column in wanted.items():
+                if pa.types.is_nested(schema.field(name).type):
+                    raise ValueError(
+                        f"{path} cannot be read (the column {column} holds lists or records); bring one value a row."
+                    )
+            # Each different text once in memory: a small file could unpack to more than there is.
+            texts = [name for name in wanted if is_text(schema.field(name).type)]
+            table = pa.parquet.read_table(path, columns=list(wanted), read_dictionary=texts)
         else:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
-            delimiter = max(",;\t", key=header.count)  # spreadsheets write the one of their country
-            found = next(csv.reader([header], delimiter=delimiter), [])
-            wanted = _wanted(path, found)
+            separator = delimiter(header)
+            wanted = _wanted(path, next(csv.reader([header], delimiter=separator), []))
             repeating = pa.dictionary(pa.int32(), pa.string())  # each name once in memory
             types = {name: repeating if column in ("user", "item") else pa.string() for name, column in wanted.items()}
             table = pa.csv.read_csv(
                 path,
-                parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
                 convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(types)),
             )
         columns = {column: table[name] for name, column in wanted.items()}
-        for column in ("user", "item"):
-            if not pa.types.is_dictionary(columns[column].type):
-                columns[column] = columns[column].cast(pa.string()).dictionary_encode()
+        for column, values in columns.items():
+            named, packed = column in ("user", "item"), pa.types.is_dictionary(values.type)
+            if named and not (packed and pa.types.is_string(values.type.value_type)):
+                columns[column] = values.cast(pa.string()).dictionary_encode()
+            elif packed and not named:
+                columns[column] = values.cast(values.type.value_type)
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not text in UTF-8; save it as CSV in UTF-8.") from None
     except (pa.ArrowException, csv.Error, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); save it anew.") from None
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0][:200]}); save it anew.") from None
     return columns
+
+
+def delimiter(header: str) -> str:
+    """What separates the cells of a CSV file with this first line; spreadsheets write the one of their country."""
+    return max(",;\t", key=header.count)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow column of this type holds text, or bytes, of any length."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    )
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names from a file as a sentence may hold them: not too long, not too many."""
+    cut = [name if len(name) <= 40 else name[:39] + "…" for name in names[:12]]
+    return ", ".join(cut) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _wanted(path: Path, found: list[str]) -> dict[str, str]:
@@ -107,7 +161,7 @@ def _wanted(path: Path, found: list[str]) -> dict[str, str]:
     if lacking := [column for column in NEEDED if column not in wanted.values()]:
         raise ValueError(
             f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; its columns are "
-            f"{', '.join(found)}: rename them to {', '.join(NEEDED)} (and rating)."
+            f"{shown(found)}: rename them to {', '.join(NEEDED)} (and rating)."
         )
     if twice := [column for column in wanted.values() if [name.strip().lower() for name in found].count(column) > 1]:
         raise ValueError(f"{path} has more than one column {twice[0]}; keep one.")
@@ -152,7 +206,7 @@ def _times(path: Path, column: pa.ChunkedArray) -> Float[np.ndarray, " rows"]:
 
 
 def _seconds(dates: pd.Series) -> pd.Series:
-    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    return (dates - pd.Timestamp(0, tz="UTC").as_unit(dates.dt.unit)).dt.total_seconds()
 
 
 def _ratings(path: Path, column: pa.ChunkedArray) -> Float[np.ndarray, " rows"]:

@@ -6,6 +6,7 @@ everywhere, and whatever DynamicPO does is blue (Okabe and Ito's palette, and fo
 for colour-blind readers).
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,10 @@ VARIANTS = {
     "hardest |B|": ("hardest |B|", "#1B2430", "dot", "triangle-up"),
 }
 
+# What a ranking is measured by, and which of these are averages rather than shares of users.
+METRICS = {"hr@1": "HR@1", "ndcg@5": "NDCG@5", "mrr": "MRR", "hr@5": "HR@5", "reward_win_rate": "win rate"}
+AVERAGES = ("ndcg@5", "mrr")
+
 AXIS = {"gridcolor": GRID, "zeroline": False, "automargin": True}
 # Levels drawn as lines in `collapse_grid`, and their dash.
 LEVELS = {"oracle": "dot", "more SFT": "dashdot", "SFT": "dash"}
@@ -62,6 +67,35 @@ TEMPLATE = go.layout.Template(
         "annotationdefaults": {"showarrow": False, "font": {"size": 14}},
     }
 )
+
+# What neutral and dark colours are on a dark page; the others are seen on both.
+ON_DARK = {
+    INK: "#E6EBF2", QUIET: "#A3AEBD", FAINT: "#5A6675", GRID: "#29323E", "white": "#11161D", "#F3F5F8": "#1B222C",
+    DILUTION_COLOUR: "#343E4C", SATURATION_COLOUR: "#556273", "#EEF1F5": "#1A212B", "#E0E5EC": "#232C38",
+    "#D6E8F5": "#16324A", DYNAMIC_COLOUR: "#3D9BD9", "#882255": "#CC6699", "#7A5195": "#A98BC4",
+}  # fmt: skip
+
+
+def darkened(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure, as `Figure.to_dict` gives it, for a dark page. Text inside a heat map's cells stays as it is."""
+    data = [trace if trace.get("type") == "heatmap" else _darkened(trace) for trace in figure["data"]]
+    return {**figure, "data": data, "layout": _darkened(figure["layout"])}
+
+
+def _darkened(part: Any) -> Any:
+    if isinstance(part, str):
+        return ON_DARK.get(part, part)
+    if isinstance(part, Mapping):
+        return {name: _darkened(value) for name, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_darkened(value) for value in part]
+    return part
+
+
+def as_text(name: object, letters: int = 40) -> str:
+    """A name from data as a figure may show it: nothing in it is taken for HTML, and a long one is cut."""
+    text = " ".join(str(name).split())
+    return html.escape(text if len(text) <= letters else text[: letters - 1] + "…", quote=False)
 
 
 def short(value: float) -> str:
@@ -170,6 +204,40 @@ def _factor(loss: float, by: str) -> str:
     return f"{short(loss)} by {by}" if loss >= 0.995 else f"{by} gave back {short(1 / loss)}"
 
 
+def push_product(table: pd.DataFrame, objective: str = "dmpo") -> str:
+    """The push on the mistake as the product that it is, from `push_table`."""
+    row = table.to_dict("index")[objective]
+    parts = f"{short(row['dilution'])} (averaging: dilution) × {short(row['saturation'])} (shared sigmoid: saturation)"
+    strength = row["push"] / (row["dilution"] * row["saturation"]) if row["push"] > 0 else 1.0
+    times = f" × {short(strength)} (β)" if abs(strength - 1) > 0.005 else ""
+    return f"{OBJECTIVE_LABELS[objective]}'s push {short(row['push'])} = {parts}{times}."
+
+
+def guess_sentence(
+    plain: pd.DataFrame, times: float | None = None, loss: str | None = None, objective: str = "dmpo"
+) -> str:
+    """The truth beside a guess of it, in Markdown, from `push_table`.
+
+    times: by how many times the push on the mistake was guessed to fall when the other negatives are added; loss:
+    "falls" or "rises", what the loss was guessed to do; None where nothing was guessed.
+    """
+    row = plain.to_dict("index")[objective]
+    fall, change = row["alone_push"] / row["push"], row["loss"] / row["alone_loss"] - 1
+    averaging = _factor(row["alone_dilution"] / row["dilution"], "averaging")
+    sigmoid = _factor(row["alone_saturation"] / row["saturation"], "the shared sigmoid")
+    push = f"falls **{short(fall)}-fold**" if fall >= 1 else f"grows **{short(1 / fall)}-fold**"
+    text = f"The push {push} ({averaging}, {sigmoid})"
+    if times is not None:
+        off = max(times / fall, fall / times)
+        error = f"{short(off)} times too {'much' if times > fall else 'little'}" if off > 1.1 else "right"
+        text += f"; you said {short(times)}-fold: **{error}**"
+    truth = "falls" if change < 0 else "rises"
+    text += f". The loss **{truth}** {abs(change):.0%}".replace("%", " %")
+    if loss is not None:
+        text += f"; you said it {loss}: **{'right' if loss == truth else 'wrong'}**"
+    return text + "."
+
+
 def margin_line(
     rewards: Float[np.ndarray, " candidates"],
     used: Bool[np.ndarray, " negatives"],
@@ -184,6 +252,8 @@ def margin_line(
     """
     margins = np.asarray(rewards[0] - rewards[1:], dtype=float)
     used = np.asarray(used, dtype=bool)
+    lengths = [min(len(name), 24) for name in names]
+    names = [as_text(name, 24) for name in names]
     low, high = span or (min(margins.min(), 0) - 1, max(margins.max(), 0) + 1)
     places = np.round((margins - low) / (high - low) * 60).astype(int)
     heights = np.array([(places[:index] == place).sum() for index, place in enumerate(places)])
@@ -229,30 +299,35 @@ def margin_line(
         return ("right", -shift) if x > (low + high) / 2 else ("left", shift)
 
     averaged = "DMPO sees the average" if used.all() else "the average is now"
+    width = 0.021 * (high - low)  # of a letter, on a phone
+    half = width * max(11, lengths[0]) / 2
+    mistake = min(max(margins[0], low + half), high - half)
     notes = [
         note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), colour),
-        note(f"the mistake<br><b>{names[0]}</b>", margins[0], 4, color=INK),
-        note("the wrong side ◂", 0, 18.9, "right", -6),
-        note("▸ the chosen item is ahead", 0, 18.9, "left", 6),
+        note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK),
     ]
+    for text, room, to, shift in (("wrong side ◂", -low, "right", -6), ("▸ chosen item ahead", high, "left", 6)):
+        if room > width * len(text):
+            notes.append(note(text, 0, 18.9, to, shift))
     leaders = []
-    width = 0.0115 * (high - low)  # of a letter
-    rows = [margins[0] + width * max(6, len(names[0]) / 2)] * 2 + [low] * 3  # where each row of names is free
+    rows = [mistake + half] * 2 + [low] * 3  # where each row of names is free
+    lowest = 4 + max(0, heights[others].max(initial=0) - 2)  # above every stack of dots
     for index in np.argsort(margins):
         stack = np.flatnonzero(others & (places == places[index]))
         if not len(stack) or index != stack[0]:
             continue
-        if len(stack) > 3:
-            text = f"{names[index]}<br>and {len(stack) - 1} more"
+        more = f"and {len(stack) - 1} more" if len(stack) > 3 else ""
+        if more and len(stack) == others.sum():  # nothing else is in the way
+            text = f"{names[index]}<br>{more}"
             notes.append(note(text, margins[index], heights[stack].max() / 2, *beside(margins[index], 12)))
             continue
-        half = width * len(names[index]) / 2
+        half = width * (lengths[index] + len(more)) / 2
         fits = margins[index] + half < high + width
         free = [row for row, end in enumerate(rows) if fits and end < margins[index] - half]
-        if free:  # else the name is only shown under the pointer
-            y = 4 + 2.7 * free[0]
+        y = lowest + 2.7 * free[0] if free else np.inf
+        if y < 17:  # else the name is only shown under the pointer
             rows[free[0]] = margins[index] + half + width
-            notes.append(note(names[index], margins[index], y))
+            notes.append(note(f"{names[index]} {more}", margins[index], y))
             leaders.append({"type": "line", "x0": margins[index], "x1": margins[index], "y0": 1, "y1": y - 1.2})
     return go.Figure(
         data=dots,
@@ -274,82 +349,115 @@ def margin_line(
     )  # fmt: skip
 
 
-def push_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
-    """Loss, and push on the mistake on a log scale, for each row of `push_table`.
+BARS = {"template": TEMPLATE, "height": 190, "barmode": "overlay", "margin": {"t": 26, "b": 54}}  # of a table's rows
 
-    A bar is the push that is left; behind it, from where the push stands with the mistake alone, what dilution and
-    saturation took. `dynamic` paints the bars in DynamicPO's blue.
-    """
-    labels = [OBJECTIVE_LABELS[name] for name in table.index]
+
+def _painted(table: pd.DataFrame, dynamic: bool) -> tuple[list[str], list[str]]:
+    """Labels and colours of the rows of `push_table`."""
     colours = [DYNAMIC_COLOUR if dynamic else OBJECTIVE_COLOURS[name] for name in table.index]
-    pushed = table["push"] > 0
+    return [OBJECTIVE_LABELS[name] for name in table.index], colours
+
+
+def _heading(text: str) -> dict[str, Any]:
+    place = {"x": 0, "xref": "x domain", "xanchor": "left", "y": 1, "yref": "y domain", "yanchor": "bottom"}
+    return {"text": text, "font": {"size": 15}, **place}
+
+
+def _alone(at: pd.Series, labels: list[str], **more: Any) -> dict[str, Any]:
+    """A tick where each row stands with the mistake alone."""
+    mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
+    words = {"name": "alone", "hovertemplate": "mistake alone: %{x:.3f}<extra></extra>"}
+    return {"type": "scatter", "mode": "markers", "x": at, "y": labels, "marker": mark, **words, **more}
+
+
+def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
+    """The loss of each row of `push_table`, and a tick where it stands with the mistake alone.
+
+    `dynamic` paints the bars in DynamicPO's blue.
+    """
+    labels, colours = _painted(table, dynamic)
+    bars = {"type": "bar", "orientation": "h", "x": table["loss"], "y": labels, "width": 0.55, "showlegend": False}
+    words = {"marker": {"color": colours}, "hovertemplate": "%{y}: loss %{x:.4g}<extra></extra>"}
+    notes = [
+        {"text": f"<b>{short(value)}</b>", "x": value, "y": label, "xanchor": "left", "xshift": 7}
+        for value, label in zip(table["loss"], labels, strict=True)
+    ]
+    top = 1.4 * max(table["loss"].max(), table["alone_loss"].max())
+    return go.Figure(
+        data=[{**bars, **words}, _alone(table["alone_loss"], labels, showlegend=False)],
+        layout={
+            **BARS,
+            "annotations": [_heading("<b>Loss</b>"), *notes],
+            "xaxis": {"range": [0, top], "nticks": 4, "showgrid": False, "tickfont": {"size": 12}},
+            "yaxis": {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "},
+        },
+    )
+
+
+def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = None) -> go.Figure:
+    """Push on the mistake, on a log scale, for each row of `push_table`.
+
+    A bar is the push that is left; behind it, from where the push stands with the mistake alone, what averaging
+    (dilution) and the shared sigmoid (saturation) took. `dynamic` paints the bars in DynamicPO's blue. guess: by how
+    many times the first row's push was guessed to fall; a diamond stands there.
+    """
+    labels, colours = _painted(table, dynamic)
+    pushed = table["push"][table["push"] > 0]
+    guessed = table["alone_push"].iloc[0] / guess if guess else np.inf
     # the shortest bar has room for its number
-    lowest = np.floor(np.log10(table["push"][pushed].min()) - 0.6) if pushed.any() else 0
+    lowest = np.floor(np.log10(min(pushed.min(), guessed)) - 0.6) if len(pushed) else 0
     exponent = int(max(min(-4, lowest), -12))
     floor = 10.0**exponent
     push, alone = table["push"].clip(lower=floor), table["alone_push"].clip(lower=floor)
     diluted = (alone * table["dilution"] / table["alone_dilution"]).clip(lower=push, upper=alone)
-
     told = [
-        f"{label}: loss {row['loss']:.4g}, push {row['push']:.3g}<br>"
+        f"{label}: push {row['push']:.3g}<br>"
         f"= {row['dilution']:.3g} (dilution) × {row['saturation']:.3g} (saturation), times β"
         for label, row in zip(labels, table.to_dict("records"), strict=True)
     ]
 
-    def bar(start: Any, end: Any, color: Any, axis: str, **more: Any) -> dict[str, Any]:
+    def bar(start: Any, end: Any, color: Any, **more: Any) -> dict[str, Any]:
         """A horizontal bar; on the log axis it needs a base."""
-        place = {"type": "bar", "orientation": "h", "y": labels, "xaxis": axis, "width": 0.55, "showlegend": False}
+        place = {"type": "bar", "orientation": "h", "y": labels, "width": 0.55, "showlegend": False}
         hover = {"hoverinfo": "text", "hovertext": told}
         return {**place, **hover, "base": start, "x": np.maximum(end - start, 0), "marker": {"color": color}, **more}
 
-    def tick(at: pd.Series, axis: str) -> dict[str, Any]:
-        mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
-        words = {"name": "mistake alone", "hovertemplate": "mistake alone: %{x:.3f}<extra></extra>"}
-        return {"type": "scatter", "mode": "markers", "x": at, "y": labels, "xaxis": axis, "marker": mark, **words}
-
     lost = {
-        "dilution": (diluted, alone, DILUTION_COLOUR, table["alone_dilution"] / table["dilution"]),
-        "saturation": (push, diluted, SATURATION_COLOUR, table["alone_saturation"] / table["saturation"]),
+        "averaging": (diluted, alone, DILUTION_COLOUR, table["alone_dilution"] / table["dilution"]),
+        "shared sigmoid": (push, diluted, SATURATION_COLOUR, table["alone_saturation"] / table["saturation"]),
     }
-    top = 1.4 * max(table["loss"].max(), table["alone_loss"].max())
-    bars = [bar(0, table["loss"], colours, "x"), bar(floor, push, colours, "x2")]
+    bars = [bar(floor, push, colours)]
     notes = []
     for what, (start, end, colour, factor) in lost.items():
-        bars.append(bar(start, end, colour, "x2", name=f"lost to {what}", showlegend=True))
+        bars.append(bar(start, end, colour, name=what, showlegend=True))
         notes += [
-            {"text": f"÷ {short(by)}", "x": (np.log10(left) + np.log10(right)) / 2, "xref": "x2", "y": label}
+            {"text": f"÷ {short(by)}", "x": (np.log10(left) + np.log10(right)) / 2, "y": label}
             for label, left, right, by in zip(labels, start, end, factor, strict=True)
             if right / left > 2.5  # else there is no room
         ]
     notes += [
-        {"text": text, "x": 0, "xref": axis, "xanchor": "left", "y": 1.02, "yref": "paper", "yanchor": "bottom"}
-        for text, axis in (("<b>Loss</b>", "x domain"), ("<b>Push on the mistake</b> (log scale)", "x2 domain"))
-    ]
-    notes += [
-        {"text": f"<b>{short(value)}</b>", "x": value, "xref": "x", "y": label, "xanchor": "left", "xshift": 7}
-        for value, label in zip(table["loss"], labels, strict=True)
-    ]
-    notes += [
         {
-            "text": f"<b>{short(value)}</b>", "x": exponent, "xref": "x2", "y": label, "xanchor": "left", "xshift": 5,
-            "font": {"size": 14, "color": "white" if dynamic and value > 20 * floor else INK},
+            "text": f"<b>{short(value)}</b>", "x": exponent, "y": label, "xanchor": "left", "xshift": 5,
+            "font": {"size": 14, "color": INK if value <= floor else "white" if dynamic else "black"},
         }
         for value, label in zip(table["push"], labels, strict=True)
     ]  # fmt: skip
+    marks = [_alone(alone, labels)]
+    if guess:
+        mark = {"symbol": "diamond", "size": 15, "color": "white", "line": {"width": 2.5, "color": INK}}
+        words = {"name": "your guess", "hovertemplate": "your guess: %{x:.3g}<extra></extra>"}
+        marks.append({"type": "scatter", "mode": "markers", "x": [max(guessed, floor)], "y": labels[:1],
+                      "marker": mark, **words})  # fmt: skip
+    last = np.log10(max(alone.max(), push.max(), guessed if guess else 0, 1)) + 0.1
     return go.Figure(
-        data=[*bars, {**tick(table["alone_loss"], "x"), "showlegend": False}, tick(alone, "x2")],
+        data=[*bars, *marks],
         layout={
-            "template": TEMPLATE,
-            "height": 205,
-            "barmode": "overlay",
-            "annotations": notes,
-            "legend": {"x": 1, "xanchor": "right", "y": -0.2, "yanchor": "top", "traceorder": "normal"},
-            "xaxis": {"domain": [0, 0.25], "range": [0, top], "showticklabels": False, "showgrid": False},
-            "xaxis2": {
-                "domain": [0.3, 1],
-                "anchor": "y",
+            **BARS,
+            "annotations": [_heading("<b>Push on the mistake</b> (log scale)"), *notes],
+            "legend": {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"},
+            "xaxis": {
                 "type": "log",
-                "range": [exponent, np.log10(max(alone.max(), push.max(), 1)) + 0.1],
+                "range": [exponent, last],
                 "dtick": 1 if exponent > -7 else 2,
                 "exponentformat": "power",
                 "tickfont": {"size": 12},
@@ -441,30 +549,42 @@ def verdict(low: float, high: float) -> str:
 
 
 def points(mean: float, low: float, high: float) -> str:
-    """A difference of HR@1 in points with its 95 % interval."""
+    """A difference of a metric in points, hundredths of it, with its 95 % interval."""
     return f"{100 * mean:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+
+
+def level(value: float, metric: str = "hr@1") -> str:
+    """A metric's value as one says it: in per cent where it is a share of users."""
+    return f"{value:.3f}" if metric in AVERAGES else f"{100 * value:.1f} %"
 
 
 def collapse_sentence(
     objective: str,
     table: pd.DataFrame,
-    change: tuple[float, float, float],
+    change: tuple[float, float, float] | None,
     repair: tuple[float, float, float] | None = None,
     parts: Mapping[str, tuple[float, float, float]] | None = None,
+    metric: str = "hr@1",
 ) -> str:
     """Read `collapse_grid` aloud, in Markdown.
 
-    `change` is HR@1 of plain runs at the largest K minus the smallest, `repair` DynamicPO minus plain at the largest K:
-    mean, low and high of a paired 95 % interval. `parts` are further such differences, by the name of the variant.
+    `change` is `metric` of plain runs at the largest K minus the smallest, `repair` DynamicPO minus plain at the
+    largest K: mean, low and high of a paired 95 % interval; None where single users were not recorded. `parts` are
+    further such differences, by the name of the variant. Where the table has a column `seed` and the seeds disagree on
+    whether the training loss falls, it says so.
     """
-    label = OBJECTIVE_LABELS[objective]
-    plain = table[table["variant"] == "plain"].groupby("negatives")[["train_loss", "pair_loss"]].mean()
-    first, last = plain.index.min(), plain.index.max()
-    before, after = plain.loc[first, "train_loss"], plain.loc[last, "train_loss"]
+    plain = table[table["variant"] == "plain"]
+    first, last = plain["negatives"].min(), plain["negatives"].max()
+    text = (
+        f"From K = {first} to {last}, {OBJECTIVE_LABELS[objective]}'s training loss {loss_motion(plain)}; "
+        f"its {METRICS[metric]} "
+    )
+    if change is None:
+        few, many = plain.groupby("negatives")[metric].mean()[[first, last]]
+        return text + f"goes from {level(few, metric)} to {level(many, metric)}."
     word = verdict(*change[1:])
     said = {"stable": "it is **stable**", "undecided": "that leaves it **undecided**"}.get(word, f"it **{word}**")
-    loss = f"{'falls' if after < before else 'rises'} {abs(after / before - 1):.0%}".replace("%", " %")
-    text = f"From K = {first} to {last}, {label}'s training loss {loss}; its HR@1 changes by {points(*change)}: {said}."
+    text += f"changes by {points(*change)}: {said}."
     if repair is not None:
         effect = "repairs it" if word == "collapses" else "helps"
         if repair[1] <= 0:
@@ -477,6 +597,26 @@ def collapse_sentence(
         ]
         text += f" Its parts, in points against plain: {', '.join(told)}.".replace("-", "−")
     return text
+
+
+def loss_motion(plain: pd.DataFrame) -> str:
+    """How the training loss of plain runs moves from the smallest K to the largest, and in how many seeds otherwise."""
+    means = plain.groupby("negatives")["train_loss"].mean()
+    falls = means.iloc[-1] < means.iloc[0]
+    text = f"{'falls' if falls else 'rises'} {abs(means.iloc[-1] / means.iloc[0] - 1):.0%}".replace("%", " %")
+    against, seeds = _seeds_against(plain)
+    if against:
+        text += f" on average, but {'rises' if falls else 'falls'} in {against} of {seeds} seeds"
+    return text
+
+
+def _seeds_against(plain: pd.DataFrame) -> tuple[int, int]:
+    """In how many seeds the training loss moves against the mean from the smallest to the largest K; of how many."""
+    if "seed" not in plain:
+        return 0, 0
+    seeds = plain.pivot_table(index="seed", columns="negatives", values="train_loss").sort_index(axis=1)
+    change = (seeds.iloc[:, -1] - seeds.iloc[:, 0]).dropna()
+    return int((change * change.mean() < 0).sum()), len(change)
 
 
 def _motion(values: pd.Series, name: str) -> str:
@@ -497,35 +637,56 @@ def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
     return dict(zip(names, places.tolist(), strict=True))
 
 
-def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mapping[str, float]) -> go.Figure:
-    """Training loss, pair_loss and HR@1 against K, in stacked panels: means, in bands from lowest to highest seed.
+def collapse_grid(
+    table: pd.DataFrame,
+    objective: str,
+    word: str,
+    levels: Mapping[str, float],
+    metric: str = "hr@1",
+    guesses: Mapping[int, float] | None = None,
+    hidden: bool = False,
+) -> go.Figure:
+    """Training loss, pair_loss and a ranking metric against K, in stacked panels: means, in bands over the seeds.
 
-    `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss`, `hr@1`. `word` is
-    `verdict`'s; it goes into the title of the last panel. `levels` are HR@1 levels drawn as lines, of those in LEVELS;
-    the oracle's stands above a break of the axis.
+    `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss` and `metric`, a key
+    of METRICS. `word` is `verdict`'s or empty; it goes into the last panel's title. `levels` are levels of the metric
+    drawn as lines, of those in LEVELS; the oracle's stands above a break of the axis. `guesses`: a viewer's, K to per
+    cent, or to the metric itself where it is no share. `hidden`: the plain runs' training loss alone, and of the metric
+    only where K is smallest.
     """
-    label = OBJECTIVE_LABELS[objective]
-    plain = table[table["variant"] == "plain"].groupby("negatives")[["train_loss", "pair_loss", "hr@1"]].mean()
+    name_of, unit = METRICS[metric], 1 if metric in AVERAGES else 100
+    plain = table[table["variant"] == "plain"]
+    means = plain.groupby("negatives")[["train_loss", "pair_loss", metric]].mean()
+    ticks = sorted(table["negatives"].unique())
+    loss = _motion(means["train_loss"], "Training loss")
+    if _seeds_against(plain)[0]:
+        loss = loss.replace(":", " on average:")
+    ends = f"{level(means[metric].iloc[0], metric)} → {level(means[metric].iloc[-1], metric)}"
+    panels = {
+        "train_loss": loss,
+        "pair_loss": _motion(means["pair_loss"], "pair_loss"),
+        metric: f"{name_of}{' ' * bool(word)}{word}: {ends}",
+    }
+    if hidden:
+        panels = {"train_loss": loss, metric: f"{name_of}: what do you expect?"}
+        table = plain
+    heights = {"train_loss": 0.24, "pair_loss": 0.24, metric: 0.52}
+    bottom = len(panels)
     figure = make_subplots(
-        rows=3,
-        cols=1,
-        shared_xaxes=True,
-        row_heights=[0.24, 0.24, 0.52],
-        vertical_spacing=0.09,
-        subplot_titles=(
-            _motion(plain["train_loss"], f"{label}'s training loss"),
-            _motion(plain["pair_loss"], "Yardstick pair_loss"),
-            f"HR@1 {word}: {plain['hr@1'].iloc[0]:.1%} → {plain['hr@1'].iloc[-1]:.1%}".replace("%", " %"),
-        ),
-    )
+        rows=bottom, cols=1, shared_xaxes=True, row_heights=[heights[column] for column in panels],
+        vertical_spacing=0.09, subplot_titles=list(panels.values()),
+    )  # fmt: skip
     for variant, (name, colour, dash, symbol) in VARIANTS.items():
         runs = table[table["variant"] == variant]
         if runs.empty:
             continue
         colour = colour or OBJECTIVE_COLOURS[objective]
-        name = f"{name} {label}" if variant == "plain" else name
-        for row, (column, scale) in enumerate((("train_loss", 1), ("pair_loss", 1), ("hr@1", 100)), start=1):
+        name = f"{name} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else name
+        for row, column in enumerate(panels, start=1):
+            scale = unit if column == metric else 1
             spread = (runs.groupby("negatives")[column].agg(["mean", "min", "max"]) * scale).sort_index()
+            if hidden and column == metric:
+                spread = spread.head(1)
             if variant in ("plain", "dynamic"):
                 figure.add_scatter(
                     x=[*spread.index, *spread.index[::-1]], y=[*spread["max"], *spread["min"][::-1]],
@@ -533,7 +694,7 @@ def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mappin
                     hoverinfo="skip", showlegend=False, row=row, col=1,
                 )  # fmt: skip
             figure.add_scatter(
-                x=spread.index, y=spread["mean"], name=name, legendgroup=variant, showlegend=row == 3,
+                x=spread.index, y=spread["mean"], name=name, legendgroup=variant, showlegend=row == bottom,
                 mode="lines+markers", line={"color": colour, "width": 2.5, "dash": dash},
                 marker={"symbol": symbol, "size": 8},
                 customdata=spread[["min", "max"]],
@@ -541,36 +702,46 @@ def collapse_grid(table: pd.DataFrame, objective: str, word: str, levels: Mappin
                 "%{customdata[1]:.3~f})<extra></extra>",
                 row=row, col=1,
             )  # fmt: skip
-    # The oracle is far above every run: it has a strip of its own, so that a point of HR@1 can be seen below it.
-    near = {name: 100 * level for name, level in levels.items() if name != "oracle"}
-    heights = [*near.values(), *(100 * table["hr@1"])]
-    places = apart(near, 0.1 * (max(heights) - min(heights)))
-    top = figure.layout.yaxis3.domain[1]
+    seen = [unit * means[metric].iloc[0]] if hidden else [*(unit * table[metric])]
+    if guesses:
+        seen += guesses.values()
+        figure.add_scatter(
+            x=list(guesses), y=list(guesses.values()), name="your guess", mode="lines+markers",
+            line={"color": INK, "width": 2, "dash": "dot"}, marker={"symbol": "diamond-open", "size": 11},
+            hovertemplate="your guess, K = %{x}: %{y:.3~f}<extra></extra>", row=bottom, col=1,
+        )  # fmt: skip
+    # The oracle is far above every run: it has a strip of its own, so that a point can be seen below it.
+    near = {name: unit * height for name, height in levels.items() if name != "oracle"}
+    seen += near.values()
+    places = apart(near, 0.38 * max(max(seen) - min(seen), 0.001 * unit))
+    x_axis, y_axis = (f"{letter}{bottom}" for letter in "xy")
+    top = figure.layout[f"yaxis{bottom}"].domain[1]
     if "oracle" in levels:
-        oracle = places["oracle"] = 100 * levels["oracle"]
-        strip = {"domain": [top - 0.03, top], "range": [oracle - 1, oracle + 1], "anchor": "x3", "visible": False}
-        figure.update_layout(yaxis3={"domain": [0, top - 0.06]}, yaxis4=strip)
+        oracle = places["oracle"] = unit * levels["oracle"]
+        around = [0.99 * oracle, 1.01 * oracle]
+        strip = {"domain": [top - 0.03, top], "range": around, "anchor": x_axis, "visible": False}
+        figure.update_layout({f"yaxis{bottom}": {"domain": [0, top - 0.06]}, f"yaxis{bottom + 1}": strip})
         figure.add_annotation(text="≈", x=0, xref="paper", y=top - 0.045, yref="paper", name="break", xanchor="center")
-    for name, level in levels.items():
-        axis = "y4" if name == "oracle" else "y3"
+    for name, height in levels.items():
+        axis = f"y{bottom + 1}" if name == "oracle" else y_axis
         figure.add_shape(
-            type="line", x0=0, x1=1, xref="x3 domain", y0=100 * level, y1=100 * level, yref=axis,
+            type="line", x0=0, x1=1, xref=f"{x_axis} domain", y0=unit * height, y1=unit * height, yref=axis,
             line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]},
         )  # fmt: skip
         figure.add_annotation(
-            text=f"{name} {level:.1%}".replace("%", " %"), x=1.01, xref="x3 domain", y=places[name], yref=axis,
+            text=f"{name}<br>{level(height, metric)}", x=1.01, xref=f"{x_axis} domain", y=places[name], yref=axis,
             xanchor="left", align="left", font={"size": 13, "color": QUIET},
+            yanchor="bottom" if name == "oracle" else "middle", yshift=-10 if name == "oracle" else 0,
         )  # fmt: skip
     figure.update_annotations(selector={"yref": "paper", "name": None}, x=0, xanchor="left", font={"size": 15})
-    ticks = sorted(table["negatives"].unique())
     rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
-    figure.update_layout(template=TEMPLATE, height=412 + 28 * rows, margin={"t": 20 + 26 * rows, "r": 118})
-    figure.update_layout(legend={"y": 1.065})
+    height = (350 if hidden else 392) + 28 * rows
+    figure.update_layout(template=TEMPLATE, height=height, margin={"t": 20 + 26 * rows, "r": 66}, legend={"y": 1.065})
     figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])
-    figure.update_xaxes(title_text="K, negatives per training example", row=3, col=1)
-    figure.update_yaxes(title_text="nats", nticks=4, rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="nats", nticks=4, row=2, col=1)
-    figure.update_yaxes(title_text="% of test users", nticks=7, row=3, col=1)
+    figure.update_xaxes(title_text="K, negatives per training example", row=bottom, col=1)
+    figure.update_yaxes(title_text="nats", nticks=4)
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="mean, 0 to 1" if unit == 1 else "% of test users", nticks=7, row=bottom, col=1)
     return figure
 
 
@@ -613,12 +784,128 @@ def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping
     return figure
 
 
-def result_sentence(summary: Mapping[str, Any], neighbours: pd.DataFrame) -> str:
-    """What a finished run came to, in Markdown, beside SFT and recorded runs: rows of a recorded table, of any K."""
-    gain = 100 * (summary["hr@1"] - summary["sft_hr@1"])
-    side = "above" if gain >= 0 else "below"
-    text = f"HR@1 on the test users: **{summary['hr@1']:.1%}**, {abs(gain):.1f} points {side} "
-    text += f"SFT's {summary['sft_hr@1']:.1%}."
+@dataclass(frozen=True)
+class Curves:
+    """What a run has logged on its way, or so far.
+
+    settings: `objective`, `dynamic`, `negatives` and `steps`, and `dataset` and `model`, by which runs are comparable.
+    metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss` and ranking metrics of METRICS; both may be empty.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+
+    @property
+    def colour(self) -> str:
+        return DYNAMIC_COLOUR if self.settings["dynamic"] == "on" else OBJECTIVE_COLOURS[self.settings["objective"]]
+
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
+    """Up to four runs as they train: training loss, pair_loss and a ranking metric over the steps, in stacked panels.
+
+    A line a run, in its objective's colour (DynamicPO's where that is on) and a dash of its own. The metric's panel
+    has the level of the SFT model, at step 0, in grey; the win rate has none, for it is counted from there.
+    """
+    unit, percent = ("0 to 1", 1) if metric in AVERAGES else ("%", 100)
+    begun = [run.evaluations[metric].iloc[0] for run in runs if not run.evaluations.empty]
+    starts = sorted({float(start) for start in begun}) if metric != "reward_win_rate" else []
+    grey = f" (grey: SFT, {' and '.join(level(start, metric) for start in starts)})" if starts else ""
+    figure = make_subplots(
+        rows=3,
+        cols=1,
+        shared_xaxes=True,
+        row_heights=[0.27, 0.27, 0.46],
+        vertical_spacing=0.09,
+        subplot_titles=(
+            "Training loss, nats",
+            "Yardstick pair_loss on validation users, nats",
+            f"{METRICS[metric]} on validation users, {unit}{grey}",
+        ),
+    )
+    for run, dash in zip(runs, DASHES, strict=False):
+        name = as_text(run.name, 60)
+        for row, (table, column, scale) in enumerate(
+            ((run.metrics, "loss", 1), (run.evaluations, "pair_loss", 1), (run.evaluations, metric, percent)), start=1
+        ):
+            figure.add_scatter(
+                x=[] if table.empty else table["step"], y=[] if table.empty else scale * table[column],
+                mode="lines" if row == 1 else "lines+markers", name=name, legendgroup=dash, showlegend=row == 1,
+                line={"color": run.colour, "width": 2.5, "dash": dash}, marker={"size": 6},
+                hovertemplate=f"{name}, step %{{x}}: %{{y:.4~f}}<extra></extra>", row=row, col=1,
+            )  # fmt: skip
+    for start in starts:
+        line = {"color": FAINT, "width": 3}
+        figure.add_hline(y=percent * start, line=line, row=3, col=1, layer="below")
+    figure.update_annotations(x=0, xanchor="left", font={"size": 15})
+    height = 350 + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
+    figure.update_layout(template=TEMPLATE, height=height, margin={"t": 40}, legend={"y": 1.08})
+    steps = max((int(run.settings["steps"]) for run in runs), default=100)
+    figure.update_xaxes(range=[-0.015 * steps, 1.015 * steps])
+    figure.update_xaxes(title_text="step", row=3, col=1)
+    figure.update_yaxes(nticks=4)
+    figure.update_yaxes(nticks=6, row=3, col=1)
+    if not begun:  # axes with nothing on them would show numbers of no meaning
+        figure.update_yaxes(showticklabels=False)
+    return figure
+
+
+def live_sentence(runs: Sequence[Curves], metric: str = "hr@1", names: Sequence[str] | None = None) -> str:
+    """Read `live_runs` aloud, in Markdown. names: the runs' in Markdown, if theirs cannot be taken as it.
+
+    Of several runs it says which has the lowest training loss and pair_loss and the highest metric at its last
+    evaluation; runs on other data or with another model it tells one by one.
+    """
+    named = zip(names or [run.name for run in runs], runs, strict=True)
+    begun = [(name, run) for name, run in named if not (run.metrics.empty or run.evaluations.empty)]
+    if not begun:
+        return "No step is logged yet: the lines appear as soon as the first is."
+
+    def alone(name: str, run: Curves) -> str:
+        losses, yardstick, ranking = run.metrics["loss"], run.evaluations["pair_loss"], run.evaluations[metric]
+        sft = "" if metric == "reward_win_rate" else f" {level(ranking.iloc[0], metric)} (SFT) →"
+        return (
+            f"**{name}**: after step {run.metrics['step'].iloc[-1]} of {run.settings['steps']}, training loss "
+            f"{short(losses.iloc[0])} → {short(losses.iloc[-1])}, pair_loss {short(yardstick.iloc[0])} → "
+            f"{short(yardstick.iloc[-1])}, and {METRICS[metric]} on validation users{sft} "
+            f"**{level(ranking.iloc[-1], metric)}**."
+        )
+
+    if len(begun) == 1 or len({(run.settings["dataset"], run.settings["model"]) for _, run in begun}) > 1:
+        return " ".join(alone(name, run) for name, run in begun)
+    loss, loss_of = min((float(run.metrics["loss"].iloc[-1]), name) for name, run in begun)
+    pair, pair_of = min((float(run.evaluations["pair_loss"].iloc[-1]), name) for name, run in begun)
+    best, best_of = max((float(run.evaluations[metric].iloc[-1]), name) for name, run in begun)
+    sft = f"; SFT {level(begun[0][1].evaluations[metric].iloc[0], metric)}" if metric != "reward_win_rate" else ""
+    over = all(run.metrics["step"].iloc[-1] >= run.settings["steps"] for _, run in begun)
+    alike = {(run.settings["objective"], run.settings["dynamic"], run.settings["negatives"]) for _, run in begun}
+    scale = "; each objective and K has a scale of its own" if len(alike) > 1 else ""
+    return (
+        f"{'L' if over else 'So far, l'}owest training loss: **{loss_of}** ({short(loss)}{scale}). "
+        f"Lowest pair_loss: **{pair_of}** ({short(pair)}). "
+        f"Highest {METRICS[metric]} on validation users: **{best_of}** ({level(best, metric)}{sft})."
+    )
+
+
+def result_sentence(
+    summary: Mapping[str, Any], neighbours: pd.DataFrame, gain: tuple[float, float, float] | None = None
+) -> str:
+    """What a finished run came to, in Markdown, beside SFT and recorded runs: rows of a recorded table, of any K.
+
+    gain: HR@1 minus SFT's, mean and 95 % interval, as shares of users; without it the difference is told alone.
+    """
+    difference = 100 * (summary["hr@1"] - summary["sft_hr@1"])
+    side = "above" if difference >= 0 else "below"
+    text = f"HR@1 on the test users: **{summary['hr@1']:.1%}**, {abs(difference):.1f} points {side} "
+    text += f"SFT's {summary['sft_hr@1']:.1%}"
+    if gain is not None:
+        text += f" (95% interval {100 * gain[1]:+.1f} to {100 * gain[2]:+.1f})".replace("-", "−")
+        text += "" if gain[1] > 0 or gain[2] < 0 else ", which may be chance"
+    text += "."
     for negatives, runs in neighbours.groupby("negatives"):
         hits = runs["hr@1"]
         text += f" Recorded at K = {negatives}: {hits.mean():.1%}, "

@@ -1,18 +1,23 @@
 """Recorded grids made up for the app's tests: the format is real, the numbers are not and never leave the tests."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
+from streamlit.testing.v1 import AppTest
 
 from minipo import fetch, sweeps
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
+sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
 SWITCHES = [("off", "off", "off"), ("on", "on", "on")]
 PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
@@ -119,11 +124,94 @@ def _forget() -> None:
     st.cache_resource.clear()
 
 
+@pytest.fixture(autouse=True)
+def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages in these tests hand jobs in, and nothing takes them out; all of it in a folder of the test."""
+    import jobs
+
+    monkeypatch.setattr(jobs, "start_worker", lambda: None)
+    monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "home"))
+
+
+def opened(page: str = "why", **link: str | list[str]) -> AppTest:
+    """A page of the app, as the link with these parameters opens it."""
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
+    if page != "why":  # the first page would take the parameters for its own
+        app.run()
+        app.switch_page(f"views/{page}.py")
+    for name, value in link.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def text(app: AppTest) -> str:
+    """What the page says, figures aside."""
+    kinds = ("markdown", "caption", "info", "warning", "error", "success", "html")
+    return "\n".join(str(element.value) for kind in kinds for element in app.get(kind) if hasattr(element, "value"))
+
+
+def charts(app: AppTest) -> dict[str, Any]:
+    """The page's Plotly figures, by their key."""
+    return {chart.key: json.loads(chart.proto.spec) for chart in app.get("plotly_chart")}
+
+
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the grids, to which the page looks; damage it before the page runs."""
     monkeypatch.setattr(sweeps, "RECORDED", write_recorded(tmp_path / "recorded"))
-    monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "home"))
     _forget()
     yield tmp_path / "recorded"
     _forget()
+
+
+def write_pushes(folder: Path) -> None:
+    """Give a made-up grid what its runs logged of their pushes, a line every 10 of 300 steps, and log-probs of a
+    validation user for DMPO's and S-DPO's runs at K = 1 and 19, seed 0. A quarter of the negatives are boundary, and
+    pushes halve over training; S-DPO's on the boundary stay."""
+    table = pd.read_parquet(folder / "table.parquet")
+    lines = []
+    for number, run in table[table["objective"] != "sft"].iterrows():
+        steps = np.arange(10, 301, 10)
+        push = (0.5 - 0.25 * steps / 300) / run["negatives"] * (1 + 0.01 * run["seed"])
+        boundary = np.full(30, 0.5 / run["negatives"]) if run["objective"] == "sdpo" else push
+        easy = np.full(30, np.nan) if run["negatives"] == 1 else push * (run["dynamic"] == "off")
+        columns = {
+            "run": number,
+            "kind": "metrics",
+            "step": steps,
+            "loss": push,
+            "pair_loss": push,
+            "push_boundary": boundary,
+        }
+        share = 1.0 if run["negatives"] == 1 else 0.25
+        lines.append(pd.DataFrame({**columns, "push_discriminative": easy, "boundary_share": share}))
+        looks = {"run": number, "kind": "evaluation", "step": [0, 300], "pair_loss": [0.69, 0.3], "hr@1": run["hr@1"]}
+        lines.append(pd.DataFrame(looks))
+        if run["objective"] in ("dmpo", "sdpo") and run["negatives"] in (1, 19) and run["seed"] == 0:
+            (folder / "probes").mkdir(exist_ok=True)
+            reference = -8 - 2 * np.random.default_rng(0).random(20)
+            reference[0] = -8.5  # some negatives are above it and some below
+            later = reference - np.r_[0.0, np.linspace(0.5, 4, 19)]
+            probes = [
+                pd.DataFrame({
+                    "step": step, "user": 900, "candidate": range(20), "item": [f"Item {place}" for place in range(20)],
+                    "reference": reference, "policy": policy,
+                })
+                for step, policy in ((0, reference), (300, later))
+            ]  # fmt: skip
+            pd.concat(probes).to_parquet(folder / "probes" / f"{number}.parquet")
+    pd.concat(lines).to_parquet(folder / "curves.parquet")
+
+
+@pytest.fixture
+def whole_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest takes a folder named `pages` beside the script for Streamlit's old way, and would leave main.py out."""
+    begin = PagesManager.__init__
+
+    def navigated(manager: PagesManager, *arguments: Any, **more: Any) -> None:
+        PagesManager.uses_pages_directory = False
+        begin(manager, *arguments, **more)
+
+    monkeypatch.setattr(PagesManager, "__init__", navigated)

@@ -1,111 +1,345 @@
-"""The queue: few at a time, in order, and whatever happens to a child is one sentence."""
+"""The queue: few at a time, in order; whatever happens to a process, the worker or the server is told on the run."""
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "app"))
-from jobs import Job, Queue, command
+from minipo import files
+from tests.app.conftest import MAIN
+
+import jobs  # isort: skip
+import limits  # isort: skip
+import worker  # isort: skip
+
+# A worker that does what the setting `does` says, in Python; two at a time, whatever machine this is.
+TOY = f"""
+import sys
+sys.path.insert(0, {str(MAIN.parent)!r})
+import jobs, limits, worker
+limits.SLOTS = 2
+jobs.command = lambda job: [sys.executable, "-c", str(job.settings["does"]), job.token]
+worker.main()
+"""
+SERVER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {app!r})
+import jobs
+jobs.WORKER = Path({toy!r})
+jobs.start_worker()
+time.sleep(600)
+"""
+SLEEP = "import time; time.sleep(60)"
 
 
-def script(settings: Mapping[str, object], folder: Path) -> list[str]:
-    """A child that does what the setting `does` says."""
-    return [sys.executable, "-c", str(settings["does"])]
-
-
-SLEEP = {"does": "import time; time.sleep(60)"}
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that are Python lines, which no viewer could hand in."""
+    monkeypatch.setattr(jobs, "_check", lambda *arguments: None)
+    monkeypatch.setattr(jobs, "command", lambda job: [sys.executable, "-c", str(job.settings["does"]), job.token])
 
 
 @pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
-    monkeypatch.setenv("MINIPO_HOME", str(tmp_path))
-    queue = Queue(slots=2, command=script)
-    yield queue
-    queue.close()
+def server(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
+    """Starts a server that has a toy worker beside it; all of them end with the test."""
+    toy = tmp_path / "toy.py"
+    toy.write_text(TOY)
+    program = SERVER.format(app=str(MAIN.parent), toy=str(toy))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", program]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def submit(does: str, viewer: str = "viewer", kind: str = "prefer") -> jobs.Job:
+    return jobs.submit(kind, {"does": does}, viewer, "a run")
+
+
+def now(job: jobs.Job) -> jobs.Job:
+    found = jobs.find(job.token)
+    assert found is not None
+    return found
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
-def over(queue: Queue, job: Job) -> Job:
-    until(lambda: queue.place(job) == 0 and not job.active)
-    return job
+def performed(does: str) -> jobs.Job:
+    """The job after the worker, in this process, has done it."""
+    job = submit(does)
+    worker.perform(job.token)
+    return now(job)
 
 
-def test_a_job_runs_to_its_end(queue: Queue):
-    job = queue.submit({"does": "print('hello')"})
-    assert over(queue, job).state == "done"
-    assert job.message == ""
+def alive(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
 
 
-def test_two_at_a_time_and_the_third_waits_for_its_turn(queue: Queue):
-    first, second, third = (queue.submit(SLEEP) for _ in range(3))
-    assert [job.state for job in (first, second, third)] == ["running", "running", "waiting"]
-    fourth = queue.submit(SLEEP)
-    assert (queue.place(first), queue.place(third), queue.place(fourth)) == (0, 1, 2)
-    queue.stop(third)
-    assert third.state == "stopped"
-    assert queue.place(fourth) == 1
-    queue.stop(first)
-    until(lambda: queue.place(fourth) == 0)
-    assert fourth.state == "running"
-    assert first.state == "stopped"
-    assert first.message == "Stopped; what it had reached is shown."
+# -------------------------------------------------------------------------------------------- one job, in this process
 
 
-def test_a_failed_child_is_reported_with_its_last_line(queue: Queue):
-    bar = "print('a warning\\n10%|#  | 1/9 it/s\\r20%|## | 2/9 it/s', file=sys.stderr)"
-    job = queue.submit({"does": f"import sys; {bar}; sys.exit('K = 40 is too many.')"})
-    assert over(queue, job).state == "failed"
-    assert job.message == "The training process ended with exit code 1: K = 40 is too many."
+def test_a_job_runs_to_its_end():
+    job = performed("print('hello')")
+    assert (job.state, job.message) == ("done", "")
+    assert job.started is not None
+    assert job.ended is not None
+    assert jobs.place(job.token) == 0
 
 
-def test_a_killed_child_is_reported(queue: Queue):
-    bar = "print('20%|## | 2/9 it/s', file=sys.stderr, flush=True)"
-    job = queue.submit({"does": f"import sys, time; {bar}; time.sleep(60)"})
-    assert job.process is not None
-    until(lambda: "2/9" in job.errors.read_text())
-    os.kill(job.process.pid, signal.SIGKILL)
-    assert over(queue, job).state == "failed"
-    assert job.message == "The training process was killed (SIGKILL) without a word."
+def test_a_users_mistake_is_passed_on_as_it_was_said():
+    job = performed("import sys; print('10%|#  | 1/9 it/s', file=sys.stderr); print('minipo: K = 40 is too many.', "
+                    "file=sys.stderr); sys.exit(2)")  # fmt: skip
+    assert (job.state, job.message) == ("failed", "K = 40 is too many.")
 
 
-def test_stopping_a_finished_job_changes_nothing(queue: Queue):
-    job = over(queue, queue.submit({"does": "pass"}))
-    queue.stop(job)
+def test_another_end_is_told_with_its_last_line_and_no_path():
+    job = performed(f"import sys; sys.exit('lost in {files.home()}/app')")
+    assert (job.state, job.message) == ("failed", "Its process ended with exit code 1: lost in minipo's folder/app")
+
+
+def test_a_killed_process_is_told():
+    job = performed("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert (job.state, job.message) == ("failed", "Its process was killed (SIGKILL).")
+
+
+def test_memory_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
+    if sys.platform != "linux":
+        pytest.skip("Only Linux lets one process limit another's memory.")
+    monkeypatch.setattr(limits, "RUN_GB", 1)
+    job = performed("import time; time.sleep(1); everything = bytearray(3 * 2**30)")
+    assert (job.state, job.message) == ("failed", "It needed more than 1 GB of memory, the limit here.")
+
+
+def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "RUN_MINUTES", 1 / 60)
+    job = performed(SLEEP)
+    assert job.state == "failed"
+    assert "the limit here, and was stopped; it can go on from there." in job.message
+    assert not alive(job.pid)
+
+
+def test_training_yields_to_the_pages():
+    job = performed(
+        "import os, time\n"
+        f"while os.nice(0) != {worker.LOWEST}: time.sleep(0.05)\n"  # else the time limit of the tests ends it
+        "raise SystemExit(os.environ['OMP_NUM_THREADS'] != '1')"
+    )
     assert job.state == "done"
 
 
-def test_a_child_that_cannot_be_started_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MINIPO_HOME", str(tmp_path))
-    queue = Queue(command=lambda settings, folder: [str(tmp_path / "no-such-program")])
-    job = queue.submit({})
-    assert job.state == "failed"
-    assert job.message == "The run could not be started: No such file or directory."
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "file"))
-    job = Queue(command=script).submit(SLEEP)
-    assert job.message == "The run could not be started: Not a directory."
+def test_a_job_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs, "command", lambda job: ["/no/such/program"])
+    job = performed("")
+    assert (job.state, job.message) == ("failed", "The run could not be started: No such file or directory.")
 
 
-def test_closing_ends_every_child(queue: Queue):
-    job = queue.submit(SLEEP)
-    queue.close()
-    assert job.process is not None
-    assert job.process.returncode == -signal.SIGTERM
+def test_a_job_that_was_stopped_or_removed_while_waiting_is_not_started():
+    stopped, removed = submit("open('started', 'w')"), submit("open('started', 'w')")
+    assert jobs.stop(stopped.token) == "Stopped."
+    jobs.remove(removed.token)
+    for job in (stopped, removed):
+        worker.perform(job.token)
+    assert now(stopped).state == "stopped"
+    assert now(stopped).pid is None
+    assert jobs.find(removed.token) is None
 
 
-def test_command_names_every_setting(tmp_path: Path):
-    parts = command({"learning_rate": 5e-4, "adjust_beta": "on"}, tmp_path)
-    assert parts[1:] == [
-        "-m", "minipo", "prefer", "--quiet", "--learning-rate", "0.0005", "--adjust-beta", "on", "--out", str(tmp_path),
-    ]  # fmt: skip
+# ------------------------------------------------------------------------------------------------------ what is asked
+
+
+def test_place_in_the_queue_moves_on():
+    first, second, third = (submit(SLEEP, viewer=str(number)) for number in range(3))
+    assert [jobs.place(job.token) for job in (first, second, third)] == [0, 1, 2]
+    jobs.stop(second.token)
+    assert jobs.place(third.token) == 1
+    assert jobs.begin(first.token) is not None
+    assert jobs.place(third.token) == 0
+
+
+def test_stopping_tells_each_tab_what_happened():
+    job, over = submit(SLEEP), performed("pass")
+    assert [jobs.stop(job.token), jobs.stop(job.token)] == ["Stopped.", "It was stopped already."]
+    assert jobs.stop(over.token) == "It had finished already."
+    assert now(over).state == "done"
+    assert jobs.stop(performed("raise SystemExit(3)").token) == "It had ended already."
+    assert jobs.stop("no-such-token") == "This run is not on this server any more."
+
+
+def test_a_viewer_has_so_many_at_once_and_all_together_so_many(monkeypatch: pytest.MonkeyPatch):
+    mine = [submit(SLEEP, "one") for _ in range(limits.RUNS_AT_ONCE)]
+    with pytest.raises(ValueError, match=f"You have {limits.RUNS_AT_ONCE} runs waiting or training"):
+        submit(SLEEP, "one")
+    jobs.stop(mine[0].token)
+    submit(SLEEP, "one")
+    with pytest.raises(ValueError, match="that is the most"):
+        jobs.resume(mine[0].token)
+    submit(SLEEP, "another")
+    monkeypatch.setattr(limits, "RUNS_WAITING", 0)
+    monkeypatch.setattr(limits, "SLOTS", 1)
+    with pytest.raises(ValueError, match="runs are waiting on this server, its limit"):
+        submit(SLEEP, "a third")
+
+
+def test_tokens_cannot_be_guessed_and_each_sees_their_own():
+    job, other = submit(SLEEP, "one"), submit(SLEEP, "two")
+    assert len(job.token) >= 22  # 128 bits
+    assert job.token != other.token
+    assert [found.token for found in jobs.of_viewer("one", "prefer")] == [job.token]
+    assert jobs.of_viewer("one", "data") == []
+    for path in ("../../../etc/passwd", "", "'; drop table jobs; --"):
+        assert jobs.find(path) is None
+        jobs.remove(path)
+    assert now(job).state == "waiting"
+
+
+def test_renaming_keeping_and_removing():
+    job = performed("pass")
+    jobs.rename(job.token, "  <b>two\nlines</b> " + "x" * 100)
+    assert now(job).name.startswith("<b>two lines</b> x")
+    assert len(now(job).name) == limits.NAME
+    jobs.rename(job.token, " ")
+    assert now(job).name.startswith("<b>")
+    jobs.keep(job.token, True)
+    assert now(job).kept
+    assert job.folder.is_dir()
+    jobs.remove(job.token)
+    assert jobs.find(job.token) is None
+    assert not job.folder.exists()
+
+
+def test_so_many_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "RUNS_KEPT", 1)
+    first, second = performed("pass"), performed("pass")
+    jobs.keep(first.token, True)
+    with pytest.raises(ValueError, match="let another one go first"):
+        jobs.keep(second.token, True)
+
+
+def test_what_is_old_and_not_kept_is_removed():
+    old, kept, new = performed("pass"), performed("pass"), performed("pass")
+    jobs.keep(kept.token, True)
+    with jobs.database() as connection:
+        long_ago = time.time() - 3600 * limits.HOURS - 1
+        connection.execute("update jobs set ended = ? where token != ?", (long_ago, new.token))
+    jobs.tidy()
+    assert [jobs.find(job.token) is None for job in (old, kept, new)] == [True, False, False]
+    assert [job.folder.is_dir() for job in (old, kept, new)] == [False, True, True]
+
+
+def test_the_runs_folder_may_go_while_the_app_is_open():
+    import shutil
+
+    job = performed("pass")
+    shutil.rmtree(files.home() / "app" / "jobs")
+    assert now(job).state == "done"
+    shutil.rmtree(files.home())
+    assert jobs.find(job.token) is None
+    assert jobs.stop(job.token) == "This run is not on this server any more."
+    assert performed("pass").state == "done"
+
+
+# --------------------------------------------------------------------------------------------------- what may be asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 100_000}, "steps is 100,000, and at most"),
+        ({"negatives": 50}, "negatives is 50, and at most"),
+        ({"sft": "/etc"}, "leave sft out"),
+        ({"model": "/etc"}, "This model is not offered here"),
+        ({"model": "../../etc"}, "This model is not offered here"),
+        ({"dataset": "/etc/passwd"}, "These data are not on this server"),
+        ({"dataset": "own:../../etc"}, "These data are not on this server"),
+        ({"objectiv": "dmpo"}, "Did you mean 'objective'"),
+        ({"objective": "magic"}, "Unknown objective 'magic'"),
+        ({"beta": -1.0}, "beta must be a positive number"),
+    ],
+)
+def test_settings_that_no_viewer_may_train(settings: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        jobs.check_settings(settings)
+
+
+def test_the_limit_on_uploads_is_streamlits_too():
+    config = tomllib.loads((MAIN.parents[1] / ".streamlit" / "config.toml").read_text())
+    assert config["server"]["maxUploadSize"] == limits.UPLOAD_MB
+
+
+def test_the_limits_are_told():
+    for number in (limits.RUNS_AT_ONCE, limits.RUN_MINUTES, limits.UPLOAD_MB, limits.HOURS):
+        assert str(number) in limits.told()
+
+
+# ------------------------------------------------------------------------------------------ worker and server, for real
+
+
+def test_two_at_a_time_in_order_and_the_queue_goes_on_when_one_dies(server: Callable[[], Any]):
+    server()
+    first, second, third = (submit(SLEEP, viewer=str(number)) for number in range(3))
+    until(lambda: now(second).state == "running" and now(second).pid)
+    assert (now(first).state, now(third).state) == ("running", "waiting")
+    first_pid = now(first).pid
+    assert first_pid is not None
+    os.kill(first_pid, signal.SIGKILL)
+    until(lambda: now(third).state == "running" and now(third).pid)
+    assert now(first).message == "Its process was killed (SIGKILL)."
+    jobs.stop(third.token)
+    until(lambda: not alive(now(third).pid))
+    jobs.resume(first.token)
+    until(lambda: now(first).state == "running")
+
+
+def test_a_worker_or_a_server_that_dies_leaves_nothing_behind_and_the_next_goes_on(server: Callable[[], Any]):
+    running = server()
+    job, waiting = submit(SLEEP), submit("pass", "another")
+    until(lambda: now(job).state == "running" and now(job).pid and now(waiting).state == "done")
+    before = now(job).pid
+    os.kill(parent(before), signal.SIGKILL)  # the worker: its server starts another
+    until(lambda: now(job).pid != before and now(job).state == "running")
+    assert not alive(before)
+    before = now(job).pid
+    running.kill()  # the server: its worker ends, and what that had in hand
+    until(lambda: not alive(before))
+    assert now(job).state == "running"
+    later = submit("pass", "another")
+    server()
+    until(lambda: now(job).pid != before and now(job).state == "running" and now(later).state == "done")
+
+
+def test_a_queue_that_was_deleted_is_made_anew(server: Callable[[], Any]):
+    import shutil
+
+    server()
+    first = submit("pass")
+    until(lambda: now(first).state == "done")
+    shutil.rmtree(files.home() / "app")
+    second = submit("pass")
+    until(lambda: now(second).state == "done")
+
+
+def parent(pid: int | None) -> int:
+    assert pid is not None
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

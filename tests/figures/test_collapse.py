@@ -82,6 +82,54 @@ def test_settings_map_counts_what_leaves_zero_out():
     np.testing.assert_allclose(figure.data[1].z, [[-1, 2]])
 
 
+def test_a_settings_panel_frames_the_chosen_setting_and_leaves_holes():
+    cells = {(5, 1e-4): FALLS, (5, 1e-3): OPEN, (10, 1e-3): FALLS}
+    figure = collapse.settings_panel("A", cells, {5: "SFT 60.0 %", 10: "SFT 65.0 %"}, (10, 1e-3))
+    (panel,) = figure.data
+    assert list(panel.y) == ["5 epochs<br>SFT 60.0 %", "10 epochs<br>SFT 65.0 %"]
+    assert panel.text[1][0] == ""
+    (frame,) = figure.layout.shapes
+    assert (round(frame.x0), round(frame.y0)) == (1, 1)
+    said = collapse.settings_sentence({"A": cells}, "mrr")
+    assert said == "MRR: A is **below zero in 2** of 3 settings and **above in 0**."
+
+
+PLAIN = pd.DataFrame({"negatives": [1, 1, 5, 5], "hr@1": [0.6, 0.62, 0.5, 0.52], "train_loss": [0.2, 0.2, 0.1, 0.1]})
+
+
+def test_a_guess_is_measured_against_the_mean_over_seeds():
+    assert collapse.guess_error(PLAIN, {5: 54.0}) == pytest.approx(3.0)
+    assert collapse.guess_error(PLAIN, {1: 61.0, 5: 49.0}) == pytest.approx(1.0)
+    assert collapse.guess_error(PLAIN.rename(columns={"hr@1": "mrr"}), {5: 0.54}, "mrr") == pytest.approx(3.0)
+    said = collapse.guess_sentence(PLAIN, {1: 61.0, 5: 54.0})
+    assert said == "Your guesses were **1.5 points** off on average: 1 of 2 too high, 0 too low."
+    with pytest.raises(ValueError, match=r"^There is no run at K = 7; guess for one of 1, 5\.$"):
+        collapse.guess_error(PLAIN, {7: 50.0})
+
+
+def test_before_a_guess_only_the_loss_and_the_first_point_are_told():
+    said = collapse.expect_sentence(PLAIN, "dmpo")
+    assert "training loss falls 50 %" in said
+    assert "HR@1 is 61.0 % at K = 1" in said
+    assert "51" not in said
+
+
+def test_every_user_has_a_square_in_the_group_of_what_became_of_them():
+    before, after = np.array([0, 0, 1, 3, 0]), np.array([0, 2, 0, 3, 1])
+    groups = {name: inside.tolist() for name, inside in collapse.user_groups(before, after).items()}
+    assert groups == {"right in both": [0], "gained": [2], "lost": [1, 4], "wrong in both": [3]}
+    figure = collapse.user_grid([10, 11, 12, 13, 14], before, after, ("A", "B"), shown=14)
+    *traces, ring = figure.data
+    assert [trace.name for trace in traces] == ["right in both: 1", "gained: 1", "lost: 2", "wrong in both: 1"]
+    assert [list(trace.customdata) for trace in traces] == [[10], [12], [11, 14], [13]]
+    places = [(x, y) for trace in traces for x, y in zip(trace.x, trace.y, strict=True)]
+    assert len(set(places)) == 5
+    assert (ring.x[0], ring.y[0]) == (traces[2].x[1], traces[2].y[1])
+    said = collapse.user_sentence(before, after, ("A", "B"), Interval(-0.2, -0.6, 0.2))
+    assert "**1 users are gained**" in said
+    assert "**2 are lost**: net −1 of 5, −20.0 points (95 % interval −60.0 to +20.0)." in said
+
+
 def test_repeated_sentence_counts_users_ranked_differently():
     assert "all 4 test users are ranked exactly" in collapse.repeated_sentence([0, 1, 0, 3], [0, 1, 0, 3])
     told = collapse.repeated_sentence([0, 1, 0, 3], [0, 1, 2, 3])

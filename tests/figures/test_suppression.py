@@ -1,20 +1,33 @@
-"""Notebook 04's figures and sentences follow the numbers they are given."""
+"""Figures and sentences of notebook 04 and of the app's page follow the numbers they are given."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from minipo import preference_loss, preference_push
 from minipo.diagnostics import by_group, pushes
 from minipo.evaluation import Interval
 from minipo.figures.suppression import (
+    TRAINING,
     alone_sentence,
     boundary_shares,
     gaps_opening,
+    logged_pushes,
+    negatives_sentence,
     one_user,
+    probed_pushes,
     push_parts,
     ranks_better,
+    reading_sentence,
     swap_intervals,
     swap_sentence,
+    training_sentence,
 )
+from minipo.sweeps import Recorded
+from minipo.training import measure
 
 BETTER, WORSE, NOTHING, WIDE = (
     Interval(mean, low, high)
@@ -123,3 +136,73 @@ def test_the_easy_negatives_alone():
     assert alone_sentence(WORSE, WORSE).endswith("do some good.")
     assert alone_sentence(WIDE, NOTHING).endswith("Harm of their own is not shown.")
     assert "improve the ranking" in alone_sentence(BETTER, BETTER)
+
+
+def logged(objectives: list[str], negatives: int = 4, dynamic: str = "off") -> tuple[Recorded, dict[str, float]]:
+    """A grid whose runs logged one batch of random log-probs each, and that batch's mean saturation by objective."""
+    generator = torch.Generator().manual_seed(0)
+    reference = -8 + torch.randn(6, 1 + negatives, generator=generator, dtype=torch.float64)
+    policy = (reference + torch.randn(reference.shape, generator=generator, dtype=torch.float64)).requires_grad_()
+    rows, lines, saturation = [], [], {}
+    for run, name in enumerate(objectives):
+        output = preference_loss(name, policy, reference, beta=0.7)
+        sums = measure(output, policy, reference, torch.ones(6, negatives, dtype=torch.bool))
+        lines.append(
+            {"run": run, "kind": "metrics", "step": 10, **{key: total / n for key, (total, n) in sums.items()}}
+        )
+        rows.append({"objective": name, "negatives": negatives, "dynamic": dynamic, "seed": 0, "beta": 0.7})
+        saturation[name] = preference_push(name, policy, reference, beta=0.7).saturation.mean().item()
+    return Recorded(pd.DataFrame(rows), None, {}, pd.DataFrame(lines), {}, Path("grid")), saturation
+
+
+def test_the_logged_pushes_tell_what_the_sigmoid_leaves():
+    objectives = ["dpo", "dmpo", "sdpo"]
+    grid, saturation = logged(objectives)
+    table = logged_pushes(grid).set_index("objective")
+    for objective in objectives:
+        assert table.loc[objective, "saturation"] == pytest.approx(saturation[objective])
+    row = table.loc["dmpo"]
+    assert row["push_share"] == pytest.approx(
+        row["boundary_share"] * row["push_boundary"] / (0.7 * saturation["dmpo"] / 4)
+    )
+    assert logged_pushes(logged(["mppo"])[0])["saturation"].isna().all()
+    assert logged_pushes(logged(["dmpo"], dynamic="on")[0])["saturation"].isna().all()
+
+
+def test_a_grid_without_pushes_is_refused():
+    grid, _ = logged(["dmpo"])
+    with pytest.raises(ValueError, match=r"^The recorded grid 'grid' holds no pushes; make it again"):
+        logged_pushes(replace(grid, curves=grid.curves.drop(columns="push_boundary")))
+
+
+def test_probed_pushes_agree_with_the_groups(probe):
+    pushed = pushes(probe)
+    table = probed_pushes(pushed, "boundary_at_start")
+    groups = by_group(pushed, "boundary_at_start").set_index(["step", "group"])
+    assert list(table["alike"]) == [True, True]
+    assert list(table["boundary_share"]) == [0.25, 0.25]
+    assert list(table["push_boundary"]) == pytest.approx(groups.xs("boundary", level="group")["push"].tolist())
+    assert list(table["saturation"]) == pytest.approx(groups.xs("boundary", level="group")["saturation"].tolist())
+    alone = probed_pushes(pushes(probe, negatives=1))
+    assert alone["push_discriminative"].isna().all()
+
+
+def test_sentences_of_pushes_follow_the_numbers():
+    runs = pd.DataFrame({
+        "objective": "dmpo", "negatives": 19, "dynamic": "off", "seed": 0, "step": [0, 300], "users": TRAINING,
+        "push_boundary": [0.1, 0.2], "push_discriminative": [0.1, 0.01], "boundary_share": 0.25,
+        "push_share": [0.25, 0.87], "saturation": [0.5, 0.4],
+    })  # fmt: skip
+    said = training_sentence(runs)
+    assert "push on a boundary negative grows 2.0-fold, on an easy one it falls 10-fold" in said
+    assert "gets **87\u00a0%** of all push" in said
+    few = runs.assign(negatives=3, push_boundary=[0.1, 0.4], push_share=0.5)
+    against = negatives_sentence(pd.concat([few, runs]))
+    assert "From K = 3 to 19, DMPO's push on a boundary negative at the end of training **falls 2.0-fold**" in against
+    assert "goes from 50\u00a0% to 87\u00a0%" in against
+    begin = probed_pushes(pushes(pd.DataFrame({
+        "step": 0, "user": 1, "candidate": range(5), "item": list("wabcd"), "reference": -5.0, "policy": -5.0,
+    })))  # fmt: skip
+    assert reading_sentence(begin, runs).startswith("Before training every push is the same, 0.12")
+    later = begin.assign(push_boundary=0.4)
+    assert "the loss is more content with the users" in reading_sentence(begin, runs, later)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser import opened, served
+from tests.browser import chromium, served
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -45,7 +45,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    with opened(1280, 1400) as page:
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
         yield page
 
 

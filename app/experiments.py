@@ -1,0 +1,357 @@
+"""Class experiments: two settings, opened by a lecturer; each student trains the pair under a seed of their own.
+
+They stand in the app's database, beside the jobs. Whoever has an experiment's code may join it; the browser that opened
+it alone may close it or remove a student from it.
+"""
+
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import dumps, loads
+from typing import Any, cast
+
+import jobs
+import limits
+import numpy as np
+import pandas as pd
+
+from minipo import pairs, runs
+from minipo.figures import classroom
+
+LETTERS = "BCDFGHJKMNPQRSTVWXZ"  # none that is taken for another or for a digit, and no vowels: no words
+FIRST_SEED = 101  # the recorded runs have the seeds from 0: a class repeats none of them
+NICKNAME = 30  # letters
+GUESS = 100  # points, at most
+TABLES = (
+    """
+    create table if not exists experiments (
+        code text primary key, viewer text, title text, settings text, created real, open integer, next_seed integer,
+        version integer
+    )
+    """,
+    """
+    create table if not exists entries (
+        code text, viewer text, seed integer, nickname text, guess real, token text, problem text, arrived real,
+        differences blob, left_hits real, right_hits real, sft_hits real,
+        primary key (code, seed), unique (code, viewer)
+    )
+    """,
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A class experiment. version: another one whenever something of it has changed."""
+
+    code: str
+    viewer: str
+    title: str
+    settings: dict[str, dict[str, Any]]  # "left" and "right": what `pairs.sides` takes
+    open: bool
+    version: int
+
+    def sides(self, seed: int = 0) -> pairs.Sides:
+        return pairs.sides(self.settings["left"], self.settings["right"], seed)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        return classroom.side_labels(*self.sides())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A student of an experiment. token: of the job that trains the pair here; arrived: when the result did."""
+
+    code: str
+    viewer: str
+    seed: int
+    nickname: str
+    guess: float | None
+    token: str | None
+    problem: str
+    arrived: float | None
+
+    @property
+    def name(self) -> str:
+        return self.nickname or f"seed {self.seed}"
+
+
+@contextmanager
+def database() -> Iterator[sqlite3.Connection]:
+    """The app's database with the tables of this room, for one transaction."""
+    with jobs.database() as connection:
+        for table in TABLES:
+            connection.execute(table)
+        yield connection
+
+
+# ------------------------------------------------------------------------------------------------------- the lecturer
+
+
+def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Experiment:
+    """A new experiment of this lecturer; the sides' own seeds are passed over. ValueError in one sentence."""
+    left, right = ({name: value for name, value in side.items() if name != "seed"} for side in (left, right))
+    for side in (left, right):
+        jobs.check_settings(side)
+    sides = pairs.sides(left, right)
+    settings = {name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)}
+    code = "".join(secrets.choice(LETTERS) for _ in range(8))
+    now = time.time()
+    with database() as connection:
+        for table in ("entries", "experiments"):
+            connection.execute(
+                f"delete from {table} where code in (select code from experiments where created < ?)",
+                (now - 86400 * limits.DAYS_KEPT,),
+            )
+        opened = connection.execute("select count(*) from experiments where viewer = ? and open", (viewer,)).fetchone()[
+            0
+        ]
+        if opened >= limits.EXPERIMENTS:
+            raise ValueError(f"You have {opened} open experiments, and that is the most: close one first.")
+        connection.execute(
+            "insert into experiments values (?, ?, ?, ?, ?, 1, ?, 0)",
+            (code, viewer, jobs.named(title), dumps(settings), now, FIRST_SEED),
+        )
+    return cast(Experiment, find(code))
+
+
+def set_open(code: str, viewer: str, open: bool) -> None:
+    """Close an experiment, or open it again; ValueError if it is another viewer's."""
+    with database() as connection:
+        _own(connection, code, viewer)
+        connection.execute("update experiments set open = ? where code = ?", (int(open), code))
+        _changed(connection, code)
+
+
+def remove(code: str, viewer: str, seed: int) -> None:
+    """Remove a student's entry; ValueError if the experiment is another viewer's. The seed is not given out again."""
+    with database() as connection:
+        _own(connection, code, viewer)
+        connection.execute("delete from entries where code = ? and seed = ?", (code, seed))
+        _changed(connection, code)
+
+
+def _own(connection: sqlite3.Connection, code: str, viewer: str) -> None:
+    row = connection.execute("select viewer from experiments where code = ?", (code,)).fetchone()
+    if row is None or row["viewer"] != viewer:
+        raise ValueError("Only the browser that opened this experiment may do that.")
+
+
+def _changed(connection: sqlite3.Connection, code: str) -> None:
+    connection.execute("update experiments set version = version + 1 where code = ?", (code,))
+
+
+# -------------------------------------------------------------------------------------------------------- everybody
+
+
+def plain_code(text: str) -> str:
+    """A code as it is kept, from how it was typed or shown."""
+    return "".join(letter for letter in text.upper() if letter.isalnum())
+
+
+def shown_code(code: str) -> str:
+    """A code as it is read aloud: ABCD-EFGH."""
+    return f"{code[:4]}-{code[4:]}"
+
+
+def find(code: str) -> Experiment | None:
+    """The experiment of that code, as it is kept, or None."""
+    with database() as connection:
+        row = connection.execute("select * from experiments where code = ?", (code,)).fetchone()
+    return _experiment(row) if row else None
+
+
+def of_viewer(viewer: str) -> list[Experiment]:
+    """The experiments that this viewer opened, the newest first."""
+    with database() as connection:
+        rows = connection.execute(
+            "select * from experiments where viewer = ? order by created desc", (viewer,)
+        ).fetchall()
+    return [_experiment(row) for row in rows]
+
+
+def _experiment(row: sqlite3.Row) -> Experiment:
+    return Experiment(
+        row["code"], row["viewer"], row["title"], loads(row["settings"]), bool(row["open"]), row["version"]
+    )
+
+
+def table(code: str) -> pd.DataFrame:
+    """A row a student, in the order in which results arrived: seed, name, guess, difference, and HR@1 of left, right
+    and SFT, as shares; nan for what is not there yet."""
+    names = "seed, nickname, guess, differences, left_hits, right_hits, sft_hits"
+    with database() as connection:
+        rows = connection.execute(
+            f"select {names} from entries where code = ? order by arrived is null, arrived, seed", (code,)
+        ).fetchall()
+    found = pd.DataFrame([tuple(row) for row in rows], columns=names.split(", "))
+    return pd.DataFrame(
+        {
+            "seed": found["seed"].astype(int),
+            "name": [name or f"seed {seed}" for name, seed in zip(found["nickname"], found["seed"], strict=True)],
+            "guess": found["guess"].astype(float),
+            "difference": (found["right_hits"].astype(float) - found["left_hits"].astype(float)),
+            **{name: found[f"{name}_hits"].astype(float) for name in ("left", "right", "sft")},
+        }
+    )
+
+
+def differences(code: str) -> np.ndarray:
+    """What has come in, HR@1 of right minus left: (students, users), in order of arrival."""
+    with database() as connection:
+        rows = connection.execute(
+            "select differences from entries where code = ? and arrived is not null order by arrived, seed", (code,)
+        ).fetchall()
+    return np.array([np.frombuffer(row["differences"], np.int8) for row in rows])
+
+
+def collect(code: str) -> None:
+    """Take in what the server's queue has finished for an experiment."""
+    with database() as connection:
+        rows = connection.execute(
+            "select entries.viewer, entries.seed, entries.token from entries join jobs on jobs.token = entries.token "
+            "where entries.code = ? and entries.arrived is null and jobs.state = 'done'",
+            (code,),
+        ).fetchall()
+    experiment = find(code) if rows else None
+    for row in rows:
+        try:
+            pair = pairs.read_pair(
+                jobs.folder_of(row["token"]) / "result.json", cast(Experiment, experiment).sides(row["seed"])
+            )
+        except ValueError as error:
+            with database() as connection:
+                connection.execute(
+                    "update entries set token = null, problem = ? where code = ? and seed = ?",
+                    (jobs.private(str(error)), code, row["seed"]),
+                )
+            continue
+        _take(code, row["viewer"], pair)
+
+
+def _take(code: str, viewer: str, pair: pairs.Pair) -> None:
+    left, right = (float((ranks == 0).mean()) for ranks in (pair.left_ranks, pair.right_ranks))
+    with database() as connection:
+        taken = connection.execute(
+            "update entries set differences = ?, left_hits = ?, right_hits = ?, sft_hits = ?, arrived = ? "
+            "where code = ? and viewer = ? and seed = ? and arrived is null",
+            (
+                pair.differences.astype(np.int8).tobytes(), left, right, pair.sft, time.time(), code, viewer, pair.seed,
+            ),
+        ).rowcount  # fmt: skip
+        if taken:
+            _changed(connection, code)
+
+
+# ------------------------------------------------------------------------------------------------------- the student
+
+
+def entry(code: str, viewer: str) -> Entry | None:
+    """This viewer's entry, or None."""
+    with database() as connection:
+        row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
+    return _entry(row) if row else None
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    return Entry(**{name: row[name] for name in Entry.__dataclass_fields__})
+
+
+def join(code: str, viewer: str, nickname: str = "") -> Entry:
+    """This viewer's entry, with the next seed if it is new. ValueError in one sentence if nobody can join any more."""
+    with database() as connection:
+        row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
+        if row is None:
+            seed = _open(connection, code)["next_seed"]
+            count = connection.execute("select count(*) from entries where code = ?", (code,)).fetchone()[0]
+            if count >= limits.STUDENTS:
+                raise ValueError(f"{count} students have joined, the most that one experiment takes.")
+            connection.execute(
+                "insert into entries (code, viewer, seed, nickname, problem) values (?, ?, ?, ?, '')",
+                (code, viewer, seed, " ".join(nickname.split())[:NICKNAME]),
+            )
+            connection.execute("update experiments set next_seed = next_seed + 1 where code = ?", (code,))
+            _changed(connection, code)
+    return cast(Entry, entry(code, viewer))
+
+
+def _open(connection: sqlite3.Connection, code: str) -> sqlite3.Row:
+    row = connection.execute("select * from experiments where code = ?", (code,)).fetchone()
+    if row is None:
+        raise ValueError("This experiment is not on this server any more.")
+    if not row["open"]:
+        raise ValueError("This experiment is closed: nothing can be added to it.")
+    return row
+
+
+def guess(code: str, viewer: str, points: float) -> None:
+    """Note the viewer's guess, in points. ValueError if it is out of range or if there is one already."""
+    if not abs(points) <= GUESS:
+        raise ValueError(f"A guess is a number of points from −{GUESS} to {GUESS}.")
+    with database() as connection:
+        _open(connection, code)
+        changed = connection.execute(
+            "update entries set guess = ? where code = ? and viewer = ? and guess is null", (points, code, viewer)
+        ).rowcount
+        if not changed:
+            raise ValueError("A guess is made once, and yours is made.")
+        _changed(connection, code)
+
+
+def run(code: str, viewer: str) -> None:
+    """Hand the viewer's pair in to the server's queue; one that stopped goes on. ValueError in one sentence."""
+    student, experiment = _student(code, viewer)
+    job = jobs.find(student.token) if student.token else None
+    if job is not None and job.state in ("stopped", "failed"):
+        jobs.resume(job.token)
+    elif job is None:
+        left, right = experiment.labels
+        job = jobs.submit(
+            "pair", {**experiment.settings, "seed": student.seed}, viewer, f"{right} minus {left}, seed {student.seed}"
+        )
+        with database() as connection:
+            connection.execute(
+                "update entries set token = ?, problem = '' where code = ? and viewer = ?", (job.token, code, viewer)
+            )
+
+
+def deliver(code: str, viewer: str, content: bytes) -> None:
+    """Take in a result file of the viewer's own. ValueError in one sentence if it is not that of this pair."""
+    student, experiment = _student(code, viewer)
+    if len(content) > 1024 * limits.RESULT_KB:
+        raise ValueError(f"The file is larger than {limits.RESULT_KB} KB, and a pair's is smaller; choose that one.")
+    pair = pairs.read_pair(content, experiment.sides(student.seed))
+    _take(code, viewer, pair)
+    if student.token and (job := jobs.find(student.token)) and job.active:
+        jobs.stop(job.token)
+
+
+def _student(code: str, viewer: str) -> tuple[Entry, Experiment]:
+    """The viewer's entry that still waits for its result, and its experiment; ValueError in one sentence if not."""
+    with database() as connection:
+        experiment = _experiment(_open(connection, code))
+        row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
+    if row is None:
+        raise ValueError("You have not joined this experiment, or were removed from it: join first.")
+    if row["guess"] is None:
+        raise ValueError("Guess first: then run the pair.")
+    if row["arrived"] is not None:
+        raise ValueError("Your result is in already; an experiment takes one of each student.")
+    return _entry(row), experiment
+
+
+def progress(job: jobs.Job) -> float:
+    """How far a pair's runs are, from 0 to 1: steps trained of all."""
+    done = total = 0
+    for name in ("left", "right"):
+        config = runs.make_config(runs.PreferConfig, job.settings[name])
+        folder = job.folder / "runs" / name
+        total += config.steps
+        if (folder / "config.json").is_file():
+            run = runs.Run(folder)
+            steps = run.metrics.get("step", pd.Series(dtype=int))
+            done += config.steps if run.done else int(steps.max()) if len(steps) else 0
+    return done / total

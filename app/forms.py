@@ -1,0 +1,202 @@
+"""The settings of a run as controls, wherever a page lets a viewer choose them; every control is part of the link."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import jobs
+import limits
+import pandas as pd
+import recorded
+import streamlit as st
+from shell import WORDS
+
+from minipo import fetch, figures, files, runs
+
+OPENING: dict[str, Any] = {
+    "dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "negatives": 15, "dynamic": "on", "select": "on",
+    "adjust_beta": "on", "seed": 0,
+}  # fmt: skip
+# The controls, in their order; with a prefix, the names of a link's parameters.
+NAMES = (
+    "dataset", "model", "objective", "negatives", "dynamic", "select", "adjust_beta", "beta", "margin",
+    "learning_rate", "steps", "seed",
+)  # fmt: skip
+WIDTH = 146  # of a control, in pixels: two fit a phone's line
+
+
+def defaults(dataset: str, model: str) -> dict[str, Any]:
+    """A run's settings on this data with this model: those of the recorded runs, or the library's where there are none.
+
+    What the form does not ask for besides (tuning, batch, precision), the run takes from the library's recipe itself.
+    """
+    settings = vars(runs.PreferConfig()) | runs.recipe("prefer", dataset, model)
+    with suppress(ValueError, LookupError):
+        grid = recorded.grid(recorded.WORLDS[dataset, model][0])
+        settings = settings | dict(grid.rows(objective="dmpo").iloc[0])
+    names = ("beta", "margin", "learning_rate", "steps", "clusters", "sft_epochs")
+    return {name: type(getattr(runs.PreferConfig, name))(settings[name]) for name in names}
+
+
+def fill(prefix: str, settings: Mapping[str, Any]) -> None:
+    """Set the controls of the form `prefix` to these settings."""
+    st.session_state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
+
+
+def _refill(prefix: str) -> None:
+    """Other data or another model: their settings."""
+    state = st.session_state
+    fill(prefix, defaults(state.get(prefix + "dataset", "own"), state[prefix + "model"]))
+
+
+def run_settings(prefix: str, opening: Mapping[str, Any] = OPENING, data: str | None = None) -> dict[str, Any]:
+    """Controls for a run's settings, in lines as long as the place is wide, and what they are set to.
+
+    prefix: of the controls' keys, which are the names of the link's parameters. opening: what they are set to at first;
+    what it leaves out comes from `defaults`. data: the dataset, where the page has chosen it already; then only pocket
+    models are offered.
+    """
+    state = st.session_state
+    opening = {**OPENING, **opening}
+    models = [name for name in recorded.MODELS if recorded.is_here(name)]
+    if data is not None:
+        models = [name for name in models if name.startswith("pocket-")]
+    away = [name for name in (*recorded.DATASETS, *recorded.MODELS) if not recorded.is_here(name)]
+
+    def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> str:
+        key = prefix + name
+        if state.get(key) not in options:  # not any more
+            state.pop(key, None)
+        return st.selectbox(
+            label, options, options.index(opening[name]), format_func=shown, key=key, help=help, width=WIDTH,
+            bind="query-params", filter_mode=None, **more,
+        )  # fmt: skip
+
+    def number(name: str, label: str, low: float, high: float, step: float, help: str, **more: Any) -> Any:
+        kind = type(getattr(runs.PreferConfig, name))
+        return st.number_input(
+            label, kind(low), kind(high), kind(opening[name]), kind(step), key=prefix + name, help=help, width=WIDTH,
+            bind="query-params", **more,
+        )  # fmt: skip
+
+    switch = {"on": "on", "off": "off"}.__getitem__
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=f"{prefix}settings"):
+        if data is None:
+            datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
+            dataset = choose(
+                "dataset", "Data", datasets, recorded.DATASETS.__getitem__,
+                "Whose histories and items the model learns from.", on_change=_refill, args=(prefix,),
+            )  # fmt: skip
+        else:
+            dataset = data
+        model = choose(
+            "model", "Model", models, recorded.MODELS.__getitem__,
+            "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
+            on_change=_refill, args=(prefix,),
+        )  # fmt: skip
+        opening = {**defaults(dataset, model), **opening}
+        settings = {
+            "dataset": dataset,
+            "model": model,
+            "objective": choose(
+                "objective", "Objective", recorded.OBJECTIVES, figures.OBJECTIVE_LABELS.__getitem__, WORDS["objective"]
+            ),
+            "negatives": st.slider(
+                "K, negatives", 1, limits.NEGATIVES, opening["negatives"], key=prefix + "negatives", help=WORDS["K"],
+                width=WIDTH, bind="query-params",
+            ),
+            "dynamic": choose("dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"]),
+            "steps": number("steps", "Steps", 10, limits.STEPS, 50, WORDS["steps"]),
+            "seed": number("seed", "Seed", 0, 10_000, 1, WORDS["seed"]),
+        }  # fmt: skip
+        off = settings["dynamic"] == "off"
+        with st.popover("More settings", width=WIDTH):
+            settings |= {
+                "learning_rate": number(
+                    "learning_rate", "Learning rate", 1e-5, 1e-2, 1e-4, WORDS["learning rate"], format="%.5f"
+                ),
+                "beta": number("beta", "β, strength", 0.01, 10.0, 0.1, WORDS["β"]),
+                "select": choose(
+                    "select", "Negatives that enter", list(recorded.SELECT), recorded.SELECT.__getitem__,
+                    "DynamicPO's selection, or a control for it. " + WORDS["boundary"], disabled=off,
+                ),
+                "adjust_beta": choose(
+                    "adjust_beta", "Dual-margin β", ["on", "off"], switch,
+                    "DynamicPO's own β for each negative, from two margins.", disabled=off,
+                ),
+                "margin": number("margin", "γ, margin of β", 0.0, 20.0, 1.0, WORDS["γ"], disabled=off),
+            }  # fmt: skip
+            if away and data is None:
+                st.caption("Other data and models, to be brought here by who runs this server:")
+                st.caption("\n".join(f"- {fetch.missing(name)}" for name in away))
+    return {**settings, "clusters": opening["clusters"], "sft_epochs": opening["sft_epochs"]}
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """A run's settings in a few words, for a name and a legend."""
+    parts = [figures.OBJECTIVE_LABELS[settings["objective"]]]
+    switches = settings["select"], settings["adjust_beta"]
+    if settings["dynamic"] == "on" and switches != ("off", "off"):  # with neither part it is the plain objective
+        whole = {("on", "on"): "", ("on", "off"): " selection alone", ("off", "on"): " β alone"}
+        control = f" {switches[0]} |B|{' with β' * (switches[1] == 'on')}"
+        parts.append(f"DynamicPO{whole.get(switches, control)}")
+    return ", ".join([*parts, f"K = {settings['negatives']}", f"seed {settings['seed']}"])
+
+
+def estimate(settings: Mapping[str, Any]) -> str:
+    """How long a run with these settings takes, as far as the recorded runs tell, and whether SFT comes before it."""
+    said = []
+    try:
+        grid = recorded.grid(recorded.WORLDS[settings["dataset"], settings["model"]][0])
+        rows = grid.table[grid.table["objective"] != "sft"]
+        near = rows.iloc[(rows["negatives"] - settings["negatives"]).abs().argsort(kind="stable")[:1]]
+        rows = rows[rows["negatives"] == near["negatives"].item()]
+        seconds = (rows["seconds"] / rows["steps"]).mean() * settings["steps"]
+        machine = grid.provenance["versions"]["machine"]
+        said.append(
+            f"{settings['steps']} steps take about {lasting(seconds)}, by the recorded runs at "
+            f"K = {rows['negatives'].iloc[0]} ({machine})."
+        )
+    except (ValueError, LookupError, TypeError):  # not recorded, or damaged
+        said.append("No recorded run with this model on these data says how long it takes.")
+    if not settings["model"].startswith("pocket-"):
+        said.append("A pretrained language model takes minutes on a CPU, and with many steps hours.")
+    if not starts_at_once(settings):
+        said.append("The SFT run that it starts from is not here: it is trained first, which may take longer.")
+    return " ".join(said)
+
+
+def lasting(seconds: float) -> str:
+    """A time as one says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def start_of(settings: Mapping[str, Any]) -> runs.Run | None:
+    """The SFT run that a run with these settings starts from; None if it is not trained yet, or its data are gone."""
+    with suppress(ValueError):
+        wanted = runs.start_config(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
+        for folder in (*runs.DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
+            with suppress(ValueError):  # damaged
+                if runs.Run(folder.parent).config == wanted:
+                    return runs.Run(folder.parent)
+    return None
+
+
+def starts_at_once(settings: Mapping[str, Any]) -> bool:
+    """Whether the SFT run from which a run with these settings starts has been trained."""
+    return start_of(settings) is not None
+
+
+def neighbours(settings: Mapping[str, Any]) -> pd.DataFrame:
+    """Recorded runs of the same objective and parts, at the nearest K below and above."""
+    names = ["objective", "dynamic"]
+    names += [] if settings["dynamic"] == "off" else ["select", "adjust_beta"]
+    table = pd.DataFrame({"negatives": [], "hr@1": []})
+    for grid in recorded.WORLDS.get((settings["dataset"], settings["model"]), ()):
+        with suppress(ValueError):  # not recorded, or damaged
+            table = pd.concat([table, recorded.grid(grid).rows(**{name: settings[name] for name in names})])
+    below, above = (table["negatives"] <= settings["negatives"]), (table["negatives"] >= settings["negatives"])
+    near = {table.loc[below, "negatives"].max(), table.loc[above, "negatives"].min()}
+    return table[table["negatives"].isin(near)].astype({"negatives": int})

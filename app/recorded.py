@@ -1,0 +1,111 @@
+"""The recorded runs, as pages ask for them: read once for all viewers, and named."""
+
+from typing import Any
+
+import streamlit as st
+
+from minipo import fetch, figures, files, sweeps
+
+OBJECTIVES = ["dpo", "dmpo", "sdpo", "mppo"]
+SELECT = {"on": "the boundary", "off": "all of them", "random": "as many, at random", "hardest": "as many, the hardest"}
+DATASETS = {
+    "catalog": "catalogue", "ml-100k": "MovieLens-100K", "lastfm": "LastFM", "goodreads": "Goodreads", "steam": "Steam",
+}  # fmt: skip
+MODELS = {
+    "pocket-gpt2": "pocket-gpt2", "pocket-qwen2": "pocket-qwen2", "smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2",
+    "qwen2.5-0.5b": "Qwen2.5-0.5B",
+}  # fmt: skip
+# What a control, and so a link, calls a value.
+LABELS = {**figures.OBJECTIVE_LABELS, **DATASETS, **MODELS, **SELECT, "reward_win_rate": "win rate"}
+World = tuple[str, str]  # dataset, model
+# Where the runs of a world are recorded: the grid of objectives and, if there is one, that of DynamicPO's parts.
+WORLDS: dict[World, tuple[str, ...]] = {
+    ("catalog", "pocket-gpt2"): ("objectives", "parts"),
+    ("ml-100k", "pocket-gpt2"): ("ml-100k-objectives", "ml-100k-parts"),
+    ("ml-100k", "smollm2-135m"): ("ml-100k-smollm2",),
+}
+# Each line of *Collapse*, as the settings of the recorded runs that it is drawn from.
+LINES: dict[str, dict[str, Any]] = {
+    "plain": {"dynamic": "off"},
+    "dynamic": {"dynamic": "on", "select": "on", "adjust_beta": "on"},
+    "selection alone": {"dynamic": "on", "select": "on", "adjust_beta": "off"},
+    "β alone": {"dynamic": "on", "select": "off", "adjust_beta": "on"},
+    "random |B|": {"dynamic": "on", "select": "random", "adjust_beta": "off"},
+    "hardest |B|": {"dynamic": "on", "select": "hardest", "adjust_beta": "off"},
+}
+PARTS = [line for line in LINES if line not in ("plain", "dynamic")]
+
+
+@st.cache_resource(show_spinner=False)
+def grid(name: str) -> sweeps.Recorded:
+    """A recorded grid; what is missing or damaged raises ValueError in one sentence, and is looked for again later."""
+    return sweeps.load_recorded(name)
+
+
+def is_recorded(name: str) -> bool:
+    """Whether the grid is there; its JSON is written last."""
+    return (sweeps.RECORDED / name / "provenance.json").is_file()
+
+
+def worlds() -> list[World]:
+    """The worlds that are recorded here; the catalogue always stands there, for its damage is to be told."""
+    first, *others = WORLDS
+    return [first, *(world for world in others if is_recorded(WORLDS[world][0]))]
+
+
+def named(world: World) -> str:
+    return f"{DATASETS[world[0]]} × {MODELS[world[1]]}"
+
+
+def is_here(name: str) -> bool:
+    """Whether a dataset or a model can be used at once; what minipo makes itself always can."""
+    return name not in fetch.SOURCES or fetch.present(name) is not None
+
+
+@st.cache_data(show_spinner=False)
+def difference(
+    left: dict[str, Any], left_grid: str, right: dict[str, Any], right_grid: str, metric: str = "hr@1"
+) -> tuple[float, float, float]:
+    """`metric` of the recorded runs `left` minus `right`: mean and 95 % interval, paired over users and seeds."""
+    interval = sweeps.difference(grid(left_grid).outcomes(metric, **left), grid(right_grid).outcomes(metric, **right))
+    return interval.mean, interval.low, interval.high
+
+
+def labelled(run: Any) -> str:
+    """A recorded run in words: a row of a grid's table."""
+    label = figures.OBJECTIVE_LABELS[run["objective"]]
+    return f"{label}{', DynamicPO' * (run['dynamic'] == 'on')}, K = {run['negatives']}, seed {run['seed']}"
+
+
+@st.cache_resource(show_spinner=False)
+def mistakes() -> list[tuple[figures.Mistake, str]]:
+    """Every recorded user with a mistake, and the run they come from: plain DMPO with many negatives first."""
+    found = []
+    for name in ("objectives", "parts", "settings"):
+        try:
+            for number, path in grid(name).probes.items():
+                run = grid(name).table.to_dict("index")[number]
+                order = (run["dynamic"] == "on", run["objective"] != "dmpo", -run["negatives"])
+                found += [(order, mistake, labelled(run)) for mistake in figures.mistakes(files.read_parquet(path))]
+        except (ValueError, KeyError):  # a grid or a probe that cannot be read has no users to show
+            continue
+    return [(mistake, title) for _, mistake, title in sorted(found, key=lambda entry: entry[0])]
+
+
+@st.cache_resource(show_spinner=False)
+def probed() -> dict[str, tuple[str, int]]:
+    """The recorded runs whose candidates' log-probs were kept, by a label that a link can name: grid and row."""
+    found = {}
+    for name in ("objectives", "parts", "settings"):
+        try:
+            table = grid(name).table.to_dict("index")
+            for row in grid(name).probes:
+                run = table[row]
+                parts = [part for part in PARTS if all(run[setting] == value for setting, value in LINES[part].items())]
+                label = ", ".join([labelled(run), *parts])
+                if name == "settings":
+                    label += f", SFT of {run['sft_epochs']:g} epochs, learning rate {run['learning_rate']:g}"
+                found[label] = name, row
+        except (ValueError, KeyError):  # a grid that cannot be read has no runs to show
+            continue
+    return found

@@ -1,0 +1,218 @@
+"""About: the paper, the words, and where each number comes from."""
+
+import re
+from typing import Any
+
+import limits
+import pandas as pd
+import recorded
+import streamlit as st
+from shell import WORDS, asked, draw, head, plain, say
+
+from minipo import evaluation, files, runs, sweeps
+from minipo.figures import OBJECTIVE_LABELS, sources
+
+PARTS = ["Numbers", "Unseen users", "Words", "Papers", "Data and limits"]
+GRIDS = [
+    "objectives", "parts", "settings", "strengths", "ml-100k-objectives", "ml-100k-parts", "ml-100k-settings",
+    "ml-100k-smollm2", "ml-100k-smollm2-settings",
+]  # fmt: skip
+FURTHER_WORDS = {
+    "chosen": "The item that was really next.",
+    "negative": "An item that was not chosen, also called rejected.",
+    "candidates": "The chosen item and its negatives: what a model ranks.",
+    "discriminative": "The negatives that DynamicPO's rule leaves out.",
+    "used": "The negatives that entered the loss.",
+    "reward win rate": WORDS["win rate"],
+    "ValidRatio": "Share of free answers that name exactly one candidate, or an item of the catalogue.",
+    "tie": "Equal log-probs; a tie counts against the chosen item.",
+    "test users": "Users on whom numbers are reported. Nothing is chosen by them.",
+    "validation users": "Users by whom settings are chosen, and whose curves and probes are shown.",
+}
+PAPERS = [
+    ("DynamicPO", "Hu et al. 2026, *DynamicPO: Dynamic Preference Optimization for Recommendation*", "2605.00327"),
+    ("DPO", "Rafailov et al. 2023, *Direct Preference Optimization: Your Language Model is Secretly a Reward Model*",
+     "2305.18290"),
+    ("DMPO", "Bai et al. 2024, *Finetuning Large Language Model for Personalized Ranking*", "2405.16127"),
+    ("S-DPO", "Chen et al. 2024, *On Softmax Direct Preference Optimization for Recommendation*", "2406.09215"),
+    ("MPPO", "Xie et al. 2024, *MPPO: Multi Pair-wise Preference Optimization for LLMs with Arbitrary Negative "
+     "Samples*", "2412.15244"),
+    ("SimPO", "Meng et al. 2024, *SimPO: Simple Preference Optimization with a Reference-Free Reward*", "2405.14734"),
+    ("β-DPO", "Wu et al. 2024, *β-DPO: Direct Preference Optimization with Dynamic β*", "2407.08639"),
+    ("LLaRA", "Liao et al. 2024, *LLaRA: Large Language-Recommendation Assistant*, the prompts and data format",
+     "2312.02445"),
+    ("LoRA", "Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*", "2106.09685"),
+    ("SmolLM2", "Ben Allal et al. 2025, *SmolLM2: When Smol Goes Big*", "2502.02737"),
+]  # fmt: skip
+LABEL = re.compile(r"(DynamicPO-)?(\S+) K = (\d+)")
+
+
+def told(error: ValueError) -> str:
+    """An error's sentence, without a path of this machine."""
+    return str(error).replace(str(sweeps.RECORDED), "data/recorded")
+
+
+def numbers() -> None:
+    grids, absent = {}, []
+    for name in GRIDS:
+        try:
+            grids[name] = recorded.grid(name)
+        except ValueError as error:
+            absent.append(told(error))
+    tables = {name: grid.table for name, grid in grids.items()}
+    say(sources.runs_sentence(tables, len(absent)))
+    if tables:
+        draw(sources.runs_by_grid(tables), "about_runs", "Recorded runs by grid, coloured by objective.")
+    st.markdown("**Where each number comes from:** a grid is repeated by one command, with the seeds that stand here.")
+    st.dataframe(
+        pd.DataFrame([origin(name, grid) for name, grid in grids.items()] + further_users()),
+        hide_index=True, key="about_origins", row_height=36, height="content",
+        column_config={"It holds": st.column_config.TextColumn(width="large")},
+    )  # fmt: skip
+    for sentence in absent:
+        st.warning(sentence)
+    rules = {str(grid.provenance["rule"]): None for grid in grids.values() if "rule" in grid.provenance}
+    st.caption(
+        "Runs are repeated in the folder of this repository; data/README.md says what the files hold, FINDINGS.md what "
+        "became of each of the paper's claims. How settings were chosen: " + " ".join(map(plain, rules))
+    )
+
+
+def origin(name: str, grid: sweeps.Recorded) -> dict[str, Any]:
+    """A grid's row: what its provenance says."""
+    made = grid.provenance
+    chosen = made.get("chosen") or {}
+    left = made.get("missing")
+    return {
+        "Grid": name,
+        "Repeat it with": made.get("command", "—"),
+        "It holds": sources.held(grid.table) + (f"; {left} runs still to come" if left else ""),
+        "Runs": len(grid.table),
+        "Seeds": ", ".join(map(str, made.get("seeds", []))),
+        "Test users": grid.ranks.shape[1],
+        **stamp(made),
+        "Chosen settings": ", ".join(f"{key} {value}" for key, value in chosen.items()) or "—",
+    }
+
+
+def stamp(made: dict[str, Any]) -> dict[str, str]:
+    """When, where and with what something was recorded."""
+    versions = made.get("versions") or {}
+    tools = [f"{tool} {versions[tool]}" for tool in ("minipo", "torch", "transformers", "numpy") if tool in versions]
+    return {
+        "Recorded": str(made.get("recorded", "—"))[:10],
+        "Machine": versions.get("machine", "—"),
+        "Versions": ", ".join(tools) or "—",
+        "Commit": made.get("commit") or "—",
+    }
+
+
+def further_users() -> list[dict[str, Any]]:
+    try:
+        content = files.read_json(sweeps.RECORDED / "fresh.json")
+        held = f"the headline differences on {content['users']:,} users that played no part"
+        return [{"Grid": "fresh", "Repeat it with": content["command"], "It holds": held, **stamp(content)}]
+    except (ValueError, KeyError, TypeError):  # the part about unseen users says so
+        return []
+
+
+def outcomes(label: str) -> sweeps.Outcomes:
+    """Test users' HR@1 in the recorded runs that fresh.json calls by this name."""
+    if label in ("SFT", "Markov", "oracle"):
+        return recorded.grid("objectives").baseline(label.lower())
+    if match := LABEL.fullmatch(label):
+        dynamic, objective, negatives = match.groups()
+        names = {said: name for name, said in OBJECTIVE_LABELS.items()}
+        line = recorded.LINES["dynamic" if dynamic else "plain"]
+        return recorded.grid("objectives").outcomes(objective=names[objective], negatives=int(negatives), **line)
+    line = recorded.LINES[{"random": "random |B|"}.get(label, label)]
+    return recorded.grid("parts").outcomes(objective="dmpo", negatives=19, **line)
+
+
+@st.cache_data(show_spinner=False, max_entries=2)
+def headline(content: dict[str, Any]) -> list[tuple[str, str, evaluation.Interval, evaluation.Interval]]:
+    """Each headline difference on test users and on unseen users."""
+    return [
+        (left, right, sweeps.difference(outcomes(left), outcomes(right)), found)
+        for left, right, found in sources.unseen(content)
+    ]
+
+
+def unseen_users() -> None:
+    try:
+        content = files.read_json(sweeps.RECORDED / "fresh.json")
+        sources.unseen(content)  # else it is damaged
+        pairs = headline(content)
+        users = len(recorded.grid("objectives").baselines["sft"]), content["users"]
+    except ValueError as error:
+        st.warning(told(error))
+        return
+    except KeyError:
+        st.warning("The recorded differences on further users name runs that are not recorded here.")
+        return
+    say(sources.unseen_sentence(pairs))
+    draw(sources.on_unseen(pairs, users), "about_unseen", "Headline differences on test users and on unseen users.")
+    st.caption(
+        "The other pages show test users. The catalogue's world and SFT recipe were settled while looking at these; "
+        "the unseen users were drawn afterwards from the same world. Intervals are paired over users and seeds. "
+        f"Recorded {plain(str(content.get('recorded'))[:10])}; `{content.get('command')}` repeats it."
+    )
+
+
+def words() -> None:
+    asked_for = st.text_input(
+        "Find a word", key="word", placeholder="push, SFT, interval …", bind="query-params", live=True, max_chars=40,
+        help="Shows the words that have this in their name or in what they mean.",
+    )  # fmt: skip
+    known = sorted((WORDS | FURTHER_WORDS).items(), key=lambda entry: entry[0].lower())
+    found = [(word, means) for word, means in known if asked_for.strip().lower() in f"{word} {means}".lower()]
+    if not found:
+        say(f"None of the {len(known)} words has “{plain(asked_for)}” in it.")
+    lines = [f"**{plain(word)}**  \n{plain(means)}" for word, means in found]
+    half = (len(lines) + 1) // 2
+    for column, part in zip(st.columns(2, gap="large"), (lines[:half], lines[half:]), strict=True):
+        column.markdown("\n\n".join(part))
+
+
+def papers() -> None:
+    say(
+        "The method is DynamicPO's: please cite the papers of what you use, and this kit through `CITATION.cff`. "
+        "minipo adds recorded runs, their intervals, and what the paper's claims come to on them: `FINDINGS.md`."
+    )
+    st.markdown(
+        "\n".join(
+            f"- **{name}** {title}, [arXiv {number}](https://arxiv.org/abs/{number})" for name, title, number in PAPERS
+        )
+        + "\n- **MovieLens** Harper and Konstan 2015, *The MovieLens Datasets: History and Context*, ACM TiiS 5(4)"
+    )
+
+
+def data_and_limits() -> None:
+    st.subheader("Licences", anchor=False)
+    try:
+        card = (runs.DATA / "README.md").read_text(encoding="utf-8")
+        for part in (r"\*\*Licences\.\*\* (.+?)\n\n", r"## Licence\n\n(.+)"):
+            if found := re.search(part, card, re.DOTALL):
+                st.markdown(found[1])
+    except (OSError, UnicodeDecodeError):
+        st.warning("The data card, data/README.md, cannot be read here: it says which licences the data have.")
+    st.subheader("What this server allows", anchor=False)
+    st.markdown(limits.told())
+
+
+@st.fragment
+def about() -> None:
+    parts = st.tabs(PARTS, key="part", bind="query-params")
+    for part, show in zip(parts, (numbers, unseen_users, words, papers, data_and_limits), strict=True):
+        if part.open:
+            with part:
+                show()
+
+
+head("About minipo", "What minipo is, its words and papers, and where each number comes from.")
+st.markdown(
+    "A teaching kit: watch preference optimization collapse in a language-model recommender, see why, and repair it "
+    "with DynamicPO ([arXiv 2605.00327](https://arxiv.org/abs/2605.00327))."
+)
+about()
+asked("about", ["part", "word"])

@@ -1,0 +1,293 @@
+"""Your data: upload a file, see what is in it, train a pocket model on it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cards
+import forms
+import jobs
+import limits
+import pandas as pd
+import streamlit as st
+from shell import asked, draw, head, plain, say, viewer
+
+from minipo import files, runs
+from minipo.datasets import own
+from minipo.figures import own_data
+
+FORMAT = (
+    "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count), as CSV in "
+    "UTF-8 or as Parquet; or rows in LLaRA's format as JSON. At most "
+    f"{limits.UPLOAD_MB} MB, {limits.ROWS:,} rows, {limits.COLUMNS} columns and {limits.CELL} letters a cell. "
+    "The file is read on this server and nowhere else, and nobody finds it without your link."
+)
+EXAMPLE = "example.csv"
+SHOWN_RUNS = 6
+EPOCHS = 40  # of SFT, at most
+RANKED = 1000  # validation users at each evaluation; all of a large upload would take longer than the training
+
+
+@st.cache_resource(show_spinner=False)
+def example() -> tuple[bytes, dict[str, Any]]:
+    """A file to try this page with, and its overview."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / EXAMPLE
+        own.example().to_csv(path, index=False)
+        return path.read_bytes(), own_data.overview(own.read(path))
+
+
+def overview(job: jobs.Job) -> dict[str, Any]:
+    """What the worker found in an upload; ValueError if that is gone."""
+    try:
+        written = job.result.stat().st_mtime_ns
+    except OSError:
+        raise ValueError("The report on these data is gone: upload the file again.") from None
+    return _overview(str(job.result), written)
+
+
+@st.cache_resource(max_entries=50, show_spinner=False)
+def _overview(path: str, written: int) -> dict[str, Any]:
+    """Read anew only when the file has another time."""
+    return files.read_json(Path(path))
+
+
+def hand_in(name: str, content: bytes, me: str) -> None:
+    """Give a file to the worker; the page's link then names it."""
+    state = st.session_state
+    try:
+        job = jobs.submit("data", {"suffix": Path(name).suffix.lower()}, me, name, content)
+    except ValueError as error:
+        state["data_said"] = str(error)
+    else:
+        st.query_params["data"] = job.token
+        st.query_params.pop("run", None)
+
+
+def uploaded(key: str, me: str) -> None:
+    if file := st.session_state[key]:
+        hand_in(file.name, file.getvalue(), me)
+        st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # a new uploader: this one keeps the file
+
+
+def forget(token: str) -> None:
+    jobs.remove(token)
+    for name in ("data", "run"):
+        st.query_params.pop(name, None)
+    st.session_state["data_removed"] = True
+
+
+def keep(token: str) -> None:
+    try:
+        jobs.keep(token, st.session_state[f"keep_{token}"])
+    except ValueError as error:
+        st.session_state["data_said"] = str(error)
+
+
+def controls(job: jobs.Job | None, me: str) -> None:
+    """The file to bring, and what else can be done with it."""
+    bringing, doing = st.columns([3, 1.15], vertical_alignment="bottom", gap="medium")
+    key = f"upload_{st.session_state.get('uploads', 0)}"
+    bringing.file_uploader(
+        "Your file: CSV, Parquet or LLaRA JSON", [suffix[1:] for suffix in jobs.SUFFIXES], key=key, help=FORMAT,
+        on_change=uploaded, args=(key, me),
+    )  # fmt: skip
+    if job is None:
+        content, _ = example()
+        doing.button(
+            "Use the example", icon=":material/play_arrow:", key="use_example", width="stretch", on_click=hand_in,
+            args=(EXAMPLE, content, me), help="Upload the example below as if it were yours, and train on it.",
+        )  # fmt: skip
+        doing.download_button(
+            "Download the example", content, EXAMPLE, "text/csv", icon=":material/download:", key="example",
+            width="stretch", on_click="ignore", help="The example as CSV: what a file of your own should look like.",
+        )  # fmt: skip
+        return
+    with doing.popover("This upload", icon=":material/more_vert:", width="stretch", help="Keep or remove it"):
+        st.toggle(
+            "Keep it", job.kept, key=f"keep_{job.token}", on_change=keep, args=(job.token,),
+            help=f"An upload is removed after {limits.HOURS} hours, one that is kept after {limits.DAYS_KEPT} days.",
+        )  # fmt: skip
+        st.caption("Removed with it: every run on it, and the models that they trained.")
+        st.button(
+            "Remove my data", icon=":material/delete:", key="remove", on_click=forget, args=(job.token,),
+            help="Remove the file and all that was made from it, for everybody who has its link.",
+        )  # fmt: skip
+
+
+@st.fragment(run_every=2)
+def reading(token: str) -> None:
+    """While the worker has the file."""
+    job = jobs.find(token)
+    if job is None or not job.active:
+        st.rerun()  # of the page: nothing needs a look every two seconds any more
+    before = jobs.place(token)
+    waits = f"{before} run{'s wait' if before > 1 else ' waits'} before it" if before else "next in line"
+    doing = f"waits in the queue, {waits}." if job.state == "waiting" else "is being read."
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(f"{plain(job.name)} {doing}", icon=":material/hourglass_top:", width="stretch")
+        st.button(
+            "Cancel", icon=":material/close:", key="cancel", on_click=jobs.remove, args=(token,),
+            help="Take the file back.",
+        )  # fmt: skip
+
+
+def report(content: dict[str, Any], name: str | None) -> None:
+    """What is in the data; name: of the file, None for the example."""
+    said = own_data.sentence(content)
+    say(f"**{plain(name)}** — {said}" if name else f"*An example, not yours:* {said}")
+    users, items, levels = st.columns(3, gap="medium")
+    with users:
+        draw(own_data.items_of_users(content), "per_user", "How many users took how many items.")
+    with items:
+        draw(own_data.users_of_items(content), "popularity", "How many users took each item, most popular first.")
+    with levels:
+        draw(own_data.levels_figure(content), "levels", "HR@1 of chance, popularity and a Markov chain.")
+    rows = content["rows"]
+    st.caption(
+        f"{content['users']:,} users; histories of {content['lengths']['min']} to {content['lengths']['max']} items. "
+        f"Lines: {rows['train']:,} for training, {rows['validation']:,} for validation, {rows['test']:,} for the test, "
+        "on which HR@1 is measured; with 95 % intervals over users. "
+        f"Most popular: {', '.join(f'{plain(item)} ({count:,})' for item, count in content['top'])}."
+    )
+    left_out, first = st.columns([1, 1.6], gap="medium")
+    with left_out:
+        st.subheader("Left out, and why", anchor=False)
+        if content["dropped"]:
+            table = pd.DataFrame({"what": content["dropped"].keys(), "how many": content["dropped"].values()})
+            st.table(table.assign(what=table["what"].map(plain)), hide_index=True, border="horizontal")
+        else:
+            st.markdown("Nothing was left out.")
+    with first:
+        st.subheader("The first lines of the test", anchor=False)
+        lines = [(plain(history), plain(chosen)) for history, chosen in own_data.example_lines(content)]
+        st.table(
+            pd.DataFrame(lines, columns=["history, oldest first", "chosen next"]), hide_index=True, border="horizontal"
+        )
+
+
+@st.cache_data(show_spinner=False)
+def step_seconds() -> tuple[float, str] | None:
+    """How long an SFT step of a pocket model took where minipo's own was trained, and on which machine."""
+    try:
+        summary = runs.Run(runs.DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
+        return summary["seconds"] / summary["steps"], summary["versions"]["machine"]
+    except (ValueError, KeyError):
+        return None
+
+
+def how_long(settings: dict[str, Any], lines: int) -> str:
+    """What a run with these settings does first, and how long that takes."""
+    if forms.starts_at_once(settings):
+        return "SFT on these data is trained already: the run starts from it."
+    steps = -(-int(settings["sft_epochs"] * lines) // runs.SFTConfig.batch_size)
+    epochs = settings["sft_epochs"]
+    said = (
+        f"These data are new, so SFT comes first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
+        f"{steps:,} steps of {runs.SFTConfig.batch_size}"
+    )
+    if settings["model"] == "pocket-gpt2" and (measured := step_seconds()):
+        each, machine = measured
+        pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
+        said += f", about {forms.lasting(steps * each)} ({pace})"
+        if steps * each > 60 * limits.RUN_MINUTES / 2:
+            said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
+    return said + "."
+
+
+@st.fragment
+def training(token: str, content: dict[str, Any], me: str) -> None:
+    st.subheader("Train a pocket model on it", anchor=False)
+    most = content["negatives"][1]
+    settings = forms.run_settings("", {"negatives": min(15, most)}, data=jobs.OWN + token)
+    epochs, starting = st.columns([1, 4], vertical_alignment="bottom")
+    chosen = epochs.number_input(
+        "Epochs of SFT", 1, EPOCHS, int(settings["sft_epochs"]), key="epochs", bind="query-params",
+        help="How often SFT, which comes before preference training, goes through all lines.",
+    )  # fmt: skip
+    settings["sft_epochs"] = float(chosen)
+    if content["rows"]["validation"] > RANKED:
+        settings["validation_users"] = RANKED
+    with starting.container(horizontal=True, vertical_alignment="center"):
+        start = st.button(
+            "Train", type="primary", icon=":material/play_arrow:", key="train", disabled=settings["negatives"] > most,
+            help="Hand the run in; it is trained on this server as soon as it is its turn.",
+        )  # fmt: skip
+        if settings["negatives"] > most:
+            st.warning(f"A user in these data has at most {most} negatives: choose K of {most} or fewer.")
+        else:
+            st.caption(how_long(settings, content["rows"]["train"]))
+    if start:
+        try:
+            job = jobs.submit("prefer", settings, me, forms.described(settings))
+        except ValueError as error:
+            st.error(plain(error))
+        else:
+            st.query_params["run"] = [job.token, *linked_runs(token)][:SHOWN_RUNS]
+            st.rerun()
+
+
+def linked_runs(token: str) -> list[str]:
+    """Of the runs that the link names, those on this upload."""
+    found = [jobs.find(run) for run in st.query_params.get_all("run")[:SHOWN_RUNS]]
+    return [run.token for run in found if run and run.settings.get("dataset") == jobs.OWN + token]
+
+
+def trained(token: str, me: str) -> None:
+    """The viewer's runs on this upload, and those that the link names."""
+    mine = [run.token for run in jobs.of_viewer(me, "prefer") if run.settings.get("dataset") == jobs.OWN + token]
+    shown = list(dict.fromkeys([*mine, *linked_runs(token)]))[:SHOWN_RUNS]
+    if not shown:
+        return
+    st.subheader("Runs on these data", anchor=False)
+    columns = st.columns(2, gap="medium") if len(shown) > 1 else [st.container()]
+    for place, run in enumerate(shown):
+        with columns[place % len(columns)]:
+            cards.card(run)
+            link = {"run": run}
+            st.page_link("views/lab.py", label="In the Live lab", icon=":material/ssid_chart:", query_params=link)
+
+
+def others(me: str, token: str | None) -> None:
+    """The viewer's other uploads, as links."""
+    mine = [job for job in jobs.of_viewer(me, "data") if job.token != token and job.state != "failed"][:5]
+    if mine:
+        links = ", ".join(f"[{plain(job.name)}](data?data={job.token})" for job in mine)
+        st.caption(f"Your other uploads: {links}.")
+
+
+def page() -> None:
+    state, me = st.session_state, viewer()
+    token = st.query_params.get("data")
+    job = jobs.find(token) if token else None
+    if job is not None and job.kind != "data":
+        job = None
+    head("Your data", "What is in a file of your own, and the same runs and figures on it.")
+    controls(job if job is not None and not job.active else None, me)
+    if said := state.pop("data_said", None):
+        st.error(plain(said))
+    if state.pop("data_removed", False):
+        st.success("Your data and all that was made from them are removed.", icon=":material/delete:")
+    elif token and job is None:
+        st.warning("The upload of this link is not on this server (any more): it was removed, or its time was over.")
+    if job is not None and job.active:
+        reading(job.token)
+    elif job is not None and job.state == "done":
+        try:
+            content = overview(job)
+        except ValueError as error:
+            st.error(str(error) if "gone" in str(error) else "The report on these data is damaged: upload them again.")
+        else:
+            report(content, job.name)
+            training(job.token, content, me)
+            trained(job.token, me)
+            others(me, job.token)
+            return
+    elif job is not None:
+        st.error(plain(job.message or "The file was not read: upload it again."))
+    report(example()[1], None)
+    others(me, job.token if job else None)
+
+
+page()
+asked("data", ("data", "run", "epochs", *forms.NAMES))

@@ -1,0 +1,158 @@
+"""Live lab: train up to four runs side by side, and watch."""
+
+import cards
+import forms
+import jobs
+import limits
+import recorded
+import streamlit as st
+from jobs import Job
+from shell import WORDS, asked, draw, head, plain, say, viewer
+
+from minipo import figures, load_dataset, sweeps
+
+BENCH = 4
+FORM = "train_"  # other pages have an objective, too, and what is chosen there must not be trained here
+METRICS = ["hr@1", "ndcg@5", "mrr", "reward_win_rate"]
+EXAMPLE = {"objective": "dmpo", "negatives": 19, "seed": 0}
+
+
+def found(me: str) -> tuple[list[Job], list[Job], int]:
+    """The runs on the bench, all that could be on it, and how many of the link's are not on this server.
+
+    The link says which runs are on the bench. One that names none gets the viewer's newest.
+    """
+    mine = jobs.of_viewer(me, "prefer")
+    known = {job.token: job for job in mine}
+    if "run" not in st.query_params:
+        if mine:
+            st.query_params["run"] = [job.token for job in reversed(mine[:BENCH])]
+        return mine[BENCH - 1 :: -1], mine, 0
+    named = [token for token in dict.fromkeys(st.query_params.get_all("run")) if token][: 3 * BENCH]
+    for token in named:
+        if token not in known and (job := jobs.find(token)) and job.kind == "prefer":
+            known[token] = job
+    removed = st.session_state.get(cards.REMOVED, set())
+    lost = sum(token not in known and token not in removed for token in named)
+    return [known[token] for token in named if token in known][:BENCH], list(known.values()), lost
+
+
+def bench(me: str, active: bool) -> None:
+    """The runs on the bench: their figure, its sentence, and a card each."""
+    here, known, lost = found(me)
+    if active != any(job.active for job in here):
+        st.rerun()  # of the page, which looks again every two seconds now, or no longer
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        words = [figures.METRICS[metric] for metric in METRICS]
+        metric = st.segmented_control(
+            "Ranking metric", METRICS, default="hr@1", required=True, key="ranking",
+            format_func=figures.METRICS.__getitem__, bind="query-params",
+            help="What the lowest panel shows.\n" + "".join(f"\n- {word}: {WORDS[word]}" for word in words),
+        )  # fmt: skip
+        if known:
+            chosen([job.token for job in here], known)
+    if lost:
+        runs = "One run of this link is" if lost == 1 else f"{lost} runs of this link are"
+        st.info(f"{runs} not on this server any more: removed, or over for too long.", icon=":material/link_off:")
+    curves, damaged = [], []
+    for job in here:
+        try:
+            metrics, evaluation = cards.read(job, "metrics"), cards.read(job, "evaluation")
+            curves.append(figures.Curves(job.name, job.settings, metrics, evaluation))
+        except ValueError:
+            damaged.append(job)
+    if here:
+        say(figures.live_sentence(curves, metric, [plain(curve.name) for curve in curves]))
+    else:
+        try:
+            curves = example()
+        except ValueError as error:
+            st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+            return
+        say("Recorded, not live. " + figures.live_sentence(curves, metric))
+    draw(figures.live_runs(curves, metric), "lab_runs", "Training loss, pair_loss and a ranking metric over the steps.")
+    if not here:
+        users = len(load_dataset("catalog").validation)
+        st.caption(
+            f"Two recorded runs on the catalogue, one seed, {users:,} validation users. Press *Train*, and your own "
+            "run takes their place."
+        )
+        return
+    for place, job in zip(st.columns(max(3, len(here))), here, strict=False):
+        with place:
+            cards.show(job)
+
+
+def chosen(tokens: list[str], known: list[Job]) -> None:
+    """A control for which runs are on the bench."""
+    state = st.session_state
+    names = {job.token: job.name for job in known}
+    for token, name in names.items():  # two of one name can be told apart
+        if list(names.values()).count(name) > 1:
+            names[token] = f"{name} ({token[:4]})"
+    with st.popover(f"On the bench: {len(tokens)} of {BENCH}", icon=":material/checklist:"):
+        state["bench"] = tokens
+        st.multiselect(
+            "Runs on the bench", list(names), format_func=names.__getitem__, max_selections=BENCH, key="bench",
+            on_change=put, placeholder="Choose up to four",
+            help="Your runs, and those of the link that you opened. The address above names the runs on the bench: "
+            "whoever opens it sees them.",
+        )  # fmt: skip
+
+
+def put() -> None:
+    st.query_params["run"] = st.session_state["bench"] or [""]
+
+
+@st.cache_resource(show_spinner=False)
+def example() -> list[figures.Curves]:
+    """Recorded runs, plain and under DynamicPO; ValueError if the record is missing or damaged."""
+    grid = recorded.grid("objectives")
+    examples = []
+    for dynamic in ("off", "on"):
+        for number, run in grid.rows(**EXAMPLE, dynamic=dynamic).iterrows():
+            lines = grid.curves[grid.curves["run"] == number]
+            metrics, evaluations = (lines[lines["kind"] == kind] for kind in ("metrics", "evaluation"))
+            settings = {str(name): value for name, value in run.items()}
+            examples.append(figures.Curves(recorded.labelled(run), settings, metrics, evaluations))
+    return examples
+
+
+@st.fragment
+def train(me: str) -> None:
+    """The form, and its button."""
+    state = st.session_state
+    settings = forms.run_settings(FORM)
+    handed_in = st.button(
+        "Train", type="primary", icon=":material/play_arrow:", key="train", width="stretch", on_click=submit,
+        args=(settings, me), help="Hand the run in: it trains on this server, even if you close this page.",
+    )  # fmt: skip
+    if said := state.pop("train_said", None):
+        st.warning(said)
+    st.caption(forms.estimate(settings))
+    if handed_in and not said:
+        st.rerun()  # the bench is outside this fragment
+
+
+def submit(settings: dict[str, object], me: str) -> None:
+    here, _, _ = found(me)
+    if str(settings["model"]).startswith("pocket-"):  # whose evaluations are quick: ten points of each line
+        settings = {**settings, "evaluate_every": max(1, int(str(settings["steps"])) // 10)}
+    try:
+        job = jobs.submit("prefer", settings, me, forms.described(settings))
+    except ValueError as error:
+        st.session_state["train_said"] = str(error)
+        return
+    st.query_params["run"] = [*(other.token for other in here[-BENCH + 1 :]), job.token]
+
+
+me = viewer()
+head("Live lab: train, and watch", "Up to four runs side by side, each with settings of its own.")
+figure, form = st.columns([2.6, 1], gap="medium")
+with figure:
+    running = any(job.active for job in found(me)[0])
+    st.fragment(bench, run_every=cards.EVERY if running else None)(me, running)
+with form:
+    train(me)
+st.caption(limits.told())
+asked("lab", [*(FORM + name for name in forms.NAMES), "ranking", "run"])

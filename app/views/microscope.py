@@ -1,0 +1,333 @@
+"""Microscope: one user's candidates, and how hard a loss pushes each of them."""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jobs
+import recorded
+import streamlit as st
+from shell import WORDS, asked, draw, head, plain, say, viewer
+
+from minipo import diagnostics, figures, files, load_dataset, runs, sweeps
+from minipo.figures import microscope
+
+KEYS = (
+    "run", "split", "among", "user", "step", "objective", "K", "rule", "adjust_beta", "beta", "gamma", "clusters",
+)  # fmt: skip
+OPENING = {"objective": "dmpo", "negatives": 19, "dynamic": "off"}  # the run that is shown where no other is named
+SPLITS = ("validation", "test")
+AMONG = {
+    "all": range(1000),
+    "with one mistake": (1,),
+    "with mistakes": range(1, 1000),
+    "without mistakes": (0,),
+}  # how many negatives are ranked above the chosen item
+OBJECTIVES = {figures.OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
+RULES = {label: name for name, label in recorded.SELECT.items()}
+STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+TOKENS = {"catalog": 3.0}  # of an answer, its end included: what MPPO's average likelihood divides by
+POLL = 3.0  # seconds between two looks at a run that trains
+FRESH = 2  # seconds for which what the register says is believed
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run to be looked at: its settings, how a caption calls it, and whose candidates were seen in it."""
+
+    settings: dict[str, Any]
+    told: str
+    above: dict[int, int]  # user to how many negatives are ranked above the chosen item after the last step
+    seen: list[diagnostics.Moment]  # of all these users; of test users none, for each is read when asked for
+    test_of: tuple[str, int] | None = None  # a recorded run's grid and row
+    training: bool = False
+
+    def followed(self, user: int) -> microscope.Followed:
+        return microscope.follow(self.seen if self.test_of is None else tested(*self.test_of, user), user)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def moments(path: str, changed: float) -> list[diagnostics.Moment]:
+    """What a probe holds. changed: when it was written, so that one that has grown is read again."""
+    return diagnostics.moments(files.read_parquet(Path(path)))
+
+
+@st.cache_resource(max_entries=200, show_spinner=False)
+def tested(grid: str, row: int, user: int) -> list[diagnostics.Moment]:
+    """A test user before and after a recorded run."""
+    return diagnostics.moments(recorded.grid(grid).test_probe(row, user))
+
+
+@st.cache_data(ttl=FRESH, max_entries=500, show_spinner=False)
+def registered(token: str) -> jobs.Job | None:
+    """A run's place in the register, if that is what the token names."""
+    job = jobs.find(token)
+    return job if job is not None and job.kind == "prefer" else None
+
+
+@st.cache_data(ttl=FRESH, max_entries=500, show_spinner=False)
+def own(who: str) -> dict[str, str]:
+    """A viewer's own runs that have something to show: token to name."""
+    return {job.token: job.name for job in jobs.of_viewer(who, "prefer") if (job.run / "probe.parquet").is_file()}
+
+
+def opening() -> str:
+    """The label of the recorded run that is shown where the link names none."""
+    for label, (grid, row) in recorded.probed().items():
+        run = recorded.grid(grid).table.loc[row]
+        if all(run[name] == value for name, value in OPENING.items()):
+            return label
+    return next(iter(recorded.probed()), "")
+
+
+def source(run: str, split: str) -> Source:
+    """What was seen of a run, a recorded one's label or a live one's token; ValueError in one sentence if nothing."""
+    if run in recorded.probed():
+        grid, row = recorded.probed()[run]
+        table = recorded.grid(grid)
+        settings = {str(name): value for name, value in table.table.loc[row].items()}
+        told = f"Recorded run: {plain(run)}"
+        if split == "test":
+            users = [user.user for user in load_dataset(str(settings["dataset"])).test]
+            tested(grid, row, users[0])  # raises ValueError if test users were not recorded
+            return Source(settings, told, dict(zip(users, table.ranks[row].tolist(), strict=True)), [], (grid, row))
+        seen = probe(table.probes[row])
+        return Source(settings, told, microscope.violations(seen[-1]), seen)
+    job = registered(run)
+    if job is None:
+        raise ValueError("The run of this link is not on this server (any more): choose another one.")
+    name = plain(job.name)
+    if split == "test":
+        raise ValueError(f"Of {name} only validation users are kept: choose these.")
+    if not (job.run / "probe.parquet").is_file():
+        raise ValueError(
+            f"{name} has nothing to show yet: it waits, or is before its first evaluation. Look again in a moment."
+            if job.active
+            else f"Nothing is left of {name}: its files are gone, or it ended before its first evaluation. "
+            "Choose another run, or train it again."
+        )
+    seen = probe(job.run / "probe.parquet")
+    settings = asdict(runs.Run(job.run).config)
+    steps = f"step {seen[-1].step} of {settings['steps']}"
+    told = f"Live run: {name}, {'training, ' * job.active}{steps}"
+    return Source(settings, told, microscope.violations(seen[-1]), seen, training=job.active)
+
+
+def probe(path: Path) -> list[diagnostics.Moment]:
+    try:
+        return moments(str(path), path.stat().st_mtime)
+    except OSError:
+        raise ValueError("The files of this run are gone: choose another one.") from None
+
+
+def loss_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's own loss, as the controls say it."""
+    off = settings["dynamic"] == "off"
+    return {
+        "objective": figures.OBJECTIVE_LABELS[settings["objective"]],
+        "K": int(settings["negatives"]),
+        "rule": recorded.SELECT["off" if off else settings["select"]],
+        "adjust_beta": not off and settings["adjust_beta"] == "on",
+        "beta": float(settings["beta"]),
+        "gamma": float(settings["margin"]),
+        "clusters": min(max(int(settings["clusters"]), 2), 5),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ whose, and when
+
+
+def choose_run(place: Any, who: str) -> str:
+    """The box of runs. A link names a live run by its token and the box by its name, so it is bound here by hand."""
+    state, first = st.session_state, opening()
+    linked = st.query_params.get("run", first)
+    names = dict.fromkeys(recorded.probed(), "") | own(who)
+    if linked and linked not in names:
+        job = registered(linked)
+        names[linked] = "the run of this link" if job is None else job.name
+    if not names:
+        recorded.grid("objectives")  # raises ValueError that says what is wrong with it
+        raise ValueError("No run is here whose log-probs were kept: train one in the live lab.")
+    shown: dict[str, str] = {}
+    for run, name in names.items():
+        label = " ".join(name.split()) or run
+        same = sum(other == label or other.startswith(f"{label} · ") for other in shown.values())
+        shown[run] = f"{label} · {same + 1}" if same else label
+    if state.get("micro_run") not in shown:
+        state["micro_run"] = linked
+    run = place.selectbox(
+        "Run", list(shown), format_func=lambda run: shown.get(run, run), key="micro_run", on_change=other_run,
+        help="A recorded run, one of your own, or one that a link brought here. It says how the log-probs moved.",
+    )  # fmt: skip
+    if run != linked:
+        if run == first:
+            del st.query_params["run"]
+        else:
+            st.query_params["run"] = run
+    return run
+
+
+def other_run() -> None:
+    """Another run: the loss is that run's own. User and step stay, where it has them."""
+    state = st.session_state
+    try:
+        settings = source(state["micro_run"], "validation").settings
+    except ValueError:  # which the page says
+        return
+    state.update(loss_of(settings))
+
+
+def fitting(shown: Source) -> list[int]:
+    """The users among whom one goes back and forth."""
+    return [user for user, above in shown.above.items() if above in AMONG[st.session_state["among"]]]
+
+
+def others(shown: Source) -> None:
+    """Other users are asked for: the first of them, unless the user is one."""
+    users = fitting(shown)
+    if users and st.session_state["user"] not in users:
+        st.session_state["user"] = users[0]
+
+
+def turn(shown: Source, forward: bool) -> None:
+    """To the next or the previous user, and from the last to the first."""
+    users, user = fitting(shown), st.session_state["user"]
+    if users:
+        place = bisect_right(users, user) if forward else bisect_left(users, user) - 1
+        st.session_state["user"] = users[place % len(users)]
+
+
+def choose_moment(row: Any, shown: Source) -> tuple[int, int]:
+    """The controls for user and step."""
+    state = st.session_state
+    users = list(shown.above)
+    first = next((user for user, above in shown.above.items() if above == 1), users[0])
+    row.selectbox(
+        "Back and forth", list(AMONG), key="among", bind="query-params", width=165, filter_mode=None,
+        on_change=others, args=(shown,), help="Which users the arrows visit. A mistake is a negative ranked above the "
+        "chosen item after the run's last step.",
+    )  # fmt: skip
+    if state.get("user", first) not in users:
+        state.pop("user")
+    arrows: dict[str, Any] = {"width": 40, "on_click": turn}
+    row.button(
+        "", icon=":material/chevron_left:", key="micro_back", args=(shown, False), help="Previous user", **arrows
+    )
+    user = row.selectbox(
+        "User", users, users.index(first), key="user", bind="query-params", width=105,
+        help="Whose candidates are shown: one chosen item, and the negatives that the user did not choose.",
+    )  # fmt: skip
+    row.button("", icon=":material/chevron_right:", key="micro_next", args=(shown, True), help="Next user", **arrows)
+    steps = list(shown.followed(user).steps)
+    # Of another run, or at the end of one that has gone on.
+    if "step" in state and (state["step"] not in steps or state["step"] == state.get("micro_end") != steps[-1]):
+        state.pop("step")
+    state["micro_end"] = steps[-1]
+    step = row.select_slider(
+        "Training step", steps, steps[-1], key="step", bind="query-params", width=200,
+        help="Scrub through the steps at which the run kept log-probs. At step 0 the model is the SFT model; ▶ below "
+        "the figure plays from there to here.",
+    )  # fmt: skip
+    return user, step
+
+
+# ------------------------------------------------------------------------------------------------------- the loss
+
+
+def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[str, Any]:
+    """The controls for a loss, at first the run's own, as `microscope.examine` takes it."""
+    state, run = st.session_state, loss_of(settings)
+    run["K"] = min(run["K"], negatives)
+    if not 1 <= state.get("K", 1) <= negatives:
+        state.pop("K")
+    strengths = sorted({*STRENGTHS, run["beta"]})
+    if state.get("beta", run["beta"]) not in strengths:
+        state.pop("beta")
+    link: dict[str, Any] = {"bind": "query-params"}
+    with place:
+        objective = st.selectbox(
+            "Loss", list(OBJECTIVES), list(OBJECTIVES).index(run["objective"]), key="objective", filter_mode=None,
+            help=WORDS["objective"] + " At first the run's own: change it, and see what another loss would do to the "
+            "same log-probs.", **link,
+        )  # fmt: skip
+        count = negatives
+        if negatives > 1:
+            count = st.slider("K, negatives", 1, negatives, run["K"], key="K", help=WORDS["K"], **link)
+        rule = st.selectbox(
+            "Negatives that enter", list(RULES), list(RULES).index(run["rule"]), key="rule", filter_mode=None,
+            help=f"All, as in the plain loss; DynamicPO's selection; or a control for it. {WORDS['boundary']}", **link,
+        )  # fmt: skip
+        adjust = st.toggle(
+            "Dual-margin β", run["adjust_beta"], key="adjust_beta",
+            help="DynamicPO's own β for each negative, from two margins.", **link,
+        )  # fmt: skip
+        beta = st.select_slider("β, strength", strengths, run["beta"], key="beta", help=WORDS["β"], **link)
+        gamma = st.slider(
+            "γ, margin of β", 0.0, 20.0, run["gamma"], 0.5, key="gamma", disabled=not adjust, help=WORDS["γ"], **link
+        )
+        clusters = st.slider("Clusters", 2, 5, run["clusters"], key="clusters", help=WORDS["clusters"], **link)
+    return {
+        "objective": OBJECTIVES[objective], "negatives": count, "select": RULES[rule], "adjust_beta": adjust,
+        "beta": beta, "margin": gamma, "clusters": clusters,
+    }  # fmt: skip
+
+
+def picture(who: str, every: float | None) -> None:
+    """Controls, sentence and figure. every: seconds after which all of it runs again by itself."""
+    state = st.session_state
+    row = st.container(key="micro_row", horizontal=True, vertical_alignment="bottom", gap="small")
+    area, side = st.columns([4.4, 1], gap="medium")
+    training = False
+    try:
+        run = choose_run(row, who)
+        split = row.selectbox(
+            "Users",
+            SPLITS,
+            key="split",
+            bind="query-params",
+            width=135,
+            filter_mode=None,
+            help="Validation users were looked at on the way; test users before and after a recorded run.",
+        )
+        shown = source(run, split)
+        training = shown.training
+        user, step = choose_moment(row, shown)
+        followed = shown.followed(user)
+        loss = choose_loss(side.container(gap="xsmall"), shown.settings, len(followed.names) - 1)
+        lengths = TOKENS.get(shown.settings["dataset"])
+        if loss["objective"] == "mppo" and lengths is None:
+            raise ValueError(
+                "MPPO compares averages over an answer's tokens, whose number is not kept for these data: choose "
+                "another loss."
+            )
+        table = microscope.examine(followed, lengths=lengths, **loss)
+        plain_loss = loss | {"select": "off", "adjust_beta": False}
+        before = table if plain_loss == loss else microscope.examine(followed, lengths=lengths, **plain_loss)
+    except ValueError as error:
+        area.warning(jobs.private(str(error).replace(str(sweeps.RECORDED), "data/recorded")))
+    else:
+        with area:
+            say(microscope.sentence(table, step, user, loss["objective"], before, plain))
+            left, right = st.columns(2, gap="small")
+            with left:
+                draw(microscope.candidates(table, step), "micro_line", "Candidates by their log-prob.")
+            with right:
+                draw(microscope.pushes(table, step), "micro_push", "The push on each negative, and its parts.")
+            st.caption(
+                f"{shown.told}. Filled marks enter the loss, hollow ones do not, and what is beyond the K is "
+                "faint. All is computed now, from the log-probs that the run left: another loss trains nothing anew."
+            )
+    state["micro_every"] = POLL if training else None
+    if state["micro_every"] != every:
+        st.rerun()  # the page as a whole, for only so can the interval change
+
+
+head("Microscope", "One user's candidates: who is at the boundary, and how hard each is pushed.")
+main, below = st.container(), st.container()
+with below:
+    who = viewer()
+with main:
+    seconds = st.session_state.get("micro_every")
+    st.fragment(picture, run_every=seconds)(who, seconds)
+asked("microscope", KEYS)

@@ -1,0 +1,251 @@
+"""Suppression: the push on boundary and on easy negatives, over training and against K, with σ(−z) beside it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import recorded
+import streamlit as st
+from shell import WORDS, asked, draw, head, say
+
+from minipo import DynamicPO, diagnostics, figures, files, sweeps
+from minipo.figures import suppression
+
+GRID = "objectives"
+TOKENS = 3.0  # of an answer in the catalogue, its end included: what MPPO's average likelihood divides by
+OVER, AGAINST = "over training", "against K"
+ALL = "all four"
+NAMES = {figures.OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
+CENSUS = {"now": "boundary", "before training": "boundary_at_start"}
+KEYS = ("view", "objective", "K", "dynamic", "users", "census", "log", "seeds")
+PUSHES = {"push_boundary": "boundary", "push_discriminative": "discriminative"}
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_gradient_suppression.ipynb"
+
+
+@st.cache_resource(show_spinner=False)
+def logged() -> pd.DataFrame:
+    """The training batches' pushes of every recorded run; read by all viewers, changed by none."""
+    return suppression.logged_pushes(recorded.grid(GRID))
+
+
+@st.cache_data(show_spinner=False, max_entries=200)
+def probed(objective: str, negatives: int, dynamic: str, census: str, untrained: bool = False) -> pd.DataFrame | None:
+    """The pushes on validation users, from the log-probs that a run recorded; None where no run recorded them.
+
+    untrained: at step 0 alone. There every run is the SFT model still, so any run's log-probs do for all.
+    """
+    grid = recorded.grid(GRID)
+    rows = grid.table if untrained else grid.rows(objective=objective, negatives=negatives, dynamic=dynamic)
+    number = next((number for number in grid.probes if number in rows.index), None)
+    settings = grid.rows(objective=objective, negatives=negatives, dynamic=dynamic)
+    if number is None or settings.empty:
+        return None
+    probe, run = files.read_parquet(grid.probes[number]), settings.iloc[0]
+    if untrained:
+        probe = probe[probe["step"] == 0]
+    rule = DynamicPO(margin=run["margin"], clusters=int(run["clusters"])) if dynamic == "on" else None
+    pushed = diagnostics.pushes(probe, objective, run["beta"], rule, negatives, TOKENS)
+    table = suppression.probed_pushes(pushed, census)
+    seed = settings["seed"].to_dict().get(number, 0)
+    return table.assign(objective=objective, negatives=negatives, dynamic=dynamic, seed=seed)
+
+
+@st.cache_data(show_spinner=False)
+def said(call: str) -> str | None:
+    """What the recorded output of notebook 04 says where it calls `call`; None if it cannot be read."""
+    try:
+        cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells if call in "".join(cell["source"]) for output in cell.get("outputs", [])]
+        return next("".join(output["data"]["text/markdown"]) for output in outputs if "data" in output)
+    except (OSError, ValueError, KeyError, StopIteration):
+        return None
+
+
+@st.fragment
+def page() -> None:
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        view = st.segmented_control(
+            "Pushes", [OVER, AGAINST], default=OVER, required=True, key="view", bind="query-params",
+            help="Over the steps of runs with one K, or at the end of training for every K.",
+        )  # fmt: skip
+        shown = st.segmented_control(
+            "Objective", [*NAMES, ALL], default="DMPO", required=True, key="objective", bind="query-params",
+            help=WORDS["objective"],
+        )  # fmt: skip
+        users = st.segmented_control(
+            "Measured on", ["training", "validation"], default="training", required=True, key="users",
+            bind="query-params",
+            help="The training batches, logged every 10 steps by every run; or 64 validation users, whose log-probs "
+            "some runs recorded at four steps: users that the model was not fitted to.",
+        )  # fmt: skip
+        negatives = st.selectbox(
+            "K", choices(users), index=len(choices(users)) - 1, key="K", bind="query-params", width=84,
+            disabled=view == AGAINST, filter_mode=None, help=WORDS["K"] + " For pushes over training.",
+        )  # fmt: skip
+        dynamic = st.toggle("DynamicPO", key="dynamic", bind="query-params", help=WORDS["DynamicPO"])
+        with st.popover("", icon=":material/tune:", help="Scale, spread, and how groups are counted"):
+            logarithmic = st.toggle(
+                "Logarithmic scale of pushes", True, key="log", bind="query-params",
+                help="Equal distances are equal factors. A push of zero has no place on it.",
+            )  # fmt: skip
+            spread = st.toggle(
+                "Spread of the seeds", True, key="seeds", bind="query-params",
+                help="A band from the lowest to the highest of the five seeds' runs.",
+            )  # fmt: skip
+            census = st.segmented_control(
+                "Boundary of validation users", [*CENSUS], default="now", required=True, key="census",
+                bind="query-params",
+                help="Which negatives count as boundary: those that are at it at that step, or those that were before "
+                "training, so that the groups stay the same. Training batches are counted as they are at that step.",
+            )  # fmt: skip
+    asked("suppression", KEYS)
+    try:
+        drawn(view, shown, users, int(negatives), "on" if dynamic else "off", CENSUS[census], logarithmic, spread)
+    except ValueError as error:
+        st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+
+
+def choices(users: str) -> list[int]:
+    """The numbers of negatives that are recorded: of training batches, or of validation users."""
+    try:
+        grid = recorded.grid(GRID)
+    except ValueError:  # told where the figure would stand
+        return [1, 19]
+    table = grid.rows(objective=recorded.OBJECTIVES)
+    found = table.loc[[*grid.probes], "negatives"] if users == "validation" and grid.probes else table["negatives"]
+    return sorted({int(k) for k in found})
+
+
+def drawn(
+    view: str, shown: str, users: str, negatives: int, dynamic: str, census: str, logarithmic: bool, spread: bool
+) -> None:
+    """The figures and their sentences; ValueError if the record is missing or damaged."""
+    objectives = recorded.OBJECTIVES if shown == ALL else [NAMES[shown]]
+    over = "step" if view == OVER else "negatives"
+    counted = [negatives] if over == "step" else choices("training")
+    seen = validated(objectives, counted, dynamic, census)
+    table = seen if users == "validation" else trained(objectives, counted, dynamic, begun=over == "step")
+    if table.empty:
+        st.info(f"Not recorded for {shown}{' with DynamicPO' * (dynamic == 'on')}: runs at K = {counted[0]}.")
+        return
+    one = len(objectives) == 1
+    begin = untrained(objectives, counted, dynamic, census) if one else None
+    if over == "step":
+        plain = trained(objectives, counted, "off", begun=False) if dynamic == "on" and users == "training" else None
+        say(suppression.training_sentence(table, plain))
+    else:
+        table = suppression.at_end(table)
+        seen = suppression.at_end(seen)
+        say(suppression.negatives_sentence(table, begin))
+    # Where the log does not tell σ(−z), that of the validation users stands.
+    told = set(table.loc[table["saturation"].notna(), "objective"])
+    saturated = in_order(pd.concat([table[table["objective"].isin(told)], seen[~seen["objective"].isin(told)]]))
+    when = "" if over == "step" else ", end of training"
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        beside = ("before training", begin) if begin is not None and over == "negatives" else None
+        figure = suppression.push_lines(
+            table, PUSHES, over, f"Push on one negative, {table['users'].iloc[0]}{when}", "∂loss / ∂s<sub>k</sub>",
+            logarithmic=logarithmic, spread=spread, beside=beside,
+        )  # fmt: skip
+        draw(figure, "pushes", f"The push on a boundary and on an easy negative, {view}.")
+    with right:
+        if saturated.empty:
+            st.info("σ(−z) of these runs follows from recorded log-probs only, which there are for "
+                    f"K = {' and '.join(map(str, choices('validation')))}.")  # fmt: skip
+        else:
+            figure = suppression.push_lines(
+                saturated, {"saturation": ""}, over, f"Saturation σ(−z){when}", "what the sigmoid leaves",
+                spread=spread,
+            )  # fmt: skip
+            draw(figure, "saturation", f"Saturation, {view}.")
+    st.caption(note(table, over, dynamic))
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        figure = suppression.share_lines(table, over, f"The boundary's part of all push{when}", spread=spread)
+        draw(figure, "share", f"How much of all push falls on boundary negatives, {view}.")
+    with right:
+        if seen.empty:
+            st.info("Dilution follows from recorded log-probs only, which there are for "
+                    f"K = {' and '.join(map(str, choices('validation')))}.")  # fmt: skip
+        else:
+            columns = {name.replace("push", "dilution"): group for name, group in PUSHES.items()}
+            figure = suppression.push_lines(seen, columns, over, f"Dilution, validation users{when}", "part of z")
+            draw(figure, "dilution", f"Dilution, {view}.")
+    objections(table, begin, seen if users == "training" and len(seen) else None)
+
+
+def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool) -> pd.DataFrame:
+    """The runs' logged pushes; `begun`: with those before the first step, where they are the same for every user."""
+    table = logged()
+    table = table[
+        table["objective"].isin(objectives) & table["negatives"].isin(counted) & (table["dynamic"] == dynamic)
+    ]
+    begin = untrained(objectives, counted, dynamic, "boundary") if begun else None
+    if begin is not None and len(table):
+        runs = table[["objective", "negatives", "dynamic", "seed", "users"]].drop_duplicates()
+        begin = begin[begin["alike"]].drop(columns=["seed", "users"])
+        table = pd.concat([runs.merge(begin, on=["objective", "negatives", "dynamic"]), table])
+    return in_order(table)
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("objective", key=lambda names: names.map(recorded.OBJECTIVES.index), kind="stable")
+
+
+def validated(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame:
+    return joined([probed(objective, k, dynamic, census) for objective in objectives for k in counted])
+
+
+def untrained(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame | None:
+    """Pushes before training, a row an objective and K; None where no log-probs are recorded."""
+    table = joined([probed(objective, k, dynamic, census, untrained=True) for objective in objectives for k in counted])
+    return table if len(table) else None
+
+
+def joined(tables: list[pd.DataFrame | None]) -> pd.DataFrame:
+    found = [table for table in tables if table is not None]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["objective"])
+
+
+def note(table: pd.DataFrame, over: str, dynamic: str) -> str:
+    """What stands below the first figures: whose runs and users, and how they are counted."""
+    if table["users"].iloc[0] == suppression.VALIDATION:
+        text = "One seed's run each; 64 validation users at four steps. Recorded at K = "
+        text += f"{' and '.join(map(str, choices('validation')))} only: another run's log-probs cannot stand in. "
+    else:
+        seeds = table.groupby(["objective", "negatives"])["seed"].nunique()
+        text = f"Means of {int(seeds.max())} seeds; each step's value is of its batch of 32 training users. "
+    text += "The end: the last tenth of the steps. Boundary and easy as DynamicPO's rule counts them"
+    text += ", and only the boundary enters the loss. " if dynamic == "on" else ", though the loss does not use it. "
+    if over == "negatives":
+        text += "At K = 1 the only negative counts as boundary, so that K = 1 compares with the others only in part. "
+    return text + "Open marks: validation users."
+
+
+def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFrame | None) -> None:
+    """What a careful reader objects to."""
+    st.subheader("Before you blame the small push", anchor=False)
+    told = []
+    if begin is not None and len(begin) == 1:
+        told.append(suppression.reading_sentence(begin, table, seen))
+    told.append(
+        "AdamW divides each step by the recent size of its gradients: a push that is small for all negatives alike "
+        "makes the steps hardly smaller. What can turn a step is the *part* of all push, not its height."
+    )
+    swap, alone = said("swap_sentence("), said("alone_sentence(")
+    if swap and alone:
+        told.append(f"Notebook 04 tests the explanation with DMPO at K = 19, in runs of its own. {swap} {alone}")
+    else:
+        told.append(
+            "Whether the small push does the harm is not seen here: notebook 04 (`make lab`) tests it, by taking the "
+            "easy negatives' pushes away and leaving the boundary's as small as they are."
+        )
+    st.markdown("\n".join(f"- {sentence}" for sentence in told))
+
+
+head(
+    "Suppression: who is still pushed",
+    "The push on boundary and on easy negatives, with what the sigmoid leaves of it.",
+)
+page()

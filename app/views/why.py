@@ -1,0 +1,145 @@
+"""Why: averaging over easy negatives silences a mistake."""
+
+from typing import Any
+
+import recorded
+import streamlit as st
+import torch
+from shell import WORDS, asked, draw, head, plain, say
+
+from minipo import DynamicPO, figures, load_dataset, preference_loss
+
+EASY = 18  # easy negatives beside the mistake: a user has 19 negatives
+KEYS = ["easy", "boundary", "user", "mistake", "margin", "beta", "predict", "guess", "loss", "reveal"]
+LINK: dict[str, Any] = {"bind": "query-params"}
+HONEST = (
+    "This is arithmetic on one user: whether in training the silenced boundary or the easy negatives' own pushes do "
+    "the harm is on the pages [Suppression](suppression) and [Collapse](collapse)."
+)
+
+
+def ask_again() -> None:
+    """Another question: its answer is not to be seen yet."""
+    st.session_state["reveal"] = False
+
+
+def chosen_user() -> tuple[figures.Mistake, str, int] | None:
+    """The recorded user that the page is asked for, the run they come from, and how many there are."""
+    number = st.session_state.get("user")
+    if number is None:
+        return None
+    users = recorded.mistakes()
+    if not users:
+        st.warning("No recorded user is at hand: no readable probe of a recorded run has a user with one mistake.")
+    elif number > len(users):
+        st.warning(f"There are {len(users)} recorded users with one mistake: choose a number up to {len(users)}.")
+    else:
+        return *users[number - 1], len(users)
+    return None
+
+
+def question(easy: int, real: bool) -> None:
+    """What is to be predicted, and the controls for it."""
+    asking, guessing, moving, showing = st.columns([3.1, 1.25, 1.35, 0.85], vertical_alignment="bottom")
+    which = "of this user's other negatives" if real else "easy negatives"
+    asking.markdown(
+        f"**Add {easy} {which}: by how many times does DMPO's push on the mistake fall, and does its loss rise "
+        "or fall?**"
+        if easy
+        else "**Choose with the slider how many easy negatives to ask about.**"
+    )
+    guess = guessing.number_input(
+        "The push falls, times", 0.01, 1e6, None, 1.0, format="%g", placeholder="your guess", key="guess",
+        help="Your guess: 10 means that a tenth of the push is left, 1 that it stays. " + WORDS["push"], **LINK,
+    )  # fmt: skip
+    loss = moving.segmented_control(
+        "Its loss", ["falls", "rises"], key="loss", help="Your guess: what DMPO's loss on this user does.", **LINK
+    )
+    ready = easy > 0 and guess is not None and loss is not None
+    showing.toggle(
+        "Reveal", key="reveal", disabled=not (ready or st.session_state.get("reveal")),
+        help="Shows the truth beside your guess, once both are given. Moving another control asks anew.", **LINK,
+    )  # fmt: skip
+
+
+@st.fragment
+def why() -> None:
+    state = st.session_state
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        head("Easy negatives silence a mistake", "One mistake among easy negatives, and how hard each loss pushes it.")
+        predicting = st.toggle(
+            "Predict first", key="predict", on_change=ask_again,
+            help="Hides what the easy negatives do until you have guessed it. Your guess is part of the link.", **LINK,
+        )  # fmt: skip
+    sliding, selecting, filling, setting = st.columns([3.2, 1.1, 1.25, 1], vertical_alignment="bottom")
+    easy = sliding.slider(
+        "Easy negatives beside the mistake", 0, EASY, EASY, key="easy", on_change=ask_again,
+        help=WORDS["easy negatives"], **LINK,
+    )  # fmt: skip
+    user_number = filling.number_input(
+        "Recorded user", 1, None, None, 1, key="user", placeholder="illustration", on_change=ask_again,
+        help="Fills the line with a validation user of a recorded run who has one mistake. Empty: an illustration.",
+        **LINK,
+    )  # fmt: skip
+    real = user_number is not None
+    with setting.popover("Margins, β", icon=":material/tune:", width="stretch", help="Set the margins and β by hand."):
+        mistake_margin = st.slider(
+            "Mistake's margin (nats)", -4.0, 4.0, -1.0, 0.5, key="mistake", disabled=real, on_change=ask_again,
+            help=WORDS["margin"], **LINK,
+        )  # fmt: skip
+        easy_margin = st.slider(
+            "Easy negatives' margin (nats)", 0.0, 8.0, 4.0, 0.5, key="margin", disabled=real, on_change=ask_again,
+            help=WORDS["margin"], **LINK,
+        )  # fmt: skip
+        beta = st.slider("β, strength", 0.1, 3.0, 1.0, 0.1, key="beta", on_change=ask_again, help=WORDS["β"], **LINK)
+    found = chosen_user()
+    if predicting:
+        question(easy, found is not None)
+    hidden = predicting and not (state["reveal"] and easy)
+    selected = selecting.toggle(
+        "boundary only", key="boundary", disabled=hidden,
+        help="DynamicPO's selection: only negatives ranked at or above the chosen item enter the loss or, where there "
+        "are none, the group nearest to it. β stays as it is.", **LINK,
+    ) and not hidden  # fmt: skip
+
+    if found is None:
+        margins = torch.tensor([mistake_margin] + [easy_margin] * easy)
+        policy = torch.cat([torch.zeros(1), -margins])[None]
+        reference = torch.zeros_like(policy)
+        names = load_dataset("catalog").items[7 : 8 + easy]
+        ends = beta * mistake_margin, beta * easy_margin, 0
+        span = (min(ends) - 1.5, max(ends) + 1)
+        note = "An illustration: margins set by hand, losses and pushes computed from them as in training."
+    else:
+        user, run, count = found
+        policy, reference = user.policy[:, : 2 + easy], user.reference[:, : 2 + easy]
+        names, span = user.names[: 1 + easy], None
+        note = (
+            f"Validation user {user.user} after step {user.step} of a recorded run ({run}). The chosen item: "
+            f"{plain(user.chosen)}. User {user_number} of {count} with one mistake."
+        )
+    truth = figures.push_table(policy, reference, beta)
+    if hidden:  # the mistake alone
+        policy, reference, names = policy[:, :2], reference[:, :2], names[:1]
+    dynamic = DynamicPO(adjust_beta=False) if selected else None
+    table = figures.push_table(policy, reference, beta, dynamic) if selected or hidden else truth
+    output = preference_loss("dmpo", policy, reference, beta, dynamic=dynamic)
+    guess = None
+    if predicting and not hidden:
+        guess = state["guess"]
+        say(figures.guess_sentence(truth, guess, state["loss"]))
+    if selected or not predicting:
+        say(figures.push_sentence(truth, table if selected else None))
+    line = figures.margin_line(output.rewards[0].numpy(), output.used[0].numpy(), names, span)
+    draw(line, "why_line", "One user's negatives by their margin to the chosen item.")
+    left, right = st.columns([1, 2.6])
+    with left:
+        draw(figures.loss_bars(table, selected), "why_loss", "Loss under three objectives.")
+    with right:
+        bars = figures.push_bars(table, selected, guess)
+        draw(bars, "why_push", "Push on the mistake under three objectives, and what it lost.")
+    st.caption(f"{figures.push_product(table)} {note} {HONEST}")
+
+
+why()
+asked("why", KEYS)

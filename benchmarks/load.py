@@ -1,0 +1,259 @@
+"""How long a viewer waits on a shared server: `python benchmarks/load.py [--seconds 120]` (needs chromium on the PATH).
+
+Starts the app as `make app` does and opens 30 sessions on it: 29 that speak Streamlit's own protocol, as a browser does
+(they load a page, move a control or turn to another page every five seconds, and let live parts refresh themselves),
+and one headless Chromium with a viewer who moves a slider. First with the server otherwise idle, then with two runs
+training. A wait is the time from an action to the end of the page's answer; in Chromium, to the new sentence on the
+screen. All of it shares this machine's cores. Prints a table and writes load.json beside this file.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import websockets
+from playwright.async_api import async_playwright
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from streamlit.proto.WidgetStates_pb2 import WidgetState
+
+from minipo.runs import versions
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "app"))
+SESSIONS, EVERY = 30, 5.0  # sessions; seconds between a session's actions
+ARRIVAL = "arrival, all at once"
+TURN = 0.15  # share of actions that turn to another page
+BROWSER = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+MOVED = """before => [...document.querySelectorAll('p')].some(
+    p => p.innerText.startsWith('The loss fell') && p.innerText !== before)"""
+
+
+class Session:
+    """One viewer, as the server sees a browser."""
+
+    def __init__(self, port: int, waits: dict[str, list[float]], seed: int):
+        self.port, self.waits, self.random = port, waits, random.Random(seed)
+        self.pages: dict[str, str] = {}  # by path, the hash that names it
+        self.page = ""
+        self.controls: dict[str, tuple[str, Any]] = {}  # by id: the fragment it is in, and the control
+        self.values: dict[str, WidgetState] = {}
+        self.refreshed: dict[str, float] = {}  # fragments that refresh themselves, and how often
+        self.finished = asyncio.Event()
+        self.busy = asyncio.Lock()
+
+    async def live(self, seconds: float) -> None:
+        """Open a page, and act on it until the time is over."""
+        uri = f"ws://127.0.0.1:{self.port}/_stcore/stream"
+        async with websockets.connect(uri, subprotocols=["streamlit"], max_size=None) as self.socket:  # type: ignore
+            reader = asyncio.create_task(self.read())
+            await self.ask(ARRIVAL, page_name="")
+            refreshing = asyncio.create_task(self.refresh())
+            end = time.monotonic() + seconds
+            await asyncio.sleep(self.random.uniform(0, EVERY))
+            await self.turn()
+            while time.monotonic() < end:
+                await asyncio.sleep(EVERY * self.random.uniform(0.8, 1.2))
+                if self.random.random() < TURN or not self.controls:
+                    await self.turn()
+                else:
+                    await self.move()
+            for task in (reader, refreshing):
+                task.cancel()
+
+    async def ask(self, action: str, **state: Any) -> None:
+        """Send a request for a rerun, and note how long its answer takes."""
+        async with self.busy:
+            self.finished.clear()
+            if action != "refresh" and "fragment_id" not in state:
+                self.controls, self.refreshed = {}, {}
+            message = BackMsg()
+            asked = ClientState(page_script_hash=self.pages.get(self.page, ""), **state)
+            asked.widget_states.widgets.extend(self.values.values())
+            asked.context_info.timezone = "UTC"
+            message.rerun_script.CopyFrom(asked)
+            start = time.perf_counter()
+            await self.socket.send(message.SerializeToString())
+            await asyncio.wait_for(self.finished.wait(), 60)
+            kind = f"{self.page or 'why'}, {action}" if action != ARRIVAL else action
+            self.waits[kind].append(time.perf_counter() - start)
+
+    async def turn(self) -> None:
+        """Turn to another page."""
+        self.page = self.random.choice([page for page in self.pages if page != self.page])
+        self.values = {}
+        await self.ask("page")
+
+    async def move(self) -> None:
+        """Move one of the page's controls."""
+        name = self.random.choice(list(self.controls))
+        fragment, control = self.controls[name]
+        value = WidgetState(id=name)
+        kind = type(control).__name__
+        if kind == "Slider":
+            places = round((control.max - control.min) / control.step)
+            value.double_array_value.data.append(control.min + control.step * self.random.randint(0, places))
+        elif kind == "Checkbox":
+            value.bool_value = self.random.random() < 0.5
+        elif kind == "ButtonGroup":
+            value.string_array_value.data.append(self.random.choice(control.options).content)
+        else:
+            value.string_value = self.random.choice(control.options)
+        self.values[name] = value
+        await self.ask("control", **({"fragment_id": fragment} if fragment else {}))
+
+    async def refresh(self) -> None:
+        """Let live parts refresh themselves as a browser does."""
+        last: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(0.5)
+            for fragment, interval in list(self.refreshed.items()):
+                if time.monotonic() - last.setdefault(fragment, time.monotonic()) >= interval:
+                    last[fragment] = time.monotonic()
+                    await self.ask("refresh", fragment_id=fragment, is_auto_rerun=True)
+
+    async def read(self) -> None:
+        """Take in what the server sends."""
+        async for content in self.socket:
+            message = ForwardMsg()
+            message.ParseFromString(content)
+            kind = message.WhichOneof("type")
+            if kind == "navigation":
+                self.pages = {page.url_pathname: page.page_script_hash for page in message.navigation.app_pages}
+                self.pages = {"" if path == "why" else path: name for path, name in self.pages.items()}
+            elif kind == "auto_rerun":
+                self.refreshed[message.auto_rerun.fragment_id] = message.auto_rerun.interval
+            elif kind == "stop_auto_rerun":
+                self.refreshed.pop(message.stop_auto_rerun.fragment_id, None)
+            elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
+                element = message.delta.new_element
+                name = element.WhichOneof("type")
+                if name in ("slider", "checkbox", "selectbox", "button_group"):
+                    control = getattr(element, name)
+                    if not control.disabled and (name != "slider" or control.step):
+                        self.controls[control.id] = (message.delta.fragment_id, control)
+            elif kind == "script_finished" and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
+                self.finished.set()
+
+
+async def look(port: int, seconds: float, waits: list[float]) -> None:
+    """A viewer in Chromium who moves the slider of the first page."""
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        raise SystemExit("No browser: install chromium.")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=BROWSER)
+        page = await browser.new_page(viewport={"width": 1280, "height": 720})
+        await page.goto(f"http://127.0.0.1:{port}/")
+        await page.get_by_text("600-fold").wait_for(timeout=60_000)
+        end, key = time.monotonic() + seconds, "ArrowLeft"
+        for number in range(1000):
+            await asyncio.sleep(EVERY)
+            if time.monotonic() > end:
+                break
+            key = "ArrowRight" if number % 20 >= 10 else "ArrowLeft"
+            await page.get_by_role("slider").first.focus()
+            before = await page.locator("p", has_text="The loss fell").first.inner_text()
+            start = time.perf_counter()
+            await page.keyboard.press(key)
+            await page.wait_for_function(MOVED, arg=before, polling=10)
+            waits.append(time.perf_counter() - start)
+        await browser.close()
+
+
+async def class_of_viewers(port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
+    waits: dict[str, list[float]] = defaultdict(list)
+    seen: list[float] = []
+    sessions = [Session(port, waits, seed).live(seconds) for seed in range(SESSIONS - 1)]
+    await asyncio.gather(look(port, seconds, seen), *sessions)
+    return waits, seen
+
+
+def summary(waits: list[float]) -> dict[str, float]:
+    cut = statistics.quantiles(waits, n=100, method="inclusive") if len(waits) > 1 else waits * 99
+    return {
+        "actions": len(waits), "median": round(cut[49], 3), "p95": round(cut[94], 3), "slowest": round(max(waits), 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the two parts")
+    seconds = parser.parse_args().seconds
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "minipo", "app", "--server.port", str(port)]
+    command += ["--server.headless", "true", "--server.address", "127.0.0.1"]
+    parts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["MINIPO_HOME"] = home
+        server = subprocess.Popen(command, cwd=ROOT)
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            for part, training in (("no run", 0), ("two runs training", 2)):
+                trained = [train(seed) for seed in range(training)]
+                waits, seen = asyncio.run(class_of_viewers(port, seconds))
+                everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
+                parts[part] = {
+                    "all": summary(everything)
+                    | {"within 1 s": round(statistics.mean(wait <= 1 for wait in everything), 4)},
+                    "in Chromium": summary(seen),
+                    **{kind: summary(waits[kind]) for kind in sorted(waits)},
+                }
+                if training:
+                    parts[part]["still training at the end"] = sum(state(token) == "running" for token in trained)
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+    content = {
+        "date": date.today().isoformat(),
+        "versions": versions() | {"streamlit": version("streamlit")},
+        "sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts,
+    }  # fmt: skip
+    for part, table in parts.items():
+        print(f"\n{SESSIONS} sessions, {part}")
+        for kind, numbers in table.items():
+            print(f"  {kind:28}", numbers)
+    Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def train(seed: int) -> str:
+    """Hand in a run that outlasts the measurement."""
+    import forms
+    import jobs
+
+    settings = {**forms.OPENING, **forms.defaults("catalog", "pocket-gpt2"), "negatives": 19, "steps": 1000}
+    return jobs.submit("prefer", {**settings, "seed": seed}, f"load {seed}", "load").token
+
+
+def state(token: str) -> str:
+    import jobs
+
+    job = jobs.find(token)
+    return job.state if job else "removed"
+
+
+if __name__ == "__main__":
+    main()

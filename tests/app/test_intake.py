@@ -1,0 +1,276 @@
+"""Uploads, read by a process as the worker starts it: what fits is reported; whatever else, one sentence says why."""
+
+import gzip
+import io
+import json
+import re
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from minipo import files
+from minipo.datasets import own
+from tests.app.conftest import MAIN
+
+import intake  # isort: skip
+import jobs  # isort: skip
+import limits  # isort: skip
+import worker  # isort: skip
+
+HEADER = b"user,item,timestamp\n"
+ROW = b"anna,The Larks,2025-01-01\n"
+
+
+def handed_in(content: bytes, name: str) -> jobs.Job:
+    """The job of an upload after the worker has done it."""
+    job = jobs.submit("data", {"suffix": Path(name).suffix}, "viewer", name, content)
+    worker.perform(job.token)
+    found = jobs.find(job.token)
+    assert found is not None
+    return found
+
+
+def as_csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False).encode()
+
+
+def as_parquet(table: pd.DataFrame | pa.Table, **how: object) -> bytes:
+    file = io.BytesIO()
+    table = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table)
+    pa.parquet.write_table(table, file, **how)
+    return file.getvalue()
+
+
+def llara(rows: int = 30, candidates: int = 4) -> list[dict[str, object]]:
+    names = [f"item {number}" for number in range(candidates)]
+    return [{"historyList": f"a{row}::b{row}::c", "itemList": names, "trueSelection": names[0]} for row in range(rows)]
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("table.csv", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["plays.csv", "plays.parquet"])
+def test_a_table_is_reported_with_what_was_left_out(name: str):
+    table = own.example(60)
+    job = handed_in(as_csv(table) if name.endswith("csv") else as_parquet(table), name)
+    assert (job.state, job.message) == ("done", "")
+    report = files.read_json(job.result)
+    assert report["users"] == 57  # three of sixty have too few rows
+    assert report["dropped"]["users with fewer than 6 liked items"] >= 3
+    assert report["dropped"]["rows without item"] == int(table["item"].isna().sum())
+    assert report["negatives"] == [19, 19]
+    assert sum(users for _, users in report["items_of_users"]) == report["users"]
+    assert report["hr@1"]["chance"][0] == pytest.approx(0.05)
+    low, high = report["hr@1"]["markov"][1:]
+    assert low < report["hr@1"]["markov"][0] < high
+
+
+def test_llara_rows_are_reported_with_the_negatives_they_have():
+    job = handed_in(json.dumps(llara()).encode(), "rows.json")
+    assert job.state == "done"
+    assert files.read_json(job.result)["negatives"] == [3, 3]
+
+
+@pytest.mark.slow
+def test_the_largest_table_that_is_allowed_is_read_in_time():
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "user": random.integers(0, 30_000, limits.ROWS),
+            "item": random.integers(0, 20_000, limits.ROWS),
+            "timestamp": random.integers(1, 10**9, limits.ROWS),
+        }
+    )
+    start = time.monotonic()
+    job = handed_in(as_csv(table), "large.csv")
+    assert job.state == "done"
+    assert time.monotonic() - start < limits.UPLOAD_SECONDS / 2
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked for: some are large
+    "binary.csv": (lambda: bytes(range(256)) * 40, "holds NUL bytes, so it is binary or in UTF-16"),
+    "utf-16.csv": (lambda: as_csv(own.example(9)).decode().encode("utf-16"), "in UTF-16; save it as text in UTF-8"),
+    "latin-1.csv": (lambda: HEADER + "anna,Björk,2025-01-01\n".encode("latin-1"), "line 2 is not in UTF-8"),
+    "nul.csv": (lambda: HEADER + b"anna,The\0Larks,2025-01-01\n", "holds NUL bytes"),
+    "archive.csv": (lambda: zipped(as_csv(own.example(9))), "is a zip archive or an Excel workbook"),
+    "packed.json": (lambda: gzip.compress(b"[]"), "is compressed with gzip: unpack it first"),
+    "renamed.csv": (lambda: as_parquet(own.example(9)), "is a Parquet file: let its name end in .parquet"),
+    "renamed.parquet": (lambda: as_csv(own.example(9)), "is no Parquet file that can be read"),
+    "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is no Parquet file that can be read"),
+    "blank.csv": (lambda: b"\n\n  \n", "is empty; bring a file with the columns user, item, timestamp"),
+    "header.csv": (lambda: HEADER, "has no row with user, item and timestamp"),
+    "short.csv": (lambda: HEADER + 3 * ROW, "there is one user"),
+    "columns.csv": (
+        lambda: b"who,what,when\n" + ROW,
+        "lacks the columns user, item, timestamp; its columns are who, what",
+    ),
+    "time.csv": (lambda: HEADER + b"anna,The Larks,yesterday\n", "the timestamp 'yesterday' cannot be used"),
+    "ragged.csv": (lambda: HEADER + b"anna,Larks, The,2025-01-01\n", "line 2 has 4 cells where the first line has 3"),
+    "huge-cell.csv": (
+        lambda: HEADER + b"anna," + 10 * 2**20 * b"x" + b",1\n",
+        "line 2: a cell has more than 300 letters",
+    ),
+    "open-quote.csv": (lambda: HEADER + b'anna,"The Larks,1\n' + 1000 * ROW, "close the quotation mark"),
+    "huge-header.csv": (lambda: 10 * 2**20 * b"x" + b",item,timestamp\n" + ROW, "a cell has more than 300 letters"),
+    "wide.csv": (
+        lambda: b",".join(b"c%d" % n for n in range(10_000)) + b"\n" + ROW,
+        "has 10,000 columns, and 50 is the limit",
+    ),
+    "wide-row.csv": (lambda: HEADER + b"1," * 9_999 + b"1\n", "line 2 has 10,000 cells where the first line has 3"),
+    "long.csv": (
+        lambda: HEADER + 700_000 * b"anna,The Larks,2025-01-01\n",
+        "has more than 300,000 rows, the limit here",
+    ),
+    "deep.json": (lambda: 100_000 * b"[" + 100_000 * b"]", "is nested too deeply to be read"),
+    "digits.json": (lambda: b"[" + 10_000 * b"7" + b"]", "is not JSON in UTF-8"),
+    "half-letter.json": (lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(), "a name has half a letter"),
+    "object.json": (lambda: b'{"a": 1}', "holds no list of rows"),
+    "other.json": (lambda: b'[{"a": 1}]', "row 1: historyList, itemList and trueSelection are not all there"),
+    "numbers.json": (lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]', "is no list of names"),
+    "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "a row lists 60 items, and 50 is the limit"),
+    "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 letters"),
+    "many.parquet": (
+        lambda: as_parquet(pa.table({"user": pa.nulls(10**6, pa.int8()), "item": pa.nulls(10**6, pa.int8())})),
+        "has 1,000,000 rows, and 300,000 is the limit",
+    ),
+    "bomb.parquet": (
+        lambda: as_parquet(
+            pa.table({"user": ["a"], "item": [210 * 2**20 * "x"], "timestamp": [1]}), compression="zstd"
+        ),
+        "unpacks to",
+    ),
+    "dictionary-bomb.parquet": (
+        lambda: as_parquet(
+            pa.table(
+                {
+                    "user": pa.DictionaryArray.from_arrays(pa.array(200_000 * [0], pa.int32()), ["a"]),
+                    "item": pa.DictionaryArray.from_arrays(pa.array(200_000 * [0], pa.int32()), [2**20 * "x"]),
+                    "timestamp": pa.array(range(200_000)),
+                }
+            ),
+            compression="zstd",
+        ),
+        "a cell of the column item has more than 300 letters",
+    ),
+    "nested.parquet": (
+        lambda: as_parquet(pa.table({"user": ["a"], "item": [["b"]], "timestamp": [1]})),
+        "the column item holds lists or records",
+    ),
+    "nested-time.parquet": (
+        lambda: as_parquet(pa.table({"user": ["a"], "item": ["b"], "timestamp": [{"t": 1}]})),
+        "the column timestamp holds lists or records",
+    ),
+    "bytes.parquet": (
+        lambda: as_parquet(pa.table({"user": [b"\xff"], "item": [b"\xfe"], "timestamp": [1]})),
+        "cannot be read",
+    ),
+    "far-away.parquet": (
+        lambda: as_parquet(
+            pa.table({"user": ["a"], "item": ["b"], "timestamp": pa.array([2**62], pa.timestamp("us"))})
+        ),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_with_an_upload_is_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    made, said = BAD[name]
+    Path(name).write_bytes(made())
+    assert Path(name).stat().st_size <= limits.UPLOAD_MB * 2**20
+    start = time.monotonic()
+    assert intake.main(name, "result.json") == 2
+    assert time.monotonic() - start < 15
+    assert not Path("result.json").exists()
+    check_sentence(capsys.readouterr().err.removeprefix("minipo: ").removesuffix("\n"), name, said)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "utf-16.csv" else pytest.mark.slow) for name in BAD]
+)
+def test_the_worker_passes_the_sentence_on_with_the_files_name_and_no_path(name: str):
+    made, said = BAD[name]
+    job = handed_in(made(), name)
+    assert job.state == "failed"
+    check_sentence(job.message, name, said)
+    assert not job.result.exists()
+
+
+def check_sentence(message: str, name: str, said: str) -> None:
+    assert said in message
+    assert message.startswith(name)
+    assert message.endswith(".")
+    assert len(message) <= 600
+    assert not re.search(r"Traceback|[A-Za-z]Error\b|/|\n", message)
+
+
+def test_nothing_in_an_upload_is_ever_unpickled():
+    code = [path.read_text() for path in (MAIN.parent / "intake.py", Path(own.__file__))]
+    assert not re.search(r"pickle|eval\(|exec\(|engine=", "".join(code))
+    pickled = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR."
+    assert handed_in(pickled, "pickled.csv").state == "failed"
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux lets one process limit another's memory.")
+def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "UPLOAD_GB", 1)
+    hungry = "import time; time.sleep(1); everything = bytearray(3 * 2**30)"
+    monkeypatch.setattr(jobs, "command", lambda job: [sys.executable, "-c", hungry])
+    job = handed_in(as_csv(own.example(9)), "plays.csv")
+    assert (job.state, job.message) == ("failed", "It needed more than 1 GB of memory, the limit here.")
+
+
+def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.3)
+    job = handed_in(as_csv(own.example(9)), "plays.csv")
+    assert job.message == "It took longer than 0.3 seconds, the limit here, and was stopped; bring fewer rows."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("nothing.csv", b"", "The file is empty"),
+        ("model.pkl", b"cos\nsystem\n", "must end in .csv, .parquet or .json"),
+        ("model", b"x", "must end in .csv, .parquet or .json"),
+        ("large.csv", bytes(limits.UPLOAD_MB * 2**20 + 1), "larger than 20 MB"),
+    ],
+)
+def test_what_is_refused_before_it_is_read(name: str, content: bytes, said: str):
+    with pytest.raises(ValueError, match=said):
+        jobs.submit("data", {"suffix": Path(name).suffix}, "viewer", name, content)
+
+
+def test_removing_an_upload_removes_every_run_on_it_and_the_models_they_began_with():
+    mine, other = (handed_in(as_csv(own.example(30, seed)), "plays.csv") for seed in (0, 1))
+    settings = {"dataset": jobs.OWN + mine.token}
+    run = jobs.submit("prefer", settings, "viewer", "mine")
+    friends = jobs.submit("prefer", settings, "friend", "who has the link")
+    elsewhere = jobs.submit("prefer", {"dataset": jobs.OWN + other.token}, "viewer", "on other data")
+    for name, job in (("sft-mine", mine), ("sft-other", other)):
+        files.write_json(files.home() / "runs" / name / "config.json", {"kind": "sft", "dataset": str(job.upload)})
+    assert jobs.runs_on(mine.token) == [friends.token, run.token]
+    jobs.remove(mine.token)
+    assert [jobs.find(job.token) for job in (mine, run, friends)] == [None, None, None]
+    assert not mine.folder.exists()
+    assert [path.name for path in (files.home() / "runs").iterdir()] == ["sft-other"]
+    assert jobs.find(elsewhere.token) is not None
+    jobs.remove("../../..")
+    assert other.upload.exists()
+    jobs.remove(elsewhere.token)
+    assert other.upload.exists()  # a run that goes leaves the data it was trained on
