@@ -31,8 +31,9 @@ test: .venv/installed-dev ## linter, type checker and the fast tests
 	.venv/bin/python -m mypy
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
 
-test-all: .venv/installed-dev ## every test, one after the other: slow ones and a browser too
-	.venv/bin/python -m pytest
+test-all: .venv/installed-dev ## every test: the fast ones, then one after the other the slow ones, a browser's too
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
+	.venv/bin/python -m pytest -m slow
 
 record: .venv/installed ## everything recorded in data/, and the README's tables (an hour on two cores)
 	.venv/bin/python data/record.py

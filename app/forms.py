@@ -22,6 +22,7 @@ NAMES = (
     "dataset", "model", "objective", "negatives", "dynamic", "select", "adjust_beta", "beta", "margin",
     "learning_rate", "steps", "seed",
 )  # fmt: skip
+LAB = "train_"  # prefix of Live lab's: other pages have an objective too, and what is chosen there is not to be trained
 WIDTH = 146  # of a control, in pixels: two fit a phone's line
 
 

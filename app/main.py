@@ -41,8 +41,9 @@ page = st.navigation(
 )
 st.html(f"<style>{STYLE}</style>")
 state = st.session_state
-if state.get("page") != page.url_path:  # just opened: what its link asked for, before controls take their part
-    state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
-    for name in [name for name in state if str(name).startswith("link_of_")]:
+if state.get("page") != page.url_path:  # just opened: it begins as its link says, before controls take their part
+    kept = {"viewer", "removed_runs", *st.query_params}
+    for name in [str(name) for name in state if name not in kept]:  # else a control would take another page's value
         del state[name]
+    state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
 page.run()

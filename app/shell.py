@@ -115,9 +115,9 @@ def asked(page: str, known: Iterable[str]) -> None:
     """
     state = st.session_state
     if (key := f"link_of_{page}") not in state:  # later, a control may have been moved
-        link, names = state.get("link_opened", {}), set(known)
-        unknown = [name for name in link if name not in names]
-        state[key] = unknown + [name for name, value in link.items() if name in names and not _taken(name, value)]
+        link, mine = state.get("link_opened", {}), set(known)
+        unknown = [name for name in link if name not in mine]
+        state[key] = unknown + [name for name, value in link.items() if name in mine and not _taken(name, value)]
     if state[key]:
         names = ", ".join(plain(name[:40]) for name in state[key])
         st.info(f"Part of this link means nothing here and was passed over: {names}.", icon=":material/link_off:")

@@ -13,11 +13,14 @@ from minipo.evaluation import Interval
 from minipo.figures import (
     DYNAMIC_COLOUR,
     OBJECTIVE_COLOURS,
+    Curves,
     apart,
     collapse_grid,
     collapse_sentence,
     guess_sentence,
     live_run,
+    live_runs,
+    live_sentence,
     loss_bars,
     margin_line,
     mistakes,
@@ -397,3 +400,53 @@ def test_differences_show_the_seeds_where_they_are_given():
 
 def test_points_never_say_minus_zero():
     assert figures.in_points(Interval(-0.0001, -0.02, 0.0)) == "+0.0 [−2.0, +0.0]"
+
+
+def live(name: str, loss: float, hits: float, last: int = 300, **settings: object) -> Curves:
+    metrics = pd.DataFrame({"step": [10, last], "loss": [0.7, loss]})
+    ranking = {"ndcg@5": [0.8, 0.81], "reward_win_rate": [0.0, 0.5]}
+    evaluations = pd.DataFrame({"step": [0, last], "pair_loss": [0.69, 0.4 - loss], "hr@1": [0.68, hits], **ranking})
+    world = {"dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "dynamic": "off", "negatives": 15}
+    return Curves(name, {**world, "steps": 300, **settings}, metrics, evaluations)
+
+
+def test_live_runs_have_a_line_each_in_the_palette_and_the_level_of_sft():
+    runs = [live("<b>plain", 0.1, 0.67), live("dynamic", 0.3, 0.7, dynamic="on", steps=500)]
+    figure = drawn(live_runs(runs))
+    assert [trace["name"] for trace in figure["data"]] == ["&lt;b&gt;plain"] * 3 + ["dynamic"] * 3
+    assert {trace["line"]["color"] for trace in figure["data"]} == {OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR}
+    assert len({trace["line"]["dash"] for trace in figure["data"]}) == 2
+    assert figure["layout"]["xaxis3"]["range"][1] > 500
+    assert [shape["y0"] for shape in figure["layout"]["shapes"]] == [68.0]
+    assert "grey: SFT, 68.0 %" in str(figure["layout"]["annotations"])
+    assert "shapes" not in drawn(live_runs(runs, "reward_win_rate"))["layout"]
+    nothing = Curves("new", runs[0].settings, pd.DataFrame(), pd.DataFrame())
+    assert all(len(trace["x"]) == 0 for trace in drawn(live_runs([nothing]))["data"])
+
+
+def test_live_sentence_reads_one_run_several_and_none():
+    plain, dynamic = live("plain", 0.1, 0.67), live("dynamic", 0.3, 0.7, dynamic="on")
+    assert live_sentence([plain]) == (
+        "**plain**: after step 300 of 300, training loss 0.70 → 0.10, pair_loss 0.69 → 0.30, and HR@1 on validation "
+        "users 68.0 % (SFT) → **67.0 %**."
+    )
+    assert live_sentence([plain, dynamic]) == (
+        "Lowest training loss: **plain** (0.10; each objective and K has a scale of its own). Lowest pair_loss: "
+        "**dynamic** (0.10). Highest HR@1 on validation users: **dynamic** (70.0 %; SFT 68.0 %)."
+    )
+    again = live("plain", 0.2, 0.69, last=100, seed=1)  # of the same name, and not over
+    assert live_sentence([plain, again], "ndcg@5", ["one", "two"]) == (
+        "So far, lowest training loss: **one** (0.10). Lowest pair_loss: **two** (0.20). "
+        "Highest NDCG@5 on validation users: **two** (0.810; SFT 0.800)."
+    )
+    elsewhere = live("elsewhere", 0.2, 0.3, dataset="ml-100k")
+    each = live_sentence([plain, elsewhere], "reward_win_rate")
+    assert each.count("and win rate on validation users **50.0 %**") == 2
+    assert live_sentence([]).startswith("No step is logged yet")
+
+
+def test_result_sentence_tells_the_interval_and_what_may_be_chance():
+    summary, neighbours = {"hr@1": 0.662, "sft_hr@1": 0.65}, pd.DataFrame({"negatives": [], "hr@1": []})
+    sure, unsure = (result_sentence(summary, neighbours, (0.012, low, 0.02)) for low in (0.004, -0.004))
+    assert sure.endswith("65.0 % (95 % interval +0.4 to +2.0).")
+    assert unsure.endswith("65.0 % (95 % interval −0.4 to +2.0), which may be chance.")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import forms
 import numpy as np
 import pandas as pd
 import recorded
@@ -245,7 +246,8 @@ def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, f
     }
     if query["dynamic"] == "on":
         asks |= {"select": recorded.SELECT[query["select"]], "adjust_beta": query["adjust_beta"]}
-    st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=asks)
+    link = {forms.LAB + name: value for name, value in asks.items()}
+    st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=link)
 
 
 def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sft: bool) -> str:

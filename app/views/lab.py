@@ -4,6 +4,7 @@ import cards
 import forms
 import jobs
 import limits
+import plotly.graph_objects as go
 import recorded
 import streamlit as st
 from jobs import Job
@@ -12,7 +13,6 @@ from shell import WORDS, asked, draw, head, plain, say, viewer
 from minipo import figures, load_dataset, sweeps
 
 BENCH = 4
-FORM = "train_"  # other pages have an objective, too, and what is chosen there must not be trained here
 METRICS = ["hr@1", "ndcg@5", "mrr", "reward_win_rate"]
 EXAMPLE = {"objective": "dmpo", "negatives": 19, "seed": 0}
 
@@ -70,7 +70,9 @@ def bench(me: str, active: bool) -> None:
             st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
             return
         say("Recorded, not live. " + figures.live_sentence(curves, metric))
-    draw(figures.live_runs(curves, metric), "lab_runs", "Training loss, pair_loss and a ranking metric over the steps.")
+    drawn = [(curve.name, len(curve.metrics), len(curve.evaluations)) for curve in curves]
+    figure = figure_of([job.token for job in here if job not in damaged], drawn, metric, curves)
+    draw(figure, "lab_runs", "Training loss, pair_loss and a ranking metric over the steps.")
     if not here:
         users = len(load_dataset("catalog").validation)
         st.caption(
@@ -104,6 +106,14 @@ def put() -> None:
     st.query_params["run"] = st.session_state["bench"] or [""]
 
 
+@st.cache_data(max_entries=100, show_spinner=False)
+def figure_of(
+    tokens: list[str], drawn: list[tuple[str, int, int]], metric: str, _curves: list[figures.Curves]
+) -> go.Figure:
+    """Drawn anew only when a run has another name or more lines: of thirty viewers most wait."""
+    return figures.live_runs(_curves, metric)
+
+
 @st.cache_resource(show_spinner=False)
 def example() -> list[figures.Curves]:
     """Recorded runs, plain and under DynamicPO; ValueError if the record is missing or damaged."""
@@ -122,7 +132,7 @@ def example() -> list[figures.Curves]:
 def train(me: str) -> None:
     """The form, and its button."""
     state = st.session_state
-    settings = forms.run_settings(FORM)
+    settings = forms.run_settings(forms.LAB)
     handed_in = st.button(
         "Train", type="primary", icon=":material/play_arrow:", key="train", width="stretch", on_click=submit,
         args=(settings, me), help="Hand the run in: it trains on this server, even if you close this page.",
@@ -155,4 +165,4 @@ with figure:
 with form:
     train(me)
 st.caption(limits.told())
-asked("lab", [*(FORM + name for name in forms.NAMES), "ranking", "run"])
+asked("lab", [*(forms.LAB + name for name in forms.NAMES), "ranking", "run"])

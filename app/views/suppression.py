@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import recorded
 import streamlit as st
 from shell import WORDS, asked, draw, head, say
@@ -116,63 +118,79 @@ def choices(users: str) -> list[int]:
     return sorted({int(k) for k in found})
 
 
-def drawn(
-    view: str, shown: str, users: str, negatives: int, dynamic: str, census: str, logarithmic: bool, spread: bool
-) -> None:
+def drawn(view: str, shown: str, users: str, negatives: int, dynamic: str, *how: Any) -> None:
     """The figures and their sentences; ValueError if the record is missing or damaged."""
+    sentence, plots, caption, objections = made(view, shown, users, negatives, dynamic, *how)
+    if not plots:
+        st.info(sentence)
+        return
+    say(sentence)
+    needed = (
+        f"log-probs of validation users, which are recorded for K = {' and '.join(map(str, choices('validation')))}"
+    )
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        draw(plots["pushes"], "pushes", f"The push on a boundary and on an easy negative, {view}.")
+    with right:
+        if "saturation" in plots:
+            draw(plots["saturation"], "saturation", f"Saturation, {view}.")
+        else:
+            st.info(f"Here σ(−z) could only be computed from {needed}.")
+    st.caption(caption)
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        draw(plots["share"], "share", f"How much of all push falls on boundary negatives, {view}.")
+    with right:
+        if "dilution" in plots:
+            draw(plots["dilution"], "dilution", f"Dilution, {view}.")
+        else:
+            st.info(f"Dilution could only be computed from {needed}.")
+    st.subheader("Before you blame the small push", anchor=False)
+    st.markdown(objections)
+
+
+@st.cache_resource(show_spinner=False, max_entries=200)
+def made(
+    view: str, shown: str, users: str, negatives: int, dynamic: str, census: str, logarithmic: bool, spread: bool
+) -> tuple[str, dict[str, go.Figure], str, str]:
+    """The sentence, the figures by key, the caption and the objections; a sentence alone where nothing is recorded."""
     objectives = recorded.OBJECTIVES if shown == ALL else [NAMES[shown]]
     over = "step" if view == OVER else "negatives"
     counted = [negatives] if over == "step" else choices("training")
     seen = validated(objectives, counted, dynamic, census)
     table = seen if users == "validation" else trained(objectives, counted, dynamic, begun=over == "step")
     if table.empty:
-        st.info(f"Not recorded for {shown}{' with DynamicPO' * (dynamic == 'on')}: runs at K = {counted[0]}.")
-        return
-    one = len(objectives) == 1
-    begin = untrained(objectives, counted, dynamic, census) if one else None
+        ran = f"{shown}{' with DynamicPO' * (dynamic == 'on')}, K = {counted[0]}"
+        return f"Not recorded on {users} users: {ran}.", {}, "", ""
+    begin = untrained(objectives, counted, dynamic, census) if len(objectives) == 1 else None
     if over == "step":
         plain = trained(objectives, counted, "off", begun=False) if dynamic == "on" and users == "training" else None
-        say(suppression.training_sentence(table, plain))
+        sentence = suppression.training_sentence(table, plain)
     else:
-        table = suppression.at_end(table)
-        seen = suppression.at_end(seen)
-        say(suppression.negatives_sentence(table, begin))
+        table, seen = suppression.at_end(table), seen if seen.empty else suppression.at_end(seen)
+        sentence = suppression.negatives_sentence(table, begin)
+    when = "" if over == "step" else ", end of training"
+    beside = ("before training", begin) if begin is not None and over == "negatives" else None
+    plots = {
+        "pushes": suppression.push_lines(
+            table, PUSHES, over, f"Push on one negative, {table['users'].iloc[0]}{when}", "∂loss / ∂s<sub>k</sub>",
+            logarithmic=logarithmic, spread=spread, beside=beside,
+        ),
+        "share": suppression.share_lines(table, over, f"The boundary's part of all push{when}", spread=spread),
+    }  # fmt: skip
     # Where the log does not tell σ(−z), that of the validation users stands.
     told = set(table.loc[table["saturation"].notna(), "objective"])
     saturated = in_order(pd.concat([table[table["objective"].isin(told)], seen[~seen["objective"].isin(told)]]))
-    when = "" if over == "step" else ", end of training"
-    left, right = st.columns([1.25, 1], gap="medium")
-    with left:
-        beside = ("before training", begin) if begin is not None and over == "negatives" else None
-        figure = suppression.push_lines(
-            table, PUSHES, over, f"Push on one negative, {table['users'].iloc[0]}{when}", "∂loss / ∂s<sub>k</sub>",
-            logarithmic=logarithmic, spread=spread, beside=beside,
-        )  # fmt: skip
-        draw(figure, "pushes", f"The push on a boundary and on an easy negative, {view}.")
-    with right:
-        if saturated.empty:
-            st.info("σ(−z) of these runs follows from recorded log-probs only, which there are for "
-                    f"K = {' and '.join(map(str, choices('validation')))}.")  # fmt: skip
-        else:
-            figure = suppression.push_lines(
-                saturated, {"saturation": ""}, over, f"Saturation σ(−z){when}", "what the sigmoid leaves",
-                spread=spread,
-            )  # fmt: skip
-            draw(figure, "saturation", f"Saturation, {view}.")
-    st.caption(note(table, over, dynamic))
-    left, right = st.columns([1.25, 1], gap="medium")
-    with left:
-        figure = suppression.share_lines(table, over, f"The boundary's part of all push{when}", spread=spread)
-        draw(figure, "share", f"How much of all push falls on boundary negatives, {view}.")
-    with right:
-        if seen.empty:
-            st.info("Dilution follows from recorded log-probs only, which there are for "
-                    f"K = {' and '.join(map(str, choices('validation')))}.")  # fmt: skip
-        else:
-            columns = {name.replace("push", "dilution"): group for name, group in PUSHES.items()}
-            figure = suppression.push_lines(seen, columns, over, f"Dilution, validation users{when}", "part of z")
-            draw(figure, "dilution", f"Dilution, {view}.")
-    objections(table, begin, seen if users == "training" and len(seen) else None)
+    if len(saturated):
+        plots["saturation"] = suppression.push_lines(
+            saturated, {"saturation": ""}, over, f"Saturation σ(−z){when}", "what the sigmoid leaves", spread=spread
+        )
+    if len(seen):
+        columns = {name.replace("push", "dilution"): group for name, group in PUSHES.items()}
+        title = f"Dilution, validation users{when}"
+        plots["dilution"] = suppression.push_lines(seen, columns, over, title, "part of z")
+    compared = seen if users == "training" and over == "step" and len(seen) else None
+    return sentence, plots, note(table, over, dynamic), objections(table, begin, compared)
 
 
 def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool) -> pd.DataFrame:
@@ -223,9 +241,8 @@ def note(table: pd.DataFrame, over: str, dynamic: str) -> str:
     return text + "Open marks: validation users."
 
 
-def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFrame | None) -> None:
-    """What a careful reader objects to."""
-    st.subheader("Before you blame the small push", anchor=False)
+def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFrame | None) -> str:
+    """What a careful reader objects to, a line each."""
     told = []
     if begin is not None and len(begin) == 1:
         told.append(suppression.reading_sentence(begin, table, seen))
@@ -241,7 +258,7 @@ def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFra
             "Whether the small push does the harm is not seen here: notebook 04 (`make lab`) tests it, by taking the "
             "easy negatives' pushes away and leaving the boundary's as small as they are."
         )
-    st.markdown("\n".join(f"- {sentence}" for sentence in told))
+    return "\n".join(f"- {sentence}" for sentence in told)
 
 
 head(

@@ -303,7 +303,7 @@ def margin_line(
     half = width * max(11, lengths[0]) / 2
     mistake = min(max(margins[0], low + half), high - half)
     notes = [
-        note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), colour),
+        note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), INK),
         note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK),
     ]
     for text, room, to, shift in (("wrong side ◂", -low, "right", -6), ("▸ chosen item ahead", high, "left", 6)):

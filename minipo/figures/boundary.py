@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
-from minipo.figures import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE
+from minipo.figures import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE, as_text
 
 LOGP = "log-prob s, nats"
 TOP = {"y": 1, "yanchor": "top", "pad": {"t": 10}}  # a title above a legend, whatever the height
@@ -30,6 +30,7 @@ def candidates_line(
     the groups play no part. `span` keeps the axis still while a slider moves.
     """
     chosen, negatives = logps[0], logps[1:]
+    names = [as_text(name) for name in names]
     low, high = span or (logps.min() - 1, logps.max() + 1)
     order = np.argsort(-negatives, kind="stable")
     rows = np.empty(len(order), int)

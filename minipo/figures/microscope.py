@@ -45,7 +45,7 @@ KINDS = {
     "rest": ("discriminative", FAINT, "circle"),
     "absent": ("not among the K", GRID, "circle"),  # drawn faintly
 }
-ROW, ABOVE, BELOW = 18, 40, 50  # pixels: of a row, and above and below the rows
+ROW, ABOVE, BELOW = 18, 40, 52  # pixels: of a row, and above and below the rows
 LETTER = 0.02  # of a phone's width
 COLUMNS = {  # of a negative's push: heading, share of the width, what it means
     "name": ("", 0.29, ""),
@@ -276,7 +276,7 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
         layout["updatemenus"] = [
             {
                 "type": "buttons", "showactive": False, "x": 1, "xanchor": "right", "y": 0, "yanchor": "top",
-                "pad": {"t": 13, "r": 2}, "bgcolor": "white", "bordercolor": GRID, "font": {"size": 12, "color": QUIET},
+                "pad": {"t": 16, "r": 2}, "bgcolor": "white", "bordercolor": GRID, "font": {"size": 12, "color": QUIET},
                 "buttons": [{"label": "▶ play", "method": "animate", "args": [[each["name"] for each in frames], how]}],
             }
         ]  # fmt: skip
@@ -286,7 +286,7 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
 
 def _of_names(here: pd.DataFrame) -> list[str]:
     """The names' colours: those at the boundary stand out."""
-    return [{"absent": FAINT, "rest": QUIET}.get(kind, KINDS[kind][1]) for kind in here["kind"]]
+    return [{"absent": FAINT, "rest": QUIET}.get(kind, INK) for kind in here["kind"]]
 
 
 def _places(here: pd.DataFrame, span: tuple[float, float]) -> list[dict[str, Any]]:
@@ -395,6 +395,7 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
             **_rows(count),
             **axes,
             "showlegend": False,
+            "plot_bgcolor": "rgba(0,0,0,0)",  # else a column's own ground lies on the row of the chosen item
             "annotations": [*headings, note],
             "shapes": [band],
         },

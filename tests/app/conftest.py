@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from minipo import fetch, sweeps
@@ -203,15 +202,3 @@ def write_pushes(folder: Path) -> None:
             ]  # fmt: skip
             pd.concat(probes).to_parquet(folder / "probes" / f"{number}.parquet")
     pd.concat(lines).to_parquet(folder / "curves.parquet")
-
-
-@pytest.fixture
-def whole_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AppTest takes a folder named `pages` beside the script for Streamlit's old way, and would leave main.py out."""
-    begin = PagesManager.__init__
-
-    def navigated(manager: PagesManager, *arguments: Any, **more: Any) -> None:
-        PagesManager.uses_pages_directory = False
-        begin(manager, *arguments, **more)
-
-    monkeypatch.setattr(PagesManager, "__init__", navigated)

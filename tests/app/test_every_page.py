@@ -14,7 +14,6 @@ from tests.app.conftest import MAIN, charts, opened, text, write_pushes
 
 import shell  # isort: skip
 
-pytestmark = pytest.mark.usefixtures("whole_app")
 every_page = pytest.mark.parametrize("page", sorted(path.stem for path in MAIN.parent.glob("views/*.py")))
 # Controls that do something or take something in, and have no state that a link could hold.
 ACTS = {"button", "download_button", "file_uploader", "menu_button", "tab_container", "arrow_data_frame", "dataframe"}

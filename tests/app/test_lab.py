@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ import jobs  # isort: skip
 import limits  # isort: skip
 import shell  # isort: skip
 
-pytestmark = pytest.mark.usefixtures("whole_app")
 VIEWER = "viewer-of-these-tests"
 
 
@@ -354,3 +354,15 @@ def test_what_is_not_here_is_listed_with_the_command_that_brings_it(tmp_path: Pa
 def test_a_run_is_named_by_what_it_does(switches: tuple[str, str, str], told: str):
     names = ("dynamic", "select", "adjust_beta")
     assert forms.described({**forms.OPENING, **dict(zip(names, switches, strict=True))}) == told
+
+
+def test_what_collapse_offers_to_train_fills_the_form(recorded: Path):
+    (offer, *_) = [
+        link.proto
+        for link in opened("collapse", curve="S-DPO", strength="3").get("page_link")
+        if "lab" in link.proto.page
+    ]
+    link = {name: value for name, (value,) in parse_qs(offer.query_string).items()}
+    app = opened("lab", **link)
+    assert (app.selectbox(key="train_objective").value, app.number_input(key="train_beta").value) == ("sdpo", 3.0)
+    assert "means nothing here" not in text(app)

@@ -12,8 +12,6 @@ from streamlit.testing.v1 import AppTest
 
 from tests.app.conftest import charts, opened, text, write_pushes
 
-pytestmark = pytest.mark.usefixtures("whole_app")
-
 
 @pytest.fixture
 def pushes(recorded: Path) -> Path:
@@ -59,7 +57,10 @@ def test_another_k_and_its_only_negative(pushes):
     assert "At K = 5" in sentence(app)
     assert lines(app, "pushes")["boundary"]["y"][0] == pytest.approx(0.1)
     assert "dilution" not in charts(app)
-    assert "there are for K = 1 and 19" in text(app)
+    assert (
+        "Dilution could only be computed from log-probs of validation users, which are recorded for K = 1 and 19"
+        in (text(app))
+    )
     app.selectbox("K").set_value(1).run()
     assert "At K = 1 the only negative counts as boundary" in sentence(app)
     assert "easy" not in lines(app, "pushes")
@@ -111,7 +112,7 @@ def test_validation_users_are_those_whose_log_probs_are_recorded(pushes):
     assert still[0] == still[1]
     assert lines(app, "pushes")["boundary"]["y"][0] == kept[0]
     app.segmented_control("objective").set_value("MPPO").run()
-    assert "Not recorded for MPPO" in text(app)
+    assert "Not recorded on validation users: MPPO, K = 19." in text(app)
 
 
 def test_scale_and_spread(pushes):
@@ -168,4 +169,14 @@ def test_without_the_notebook_it_is_pointed_to(pushes, monkeypatch, tmp_path):
     real = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, **more: "{" if path.suffix == ".ipynb" else real(path, **more))
     st.cache_data.clear()
+    st.cache_resource.clear()
     assert "notebook 04 (`make lab`) tests it" in text(opened("suppression"))
+
+
+def test_without_log_probs_the_training_users_pushes_stand(pushes):
+    for probe in pushes.glob("probes/*.parquet"):
+        probe.unlink()
+    for view in ("over training", "against K"):
+        app = opened("suppression", view=view)
+        assert set(charts(app)) == {"pushes", "saturation", "share"}
+        assert "DMPO's push on a boundary negative" in sentence(app)

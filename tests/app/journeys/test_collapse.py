@@ -76,7 +76,7 @@ def test_a_link_of_nonsense_says_which_part_of_it_means_nothing(visit: Visit):
 
 def test_a_square_opens_its_user_in_the_microscope(visit: Visit, picture: Picture):
     page = visit(f"collapse?view={VIEWS['users']}")
-    expect(page.get_by_text("users are gained")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text(re.compile(r"^\d+ users are gained$"))).to_be_visible(timeout=SLOW)
     opens_on = page.get_by_role("spinbutton", name="Test user").input_value()
     squares = page.locator(".trace.scatter").nth(1).locator("path.point")  # the gained
     squares.nth(3).click(force=True)

@@ -64,7 +64,8 @@ def test_it_can_be_read(
     for name in PAGES:
         page.goto(f"{address}{name}")
         settled(page)
-        expect(page.locator("[data-testid=stException]")).to_have_count(0)
+        expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
+        expect(page.get_by_test_id("stException")).to_have_count(0)
         picture(page, f"every-{name}-{look}")
         found = {check: page.evaluate(script) for check, script in (("wide", WIDE), ("cut", CUT), ("faint", FAINT))}
         found["errors"] = list(errors)

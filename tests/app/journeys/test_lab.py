@@ -70,7 +70,7 @@ def test_a_run_is_watched_left_found_again_shared_and_removed(visit: Visit, pict
     settled(page)
     expect(page.get_by_text(RESULT)).to_be_visible()
 
-    page.locator("[class*=st-key-card_] [data-testid=stPopover] button").click()
+    page.get_by_role("button", name="more_vert").click()
     page.get_by_label("Name", exact=True).fill("Mine, <b>renamed</b> *so*")
     page.get_by_label("Name", exact=True).press("Enter")
     expect(page.locator("[class*=st-key-card_] strong").first).to_have_text("Mine, <b>renamed</b> *so*")

@@ -8,19 +8,18 @@ from statistics import median
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.app.journeys.conftest import settled
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 Visit = Callable[..., Page]
 SENTENCE = "[data-testid=stMarkdown] >> text=/User \\d+ after step/"
 # Milliseconds from now until the push chart shows other numbers.
 WATCH = """() => {
-    const shown = () => [...document.querySelectorAll('.stPlotlyChart')].at(-1)?.textContent ?? '';
+    const shown = () => [...document.querySelectorAll('.js-plotly-plot')].at(-1)?.textContent ?? '';
     const [before, began] = [shown(), performance.now()];
     window.took = new Promise(done => {
         const look = () => {
             const now = shown();
-            now && now !== before ? done(performance.now() - began) : requestAnimationFrame(look);
+            const took = performance.now() - began;
+            took > 10000 || (now && now !== before) ? done(took) : requestAnimationFrame(look);
         };
         look();
     });
@@ -44,15 +43,35 @@ def slide(page: Page, name: str, key: str) -> float:
     return page.evaluate("window.took")
 
 
+def switch(page: Page, name: str) -> float:
+    """The same for a switch."""
+    page.evaluate(WATCH)
+    page.get_by_text(name).click()
+    return page.evaluate("window.took")
+
+
+def look(visit: Visit, *arguments: str, dark: bool = False) -> Page:
+    """The page, with both figures drawn."""
+    page = visit(*arguments, dark=dark)
+    expect(page.locator(SENTENCE)).to_be_visible(timeout=30_000)
+    expect(page.locator(".js-plotly-plot .draglayer")).to_have_count(2, timeout=30_000)
+    page.wait_for_timeout(500)
+    return page
+
+
+def apart(left: list[list[float]], right: list[list[float]]) -> float:
+    """How far a candidate is from where it was, at most, in pixels."""
+    return max(abs(a - b) for there in zip(left, right, strict=True) for a, b in zip(*there, strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "size", "dark"), [("light", "projector", False), ("dark", "projector", True), ("phone", "phone", False)]
 )
 def test_it_opens_drawn(visit: Visit, picture: Callable[[Page, str], Path], name: str, size: str, dark: bool) -> None:
-    page = visit("microscope", size, dark=dark)
-    expect(page.locator(SENTENCE)).to_be_visible()
+    page = look(visit, "microscope", size, dark=dark)
     assert page.evaluate(WIDE) == []
     assert page.evaluate(CUT) == []
-    charts = [chart.bounding_box() for chart in page.locator(".stPlotlyChart").all()]
+    charts = [chart.bounding_box() for chart in page.get_by_test_id("stPlotlyChart").all()]
     assert len(charts) == 2
     first, second = (box for box in charts if box)
     if size == "projector":
@@ -64,46 +83,53 @@ def test_it_opens_drawn(visit: Visit, picture: Callable[[Page, str], Path], name
 
 
 def test_the_picture_follows_the_controls_at_once(visit: Visit) -> None:
-    page = visit("microscope?rule=the+boundary&adjust_beta=true")
+    page = look(visit, "microscope?rule=the+boundary&adjust_beta=true")
     took = []
-    for name, keys in (("β, strength", "ArrowRight ArrowLeft" * 1), ("γ, margin of β", "ArrowRight ArrowLeft")):
-        for key in 2 * keys.split():
+    for name, back, forth in 2 * (
+        ("β, strength", "ArrowLeft", "ArrowRight"),
+        ("γ, margin of β", "Home", "End"),
+        ("Training step", "ArrowLeft", "ArrowRight"),
+    ):
+        for key in (back, forth):
             took.append(slide(page, name, key))
-            page.wait_for_timeout(300)
-    for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
-        took.append(slide(page, "Training step", key))
-        page.wait_for_timeout(300)
-    print(f"control to picture: median {median(took):.0f} ms, smallest {min(took):.0f} ms, largest {max(took):.0f} ms")
-    assert min(took) < 300
+            page.wait_for_timeout(500)
+    switched = []
+    for _ in range(6):
+        switched.append(switch(page, "Dual-margin β"))
+        page.wait_for_timeout(500)
+    for what, times in (("slider", took), ("switch", switched)):
+        print(f"{what} to picture: median {median(times):.0f} ms, smallest {min(times):.0f}, largest {max(times):.0f}")
+        assert min(times) < 600  # generous: the machine may be busy, and the printed numbers are what counts
 
 
 def test_playing_moves_the_candidates_and_ends_where_it_began(visit: Visit) -> None:
-    page = visit("microscope?user=4000")
-    where = "[...document.querySelector('.js-plotly-plot').querySelectorAll('.point')].map(p => p.getAttribute('transform'))"
+    page = look(visit, "microscope?user=4000")
 
     def places() -> list[list[float]]:
-        return [[float(number) for number in re.findall(r"-?[\d.]+", at)[:2]] for at in page.evaluate(where) if at]
+        points = page.locator(".js-plotly-plot").first.locator(".point").all()
+        moved = [point.get_attribute("transform") or "" for point in points]
+        return [[float(number) for number in re.findall(r"-?[\d.]+", each)] for each in moved if each]
 
     began = places()
     page.locator(".updatemenu-button").click()
     page.wait_for_timeout(700)
-    middle = places()
-    assert max(abs(a - b) for before, after in zip(began, middle, strict=True) for a, b in zip(before, after)) > 5
+    assert apart(began, places()) > 5
     page.wait_for_timeout(5000)
-    ended = places()
-    assert max(abs(a - b) for before, after in zip(began, ended, strict=True) for a, b in zip(before, after)) < 1
+    assert apart(began, places()) < 1
 
 
 def test_what_is_seen_is_a_link(visit: Visit) -> None:
-    page = visit("microscope")
+    page = look(visit, "microscope")
     page.get_by_role("button", name="chevron_right").click()
+    page.wait_for_url(re.compile("user="))
+    page.wait_for_timeout(500)
     slide(page, "Training step", "ArrowLeft")
+    page.wait_for_url(re.compile("step="))
     page.get_by_text("Dual-margin β").click()
     expect(page.locator(SENTENCE)).to_contain_text("plain DMPO would push it")
     page.wait_for_timeout(500)
     told = page.locator(SENTENCE).inner_text()
     assert {"user", "step", "adjust_beta"} <= set(re.findall(r"[?&](\w+)=", page.url))
-    again = visit(page.url.split("/", 3)[3])
-    settled(again)
-    expect(again.locator(SENTENCE)).to_have_text(told)
-    expect(again.get_by_text("means nothing here")).to_have_count(0)
+    page.reload()  # a new session, of which the server knows no more than the link
+    expect(page.locator(SENTENCE)).to_have_text(told, timeout=30_000)
+    expect(page.get_by_text("means nothing here")).to_have_count(0)

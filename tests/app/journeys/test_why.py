@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 FIRST_SCREEN = ("why_line", "why_loss", "why_push")
 
 
@@ -23,6 +23,7 @@ def nothing_overflows(page: Page) -> None:
     assert cut == []
 
 
+@pytest.mark.slow
 def test_the_slider_answers_at_once_and_the_first_screen_holds_the_picture(
     visit: Callable[..., Page], picture: Callable[[Page, str], Any]
 ):
@@ -78,6 +79,7 @@ def test_a_guess_is_revealed_and_its_link_shows_the_same(
 @pytest.mark.parametrize(
     ("size", "dark", "name"), [("projector", False, "light"), ("projector", True, "dark"), ("phone", False, "phone")]
 )
+@pytest.mark.slow
 def test_about_opens_drawn_and_finds_a_word(
     visit: Callable[..., Page], picture: Callable[[Page, str], Any], size: str, dark: bool, name: str
 ):
