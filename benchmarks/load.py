@@ -146,7 +146,7 @@ class Session:
                 name = element.WhichOneof("type")
                 if name in ("slider", "checkbox", "selectbox", "button_group"):
                     control = getattr(element, name)
-                    if not control.disabled and (name != "slider" or control.step):
+                    if not control.disabled and (name != "slider" or not control.options):
                         self.controls[control.id] = (message.delta.fragment_id, control)
             elif kind == "script_finished" and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
                 self.finished.set()
