@@ -17,7 +17,7 @@ PAGES = {
 
 STYLE = """
 .stMainBlockContainer {padding: 3.9rem 2.2rem 2rem; max-width: 1500px}
-h2 {padding: 0 0 .15rem !important}
+.stMainBlockContainer h2 {padding: 0 0 .15rem !important}
 [data-testid=stElementToolbar] button[aria-label^='Download as CSV'] {display: none} /* names in it could be formulas */
 .figure-title {font-size: 1.05rem; font-weight: 600; line-height: 1.3; margin: 0}
 @media (max-width: 640px) {.stMainBlockContainer {padding: 3.9rem .9rem 2rem}}
