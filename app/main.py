@@ -32,13 +32,15 @@ def worker() -> None:
 
 st.set_page_config(page_title="minipo: why more negatives can teach less", page_icon="📉", layout="wide")
 worker()
-page = st.navigation(
-    [
-        st.Page(f"views/{name}.py", title=title, url_path=name, default=name == "why", help=about)
-        for name, (title, about) in PAGES.items()
-    ],
-    position="top",
-)
+pages = [
+    st.Page(
+        f"views/{name}.py", title=title, url_path="start" if name == "why" else name, default=name == "why", help=about
+    )
+    for name, (title, about) in PAGES.items()
+]
+# The first page's address is the app's own, whatever its path; this one lets a link call it by its name.
+pages.append(st.Page("views/why.py", title="Why", url_path="why", visibility="hidden"))
+page = st.navigation(pages, position="top")
 st.html(f"<style>{STYLE}</style>")
 state = st.session_state
 if state.get("page") != page.url_path:  # just opened: it begins as its link says, before controls take their part

@@ -10,6 +10,7 @@ screen. All of it shares this machine's cores. Prints a table and writes load.js
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import shutil
@@ -20,12 +21,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import websockets
 from playwright.async_api import async_playwright
 from streamlit.proto.BackMsg_pb2 import BackMsg
@@ -37,6 +39,10 @@ from minipo.runs import versions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "app"))
+import forms  # noqa: E402
+import jobs  # noqa: E402
+import limits  # noqa: E402
+
 SESSIONS, EVERY = 30, 5.0  # sessions; seconds between a session's actions
 ARRIVAL = "arrival, all at once"
 TURN = 0.15  # share of actions that turn to another page
@@ -135,8 +141,8 @@ class Session:
             message.ParseFromString(content)
             kind = message.WhichOneof("type")
             if kind == "navigation":
-                self.pages = {page.url_pathname: page.page_script_hash for page in message.navigation.app_pages}
-                self.pages = {"" if path == "why" else path: name for path, name in self.pages.items()}
+                shown = [page for page in message.navigation.app_pages if not page.is_hidden]
+                self.pages = {page.url_pathname: page.page_script_hash for page in shown}
             elif kind == "auto_rerun":
                 self.refreshed[message.auto_rerun.fragment_id] = message.auto_rerun.interval
             elif kind == "stop_auto_rerun":
@@ -212,8 +218,8 @@ def main() -> None:
                     break
                 except OSError:
                     time.sleep(0.5)
-            for part, training in (("no run", 0), ("two runs training", 2)):
-                trained = [train(seed) for seed in range(training)]
+            for part, training in (("no run", False), ("two runs training", True)):
+                runs = hand_in(seconds) if training else []
                 waits, seen = asyncio.run(class_of_viewers(port, seconds))
                 everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
                 parts[part] = {
@@ -222,8 +228,9 @@ def main() -> None:
                     "in Chromium": summary(seen),
                     **{kind: summary(waits[kind]) for kind in sorted(waits)},
                 }
+                parts[part]["server's memory (MB)"] = round(psutil.Process(server.pid).memory_info().rss / 1e6)
                 if training:
-                    parts[part]["still training at the end"] = sum(state(token) == "running" for token in trained)
+                    parts[part]["runs at the end"] = dict(Counter(jobs.find(run).state for run in runs))
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -239,20 +246,17 @@ def main() -> None:
     Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def train(seed: int) -> str:
-    """Hand in a run that outlasts the measurement."""
-    import forms
-    import jobs
-
-    settings = {**forms.OPENING, **forms.defaults("catalog", "pocket-gpt2"), "negatives": 19, "steps": 1000}
-    return jobs.submit("prefer", {**settings, "seed": seed}, f"load {seed}", "load").token
-
-
-def state(token: str) -> str:
-    import jobs
-
-    job = jobs.find(token)
-    return job.state if job else "removed"
+def hand_in(seconds: float) -> list[str]:
+    """Hand in so many runs that two train for all this time, and wait until the first two do; their tokens."""
+    settings = {**forms.OPENING, **forms.defaults("catalog", "pocket-gpt2"), "negatives": 19, "steps": limits.STEPS}
+    count = 2 * math.ceil(seconds / 20)  # a run takes 50 seconds on two idle cores
+    runs = [
+        jobs.submit("prefer", {**settings, "seed": seed}, f"viewer {seed // limits.RUNS_AT_ONCE}", "load").token
+        for seed in range(count)
+    ]
+    while any(jobs.find(run).state != "running" for run in runs[:2]):
+        time.sleep(0.5)
+    return runs
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import streamlit as st
 import torch
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import DynamicPO, figures, load_dataset, preference_loss
+from minipo import DynamicPO, figures, preference_loss
+from minipo.datasets import catalog
 
 EASY = 18  # easy negatives beside the mistake: a user has 19 negatives
 KEYS = ["easy", "boundary", "user", "mistake", "margin", "beta", "predict", "guess", "loss", "reveal"]
@@ -106,7 +107,7 @@ def why() -> None:
         margins = torch.tensor([mistake_margin] + [easy_margin] * easy)
         policy = torch.cat([torch.zeros(1), -margins])[None]
         reference = torch.zeros_like(policy)
-        names = load_dataset("catalog").items[7 : 8 + easy]
+        names = catalog.world().items[7 : 8 + easy]
         ends = beta * mistake_margin, beta * easy_margin, 0
         span = (min(ends) - 1.5, max(ends) + 1)
         note = "An illustration: margins set by hand, losses and pushes computed from them as in training."
