@@ -90,7 +90,8 @@ def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
         st.html(f"<div class='figure-title'>{title}</div>")
     if st.context.theme.type == "dark":
         content = figures.darkened(content)
-    return st.plotly_chart(go.Figure(content), key=key, theme=None, config=PLOT, alt=alt, **more)
+    ready = go.Figure(content, _validate=False)  # validated when it was made: again would take as long as making it
+    return st.plotly_chart(ready, key=key, theme=None, config=PLOT, alt=alt, **more)
 
 
 def viewer() -> str:

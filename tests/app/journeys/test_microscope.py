@@ -11,17 +11,20 @@ from playwright.sync_api import Page, expect
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 Visit = Callable[..., Page]
 SENTENCE = "[data-testid=stMarkdown] >> text=/User \\d+ after step/"
-# Milliseconds from now until the push chart shows other numbers.
+# Milliseconds from the viewer's next key or click until the push chart shows other numbers.
 WATCH = """() => {
     const shown = () => [...document.querySelectorAll('.js-plotly-plot')].at(-1)?.textContent ?? '';
-    const [before, began] = [shown(), performance.now()];
+    const before = shown();
     window.took = new Promise(done => {
-        const look = () => {
-            const now = shown();
-            const took = performance.now() - began;
-            took > 10000 || (now && now !== before) ? done(took) : requestAnimationFrame(look);
+        const begin = event => {
+            const look = () => {
+                const now = shown();
+                const took = performance.now() - event.timeStamp;
+                took > 10000 || (now && now !== before) ? done(took) : requestAnimationFrame(look);
+            };
+            look();
         };
-        look();
+        for (const input of ['keydown', 'pointerup']) addEventListener(input, begin, {capture: true, once: true});
     });
 }"""
 WIDE = """[...document.querySelectorAll('.stMain .js-plotly-plot, .stMain [data-testid^=st]')]
@@ -99,7 +102,7 @@ def test_the_picture_follows_the_controls_at_once(visit: Visit) -> None:
         page.wait_for_timeout(500)
     for what, times in (("slider", took), ("switch", switched)):
         print(f"{what} to picture: median {median(times):.0f} ms, smallest {min(times):.0f}, largest {max(times):.0f}")
-        assert min(times) < 600  # generous: the machine may be busy, and the printed numbers are what counts
+        assert min(times) < 400  # asked are 200: generous, for the machine may be busy
 
 
 def test_playing_moves_the_candidates_and_ends_where_it_began(visit: Visit) -> None:
