@@ -25,7 +25,6 @@ SIGNATURES = {
     b"\x1f\x8b": "compressed with gzip: unpack it first",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table itself as CSV",
 }
-UNPACKED_MB = 10 * limits.UPLOAD_MB  # of the Parquet columns that are read
 
 
 def read(path: Path) -> Splits:
@@ -98,10 +97,10 @@ def check_parquet(path: Path) -> None:
             if about.num_rows > limits.ROWS:
                 raise ValueError(f"{path} has {about.num_rows:,} rows, and {limits.ROWS:,} is the limit; bring fewer.")
             unpacked = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-            if unpacked > UNPACKED_MB * 2**20:
+            if unpacked > limits.UNPACKED_MB * 2**20:
                 raise ValueError(
-                    f"{path} unpacks to {unpacked / 2**20:,.0f} MB, and {UNPACKED_MB} MB is the limit; leave out "
-                    f"columns other than {', '.join(own.NEEDED)} and rating."
+                    f"{path} unpacks to {unpacked / 2**20:,.0f} MB, and {limits.UNPACKED_MB} MB is the limit; leave "
+                    f"out columns other than {', '.join(own.NEEDED)} and rating."
                 )
             texts = [field.name for field in schema if own.is_text(field.type)]
         with pa.parquet.ParquetFile(path, read_dictionary=texts) as file:

@@ -20,6 +20,7 @@ NAME = 60  # letters of a run's name
 
 UPLOADS_AT_ONCE = 2  # being read, of one viewer
 UPLOAD_MB = 20
+UNPACKED_MB = 200  # of the Parquet columns that are read
 ROWS = 300_000
 COLUMNS = 50
 CELL = 300  # letters of a cell

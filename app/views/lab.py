@@ -131,28 +131,26 @@ def example() -> list[figures.Curves]:
 @st.fragment
 def train(me: str) -> None:
     """The form, and its button."""
-    state = st.session_state
     settings = forms.run_settings(forms.LAB)
-    handed_in = st.button(
-        "Train", type="primary", icon=":material/play_arrow:", key="train", width="stretch", on_click=submit,
-        args=(settings, me), help="Hand the run in: it trains on this server, even if you close this page.",
-    )  # fmt: skip
-    if said := state.pop("train_said", None):
-        st.warning(said)
+    # Not by a callback: it would take the settings of the answer before, without what was typed just now.
+    if st.button(
+        "Train", type="primary", icon=":material/play_arrow:", key="train", width="stretch",
+        help="Hand the run in: it trains on this server, even if you close this page.",
+    ):  # fmt: skip
+        try:
+            submit(settings, me)
+        except ValueError as error:
+            st.warning(str(error))
+        else:
+            st.rerun()  # the bench is outside this fragment
     st.caption(forms.estimate(settings))
-    if handed_in and not said:
-        st.rerun()  # the bench is outside this fragment
 
 
 def submit(settings: dict[str, object], me: str) -> None:
     here, _, _ = found(me)
     if str(settings["model"]).startswith("pocket-"):  # whose evaluations are quick: ten points of each line
         settings = {**settings, "evaluate_every": max(1, int(str(settings["steps"])) // 10)}
-    try:
-        job = jobs.submit("prefer", settings, me, forms.described(settings))
-    except ValueError as error:
-        st.session_state["train_said"] = str(error)
-        return
+    job = jobs.submit("prefer", settings, me, forms.described(settings))
     st.query_params["run"] = [*(other.token for other in here[-BENCH + 1 :]), job.token]
 
 

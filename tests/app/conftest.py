@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from minipo import fetch, sweeps
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
+VIEWER = "viewer-of-these-tests"
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
 SWITCHES = [("off", "off", "off"), ("on", "on", "on")]
 PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
@@ -130,6 +132,14 @@ def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(jobs, "start_worker", lambda: None)
     monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that has been here before; AppTest's own has no cookies at all."""
+    import shell
+
+    monkeypatch.setattr(ContextProxy, "cookies", property(lambda _: {shell.COOKIE: VIEWER}))
 
 
 def opened(page: str = "why", **link: str | list[str]) -> AppTest:

@@ -10,21 +10,12 @@ import jobs
 import numpy as np
 import pandas as pd
 import pytest
-import shell
-from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from minipo import comparison, figures, repeat, runs, sweeps
-from tests.app.conftest import USERS, charts, opened, text, write_real
+from tests.app.conftest import USERS, VIEWER, charts, opened, text, write_real
 
-VIEWER = "viewer-of-these-tests"
 OPENING = ["DMPO, K = 1", "DMPO, K = 19", "DMPO, DynamicPO, K = 19", "SFT"]
-
-
-@pytest.fixture(autouse=True)
-def known_browser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that has been here before; the tests' own has no cookies at all."""
-    monkeypatch.setattr(ContextProxy, "cookies", property(lambda self: {shell.COOKIE: VIEWER}))
 
 
 def labels(app: AppTest) -> list[str]:

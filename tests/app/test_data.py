@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from minipo import files
@@ -15,19 +14,11 @@ from tests.app.conftest import charts, opened, text
 import intake  # isort: skip
 import jobs  # isort: skip
 import limits  # isort: skip
-import shell  # isort: skip
 
-VIEWER = "viewer-of-these-tests"
 CSV = own.example(30).to_csv(index=False).encode()
 ROWS = [
     {"historyList": f"a{row}::b{row}", "itemList": ["x", "y", "z", "w"], "trueSelection": "x"} for row in range(20)
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def cookie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that has been here before; the tests' own has no cookies at all."""
-    monkeypatch.setattr(ContextProxy, "cookies", property(lambda self: {shell.COOKIE: VIEWER}))
 
 
 def read(job: jobs.Job) -> jobs.Job:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from tests.app.conftest import MAIN, charts, opened, text, write_pushes
@@ -21,12 +20,6 @@ ACTS = {"button", "download_button", "file_uploader", "menu_button", "tab_contai
 # its writer alone sees until the experiment is made.
 BY_HAND = {"own", "micro_run", "title"}
 NONSENSE = "−17<b>*x*</b>"
-
-
-@pytest.fixture(autouse=True)
-def visitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that has been here before; AppTest's own has no cookies at all."""
-    monkeypatch.setattr(ContextProxy, "cookies", property(lambda _: {shell.COOKIE: "visitor-of-every-page"}))
 
 
 @pytest.fixture

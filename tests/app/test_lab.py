@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 import numpy as np
 import pandas as pd
 import pytest
-from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from minipo import fetch, runs
@@ -19,14 +18,6 @@ import forms  # isort: skip
 import jobs  # isort: skip
 import limits  # isort: skip
 import shell  # isort: skip
-
-VIEWER = "viewer-of-these-tests"
-
-
-@pytest.fixture(autouse=True)
-def cookie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that has been here before; the tests' own has no cookies at all."""
-    monkeypatch.setattr(ContextProxy, "cookies", property(lambda self: {shell.COOKIE: VIEWER}))
 
 
 def handed_in(name: str = "A run", viewer: str = "somebody", **settings: Any) -> jobs.Job:

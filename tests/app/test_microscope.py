@@ -8,21 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import shell
-from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from minipo import files, runs, sweeps
-from tests.app.conftest import MAIN, charts, opened, text
+from tests.app.conftest import MAIN, VIEWER, charts, opened, text
 
 OTHER = "S-DPO, K = 19, seed 0"
-VIEWER = "viewer-of-these-tests"
-
-
-@pytest.fixture(autouse=True)
-def seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that has been here before; the tests' own has no cookies at all."""
-    monkeypatch.setattr(ContextProxy, "cookies", property(lambda self: {shell.COOKIE: VIEWER}))
 
 
 @pytest.fixture

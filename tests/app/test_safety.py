@@ -9,7 +9,7 @@ import pytest
 
 from minipo import figures, files, runs
 from tests.app.conftest import MAIN, charts, opened, text
-from tests.app.test_data import cookie, own_upload
+from tests.app.test_data import own_upload
 
 import jobs  # isort: skip
 import shell  # isort: skip
@@ -19,7 +19,6 @@ HOSTILE = [
     "[link](javascript:window.hacked=1)", "# head", "`code`", "<b>b</b>", "| a | b |", "https://example.org", "\\",
 ]  # fmt: skip
 JOINER = "\u2060"  # parts what is beside it, and is not seen
-__all__ = ["cookie"]  # a fixture, for every test here
 CODE = {path.name: path.read_text() for path in sorted(MAIN.parent.rglob("*.py"))}
 
 
