@@ -50,12 +50,14 @@ def _refill(prefix: str) -> None:
     fill(prefix, defaults(state.get(prefix + "dataset", "own"), state[prefix + "model"]))
 
 
-def run_settings(prefix: str, opening: Mapping[str, Any] = OPENING, data: str | None = None) -> dict[str, Any]:
+def run_settings(
+    prefix: str, opening: Mapping[str, Any] = OPENING, data: str | None = None, seed: bool = True
+) -> dict[str, Any]:
     """Controls for a run's settings, in lines as long as the place is wide, and what they are set to.
 
     prefix: of the controls' keys, which are the names of the link's parameters. opening: what they are set to at first;
     what it leaves out comes from `defaults`. data: the dataset, where the page has chosen it already; then only pocket
-    models are offered.
+    models are offered. seed: whether to ask for one.
     """
     state = st.session_state
     opening = {**OPENING, **opening}
@@ -108,8 +110,9 @@ def run_settings(prefix: str, opening: Mapping[str, Any] = OPENING, data: str | 
             ),
             "dynamic": choose("dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"]),
             "steps": number("steps", "Steps", 10, limits.STEPS, 50, WORDS["steps"]),
-            "seed": number("seed", "Seed", 0, 10_000, 1, WORDS["seed"]),
         }  # fmt: skip
+        if seed:
+            settings["seed"] = number("seed", "Seed", 0, 10_000, 1, WORDS["seed"])
         off = settings["dynamic"] == "off"
         with st.popover("More settings", width=WIDTH):
             settings |= {

@@ -66,8 +66,10 @@ def numbers() -> None:
     st.markdown("**Where each number comes from:** a grid is repeated by one command, with the seeds that stand here.")
     st.dataframe(
         pd.DataFrame([origin(name, grid) for name, grid in grids.items()] + further_users()),
-        hide_index=True, key="about_origins", row_height=36, height="content",
-        column_config={"It holds": st.column_config.TextColumn(width="large")},
+        hide_index=True, key="about_origins", row_height=36, height="content", placeholder="—",
+        column_config={
+            "Grid": st.column_config.TextColumn(pinned=True), "It holds": st.column_config.TextColumn(width=480)
+        },
     )  # fmt: skip
     for sentence in absent:
         st.warning(sentence)

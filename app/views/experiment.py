@@ -19,7 +19,8 @@ from shell import WORDS, asked, draw, head, plain, say, viewer
 from minipo import pairs, runs, sweeps
 from minipo.figures import classroom
 
-KEYS = ("code", "setup", "data", *(side + name for side in ("left_", "right_") for name in forms.NAMES))
+SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has a seed of their own
+KEYS = ("code", "setup", "data", *(side + name for side in ("left_", "right_") for name in SIDE))
 LEFT: dict[str, Any] = {"objective": "dmpo", "negatives": 1, "dynamic": "off"}
 RIGHT = LEFT | {"negatives": 19}
 CLASS = 30  # students, for the time that a class takes
@@ -27,7 +28,6 @@ POLL = 3  # seconds between looks at whether something is new
 STYLE = """
 .class-code {font: 700 clamp(2.4rem, 3.8vw, 3.6rem)/1.1 monospace; white-space: nowrap}
 .class-seed {font: 700 2.4rem/1.1 monospace}
-.st-key-left_seed, .st-key-right_seed {display: none} /* each student has one */
 .st-key-qr img {width: min(100%, 13rem)}
 """
 
@@ -164,12 +164,10 @@ def set_up(mine: str) -> None:
         on_change=refill, filter_mode=None, help="Whose histories and items both runs learn from.",
     )  # fmt: skip
     st.markdown("**Left**, one run of the pair")
-    first = forms.run_settings("left_", LEFT, data)
+    first = forms.run_settings("left_", LEFT, data, seed=False)
     st.markdown("**Right**, the other run")
-    second = forms.run_settings("right_", RIGHT, data)
+    second = forms.run_settings("right_", RIGHT, data, seed=False)
     try:
-        for settings in (first, second):
-            settings.pop("seed")
         sides = pairs.sides(first, second)
     except ValueError as error:
         st.warning(plain(error))

@@ -204,21 +204,22 @@ def choose_moment(row: Any, shown: Source) -> tuple[int, int]:
     users = list(shown.above)
     first = next((user for user, above in shown.above.items() if above == 1), users[0])
     row.selectbox(
-        "Back and forth", list(AMONG), key="among", bind="query-params", width=165, filter_mode=None,
+        "Back and forth", list(AMONG), key="among", bind="query-params", width=142, filter_mode=None,
         on_change=others, args=(shown,), help="Which users the arrows visit. A mistake is a negative ranked above the "
         "chosen item after the run's last step.",
     )  # fmt: skip
     if state.get("user", first) not in users:
         state.pop("user")
     arrows: dict[str, Any] = {"width": 40, "on_click": turn}
-    row.button(
+    whose = row.container(horizontal=True, vertical_alignment="bottom", gap="xsmall", width="content")
+    whose.button(
         "", icon=":material/chevron_left:", key="micro_back", args=(shown, False), help="Previous user", **arrows
     )
-    user = row.selectbox(
+    user = whose.selectbox(
         "User", users, users.index(first), key="user", bind="query-params", width=105,
         help="Whose candidates are shown: one chosen item, and the negatives that the user did not choose.",
     )  # fmt: skip
-    row.button("", icon=":material/chevron_right:", key="micro_next", args=(shown, True), help="Next user", **arrows)
+    whose.button("", icon=":material/chevron_right:", key="micro_next", args=(shown, True), help="Next user", **arrows)
     steps = list(shown.followed(user).steps)
     # Of another run, or at the end of one that has gone on.
     if "step" in state and (state["step"] not in steps or state["step"] == state.get("micro_end") != steps[-1]):
