@@ -24,6 +24,14 @@ def nothing_overflows(page: Page) -> None:
 
 
 @pytest.mark.slow
+def test_a_link_may_call_it_by_its_name(visit: Callable[..., Page]):
+    page = visit("why?easy=3")
+    expect(page.locator("p", has_text="The loss fell")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("slider").first).to_have_value("3")
+    expect(page.get_by_text("Page not found")).to_have_count(0)
+
+
+@pytest.mark.slow
 def test_the_slider_answers_at_once_and_the_first_screen_holds_the_picture(
     visit: Callable[..., Page], picture: Callable[[Page, str], Any]
 ):
