@@ -11,14 +11,13 @@ import pandas as pd
 import recorded
 import streamlit as st
 from jobs import Job
-from shell import plain
+from shell import REMOVED, plain
 
 from minipo import evaluation, figures, runs
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
 GONE = "This run is not on this server any more: it was removed, or its time was over."
 DAMAGED = "The files of this run are gone or damaged: remove it, and train it again."
-REMOVED = "removed_runs"  # in the session: those that its viewer has removed, which need no word when they are gone
 EVERY = 2  # seconds between looks at a run that is active
 
 

@@ -80,9 +80,9 @@ class Entry:
 
 
 @contextmanager
-def database() -> Iterator[sqlite3.Connection]:
-    """The app's database with the tables of this room, for one transaction."""
-    with jobs.database() as connection:
+def database(write: bool = True) -> Iterator[sqlite3.Connection]:
+    """The app's database with the tables of this room, for one transaction; see `jobs.database`."""
+    with jobs.database(write) as connection:
         for table in TABLES:
             connection.execute(table)
         yield connection
@@ -106,11 +106,7 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
                 f"delete from {table} where code in (select code from experiments where created < ?)",
                 (now - 86400 * limits.DAYS_KEPT,),
             )
-        opened = connection.execute("select count(*) from experiments where viewer = ? and open", (viewer,)).fetchone()[
-            0
-        ]
-        if opened >= limits.EXPERIMENTS:
-            raise ValueError(f"You have {opened} open experiments, and that is the most: close one first.")
+        _few_open(connection, viewer)
         connection.execute(
             "insert into experiments values (?, ?, ?, ?, ?, 1, ?, 0)",
             (code, viewer, jobs.named(title), dumps(settings), now, FIRST_SEED),
@@ -119,19 +115,45 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
 
 
 def set_open(code: str, viewer: str, open: bool) -> None:
-    """Close an experiment, or open it again; ValueError if it is another viewer's."""
+    """Close an experiment, or open it again; ValueError if it is another viewer's, or one open experiment too many.
+
+    What has ended by then counts; pairs that wait or train are stopped, and can go on when it is open again.
+    """
+    if not open:
+        collect(code)
     with database() as connection:
         _own(connection, code, viewer)
+        if open:
+            _few_open(connection, viewer)
         connection.execute("update experiments set open = ? where code = ?", (int(open), code))
         _changed(connection, code)
+        waiting = connection.execute("select token from entries where code = ? and arrived is null", (code,)).fetchall()
+    if not open:
+        _stop(waiting)
 
 
 def remove(code: str, viewer: str, seed: int) -> None:
-    """Remove a student's entry; ValueError if the experiment is another viewer's. The seed is not given out again."""
+    """Remove a student's entry and stop their pair; ValueError if the experiment is another viewer's. The seed is not
+    given out again."""
     with database() as connection:
         _own(connection, code, viewer)
+        tokens = connection.execute("select token from entries where code = ? and seed = ?", (code, seed)).fetchall()
         connection.execute("delete from entries where code = ? and seed = ?", (code, seed))
         _changed(connection, code)
+    _stop(tokens)
+
+
+def _stop(rows: list[sqlite3.Row]) -> None:
+    for row in rows:
+        if row["token"]:
+            jobs.stop(row["token"])
+
+
+def _few_open(connection: sqlite3.Connection, viewer: str) -> None:
+    """Raises ValueError in one sentence if this viewer has as many open experiments as `limits` allows."""
+    counted = connection.execute("select count(*) from experiments where viewer = ? and open", (viewer,)).fetchone()[0]
+    if counted >= limits.EXPERIMENTS:
+        raise ValueError(f"You have {counted} open experiments, and that is the most: close one first.")
 
 
 def _own(connection: sqlite3.Connection, code: str, viewer: str) -> None:
@@ -159,14 +181,14 @@ def shown_code(code: str) -> str:
 
 def find(code: str) -> Experiment | None:
     """The experiment of that code, as it is kept, or None."""
-    with database() as connection:
+    with database(write=False) as connection:
         row = connection.execute("select * from experiments where code = ?", (code,)).fetchone()
     return _experiment(row) if row else None
 
 
 def of_viewer(viewer: str) -> list[Experiment]:
     """The experiments that this viewer opened, the newest first."""
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute(
             "select * from experiments where viewer = ? order by created desc", (viewer,)
         ).fetchall()
@@ -183,7 +205,7 @@ def table(code: str) -> pd.DataFrame:
     """A row a student, in the order in which results arrived: seed, name, guess, difference, and HR@1 of left, right
     and SFT, as shares; nan for what is not there yet."""
     names = "seed, nickname, guess, differences, left_hits, right_hits, sft_hits"
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute(
             f"select {names} from entries where code = ? order by arrived is null, arrived, seed", (code,)
         ).fetchall()
@@ -201,11 +223,22 @@ def table(code: str) -> pd.DataFrame:
 
 def differences(code: str) -> np.ndarray:
     """What has come in, HR@1 of right minus left: (students, users), in order of arrival."""
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute(
             "select differences from entries where code = ? and arrived is not null order by arrived, seed", (code,)
         ).fetchall()
     return np.array([np.frombuffer(row["differences"], np.int8) for row in rows])
+
+
+def collect_all() -> None:
+    """Take in what the server's queue has finished, for all experiments: nobody may be looking when a pair ends."""
+    with database() as connection:
+        rows = connection.execute(
+            "select distinct code from entries join jobs on jobs.token = entries.token "
+            "where entries.arrived is null and jobs.state = 'done'"
+        ).fetchall()
+    for row in rows:
+        collect(row["code"])
 
 
 def collect(code: str) -> None:
@@ -251,7 +284,7 @@ def _take(code: str, viewer: str, pair: pairs.Pair) -> None:
 
 def entry(code: str, viewer: str) -> Entry | None:
     """This viewer's entry, or None."""
-    with database() as connection:
+    with database(write=False) as connection:
         row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
     return _entry(row) if row else None
 
@@ -331,7 +364,7 @@ def deliver(code: str, viewer: str, content: bytes) -> None:
 
 def _student(code: str, viewer: str) -> tuple[Entry, Experiment]:
     """The viewer's entry that still waits for its result, and its experiment; ValueError in one sentence if not."""
-    with database() as connection:
+    with database(write=False) as connection:
         experiment = _experiment(_open(connection, code))
         row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
     if row is None:

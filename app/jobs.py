@@ -1,8 +1,8 @@
 """Work that pages hand to the server: training runs, class experiments' pairs, uploads to be read.
 
-A job waits in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. What became of it
-stands in the register, a table beside the queue, so that any page, after any restart, finds it again. A job's token is
-its link: nobody can guess it, and whoever has it may look at the job, stop it and remove it.
+A job has a ticket in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. What became
+of it stands in the register, a table beside the queue, so that any page, after any restart, finds it again. A job's
+token is its link: nobody can guess it, and whoever has it may look at the job, stop it and remove it.
 """
 
 import os
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
@@ -30,6 +30,7 @@ from minipo.datasets import DATASETS
 
 WORKER = Path(__file__).with_name("worker.py")
 ACTIVE = ("waiting", "running")
+ENDED_EARLY = ("stopped", "failed")
 OWN = "own:"  # begins the name of a dataset that is somebody's upload; the upload's token follows
 SUFFIXES = (".csv", ".parquet", ".json")  # of an upload
 TABLE = """
@@ -91,8 +92,11 @@ def folder_of(token: str) -> Path:
 
 
 @contextmanager
-def database() -> Iterator[sqlite3.Connection]:
-    """The app's database, for one transaction: what the block writes is written as a whole, or not at all."""
+def database(write: bool = True) -> Iterator[sqlite3.Connection]:
+    """The app's database, for one transaction: what the block writes is written as a whole, or not at all.
+
+    write: False for a block that only reads, which then waits for no other.
+    """
     path = files.home() / "app" / "app.db"
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=10, isolation_level=None)
@@ -100,7 +104,7 @@ def database() -> Iterator[sqlite3.Connection]:
         connection.row_factory = sqlite3.Row
         connection.execute("pragma journal_mode = wal")
         connection.execute(TABLE)
-        connection.execute("begin immediate")
+        connection.execute("begin immediate" if write else "begin")
         with connection:
             yield connection
     finally:
@@ -113,26 +117,30 @@ def _job(row: sqlite3.Row) -> Job:
 
 
 def queue() -> SqliteHuey:
-    """Huey's queue of tokens; opened anew each time, for its file may have been removed meanwhile."""
+    """Huey's queue of tickets; opened anew each time, for its file may have been removed meanwhile."""
     path = files.home() / "app" / "queue.db"
     path.parent.mkdir(parents=True, exist_ok=True)
     return SqliteHuey("minipo", filename=str(path), results=False)
 
 
-def task(waiting: SqliteHuey, do: Callable[[str], None] | None = None) -> Callable[[str], Any]:
-    """The queue's one task: called with a token, it puts the token into the queue. `do` is the worker's part."""
+def task(waiting: SqliteHuey, do: Callable[[], None] | None = None) -> Callable[[], Any]:
+    """The queue's one task: called, it puts a ticket into the queue. `do` is the worker's part.
 
-    def perform(token: str) -> None:
+    A ticket is for the job that waits longest, not for a certain one: who cancels and goes on loses the place.
+    """
+
+    def perform() -> None:
         if do is not None:
-            do(token)
+            do()
 
     return waiting.task()(perform)
 
 
-def enqueue(token: str) -> None:
+def enqueue() -> None:
+    """A ticket for a job that has begun to wait."""
     waiting = queue()
     try:
-        task(waiting)(token)
+        task(waiting)()
     finally:
         waiting.storage.close()
 
@@ -141,33 +149,50 @@ def enqueue(token: str) -> None:
 
 
 def submit(kind: str, settings: Mapping[str, Any], viewer: str, name: str, upload: bytes | None = None) -> Job:
-    """Hand a job in. Raises ValueError in one sentence if a setting or a limit does not allow it."""
+    """Hand a job in. Raises ValueError in one sentence if a setting or a limit does not allow it, or the disk."""
     _check(kind, settings, upload)
     token = secrets.token_urlsafe(16)
-    now = time.time()
-    with database() as connection:
-        mine, all_ = (
-            connection.execute(f"select count(*) from jobs where state in {ACTIVE} and {where}", values).fetchone()[0]
-            for where, values in (
-                ("viewer = ? and (kind = 'data') = ?", (viewer, kind == "data")),
-                ("true", ()),
-            )
-        )
-        most = limits.UPLOADS_AT_ONCE if kind == "data" else limits.RUNS_AT_ONCE
-        if mine >= most:
-            what = "uploads being read" if kind == "data" else "runs waiting or training"
-            raise ValueError(f"You have {mine} {what}, and {most} is the most: stop one, or wait until one is over.")
-        if all_ >= limits.RUNS_WAITING + limits.SLOTS:
-            raise ValueError(f"{all_} runs are waiting on this server, its limit: try again in a few minutes.")
+    try:
+        folder_of(token).mkdir(parents=True)
+        if shutil.disk_usage(folder_of(token)).free < limits.FREE_GB * 2**30:
+            raise ValueError("This server's disk is almost full: remove runs and uploads that you no longer need.")
         if upload is not None:
-            folder_of(token).mkdir(parents=True)
             (folder_of(token) / f"upload{settings['suffix']}").write_bytes(upload)
-        connection.execute(
-            "insert into jobs values (?, ?, ?, ?, ?, 'waiting', '', ?, null, null, 0, null)",
-            (token, viewer, kind, named(name), dumps(dict(settings)), now),
-        )
-    enqueue(token)
+        with database() as connection:
+            _room(connection, kind, viewer)
+            connection.execute(
+                "insert into jobs values (?, ?, ?, ?, ?, 'waiting', '', ?, null, null, 0, null)",
+                (token, viewer, kind, named(name), dumps(dict(settings)), time.time()),
+            )
+        enqueue()
+    except (ValueError, OSError, sqlite3.Error) as error:
+        with suppress(sqlite3.Error), database() as connection:
+            connection.execute("delete from jobs where token = ?", (token,))
+        shutil.rmtree(folder_of(token), ignore_errors=True)
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            "This server cannot write it down; its disk may be full. Try again in a few minutes."
+        ) from None
     return cast(Job, find(token))
+
+
+def _room(connection: sqlite3.Connection, kind: str, viewer: str) -> None:
+    """Raises ValueError in one sentence if the viewer, or all viewers, have as many jobs as `limits` allows."""
+
+    def count(where: str, *values: object) -> int:
+        found: int = connection.execute(f"select count(*) from jobs where {where}", values).fetchone()[0]
+        return found
+
+    mine = count(f"state in {ACTIVE} and viewer = ? and (kind = 'data') = ?", viewer, kind == "data")
+    most = limits.UPLOADS_AT_ONCE if kind == "data" else limits.RUNS_AT_ONCE
+    if mine >= most:
+        what = "uploads being read" if kind == "data" else "runs waiting or training"
+        raise ValueError(f"You have {mine} {what}, and {most} is the most: stop one, or wait until one is over.")
+    if kind == "data" and (held := count("kind = 'data' and state = 'done' and viewer = ?", viewer)) >= limits.UPLOADS:
+        raise ValueError(f"This server holds {held} uploads of yours, the most that it takes: remove one of them.")
+    if (waiting := count(f"state in {ACTIVE}")) >= limits.RUNS_WAITING + limits.SLOTS:
+        raise ValueError(f"{waiting} runs are waiting on this server, its limit: try again in a few minutes.")
 
 
 def named(name: str) -> str:
@@ -208,21 +233,21 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 def find(token: str) -> Job | None:
     """The job of that token, or None."""
-    with database() as connection:
+    with database(write=False) as connection:
         row = connection.execute("select * from jobs where token = ?", (token,)).fetchone()
     return _job(row) if row else None
 
 
 def of_viewer(viewer: str, *kinds: str) -> list[Job]:
     """A viewer's jobs of these kinds, the newest first."""
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute("select * from jobs where viewer = ? order by created desc", (viewer,)).fetchall()
     return [_job(row) for row in rows if row["kind"] in kinds]
 
 
 def place(token: str) -> int:
     """How many jobs are waiting before this one; 0 if it is next, runs or is over."""
-    with database() as connection:
+    with database(write=False) as connection:
         return connection.execute(
             "select count(*) from jobs, (select created as mine, state as now from jobs where token = ?) "
             "where now = 'waiting' and state = 'waiting' and created < mine",
@@ -234,7 +259,8 @@ def stop(token: str) -> str:
     """End a job, waiting or running. Returns what happened, in one sentence."""
     with database() as connection:
         changed = connection.execute(
-            f"update jobs set state = 'stopped', message = 'Stopped; what it had reached is shown.', ended = ? "
+            "update jobs set state = 'stopped', ended = ?, message = case when started is null "
+            "then 'Stopped before it began.' else 'Stopped; what it had reached is shown.' end "
             f"where token = ? and state in {ACTIVE}",
             (time.time(), token),
         ).rowcount
@@ -251,19 +277,17 @@ def stop(token: str) -> str:
 def resume(token: str) -> None:
     """Let a job that was stopped, or whose process died, go on from where it was; ValueError as `submit`'s."""
     job = find(token)
-    if job is None or job.state not in ("stopped", "failed"):
+    if job is None or job.state not in ENDED_EARLY:
         return
     with database() as connection:
-        mine = connection.execute(
-            f"select count(*) from jobs where viewer = ? and kind != 'data' and state in {ACTIVE}", (job.viewer,)
-        ).fetchone()[0]
-        if mine >= limits.RUNS_AT_ONCE:
-            raise ValueError(f"{mine} runs are waiting or training, and that is the most: stop one, or wait.")
-        connection.execute(
-            "update jobs set state = 'waiting', message = '', ended = null, created = ? where token = ?",
+        _room(connection, job.kind, job.viewer)
+        changed = connection.execute(
+            "update jobs set state = 'waiting', message = '', ended = null, created = ? "
+            f"where token = ? and state in {ENDED_EARLY}",
             (time.time(), token),
-        )
-    enqueue(token)
+        ).rowcount
+    if changed:  # else another tab was faster
+        enqueue()
 
 
 def rename(token: str, name: str) -> None:
@@ -295,19 +319,22 @@ def remove(token: str) -> None:
         remove(run)
     with database() as connection:
         connection.execute("delete from jobs where token = ?", (token,))
-    end = time.monotonic() + 5
-    while job.pid is not None and psutil.pid_exists(job.pid) and job.state == "stopped" and time.monotonic() < end:
-        time.sleep(0.1)  # what still trains would write anew what is being removed
+    # What still trains would write anew what is being removed. A process that ended long ago gave its number away.
+    patience = 5 if job.state == "stopped" and job.ended is not None and time.time() - job.ended < 60 else 0
+    end = time.monotonic() + patience
+    while job.pid is not None and psutil.pid_exists(job.pid) and time.monotonic() < end:
+        time.sleep(0.1)
     if job.kind == "data":
         for start in files.home().glob("runs/*/config.json"):  # the SFT runs that runs on it began with
-            if loads(start.read_text(encoding="utf-8")).get("dataset") == os.path.abspath(job.upload):
-                shutil.rmtree(start.parent, ignore_errors=True)
+            with suppress(OSError, ValueError):
+                if files.read_json(start).get("dataset") == os.path.abspath(job.upload):
+                    shutil.rmtree(start.parent, ignore_errors=True)
     shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def runs_on(token: str) -> list[str]:
     """The tokens of all runs on that upload, whoever trained them, the newest first."""
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute(
             "select token from jobs where json_extract(settings, '$.dataset') = ? order by created desc",
             (OWN + token,),
@@ -329,21 +356,24 @@ def tidy() -> None:
         if not runs_on(row["token"]):
             remove(row["token"])
     for folder in (files.home() / "app" / "jobs").glob("*"):
-        if folder.name not in known and now - folder.stat().st_mtime > 60:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it may be gone meanwhile
+            if folder.name not in known and now - folder.stat().st_mtime > 60:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------ what the worker does
 
 
-def begin(token: str) -> Job | None:
-    """The job, now running, if it was waiting; None if it was stopped or removed meanwhile."""
+def begin() -> Job | None:
+    """The job that waits longest, now running; None if none waits: it was stopped or removed meanwhile."""
     with database() as connection:
-        changed = connection.execute(
-            "update jobs set state = 'running', started = ? where token = ? and state = 'waiting'",
-            (time.time(), token),
-        ).rowcount
-    return find(token) if changed else None
+        row = connection.execute("select token from jobs where state = 'waiting' order by created limit 1").fetchone()
+        if row is None:
+            return None
+        connection.execute(
+            "update jobs set state = 'running', started = ? where token = ?", (time.time(), row["token"])
+        )
+        return _job(connection.execute("select * from jobs where token = ?", (row["token"],)).fetchone())
 
 
 def note_process(token: str, pid: int) -> None:
@@ -362,7 +392,7 @@ def finish(token: str, state: str, message: str) -> None:
 
 def unfinished() -> list[Job]:
     """Every job that waits or runs, as the register has it, the first first."""
-    with database() as connection:
+    with database(write=False) as connection:
         rows = connection.execute(f"select * from jobs where state in {ACTIVE} order by created").fetchall()
     return [_job(row) for row in rows]
 
@@ -406,8 +436,10 @@ def private(text: str) -> str:
     for token in re.findall(r"([\w-]+)[/\\]upload\.\w+", text):
         if (job := find(token)) is not None:
             text = text.replace(str(job.upload), job.name)
-    for path, name in ((files.home(), "minipo's folder"), (runs.DATA.parent, "minipo"), (Path.home(), "~")):
-        text = text.replace(str(path.resolve()), name).replace(str(path), name)
+    places = {files.home(): "minipo's folder", runs.DATA.parent: "minipo", Path(sys.prefix): "Python", Path.home(): "~"}
+    for path, name in places.items():
+        if path != Path(path.anchor):  # a user without a home has the root of all paths for one
+            text = text.replace(str(path.resolve()), name).replace(str(path), name)
     return text
 
 
@@ -422,7 +454,8 @@ def start_worker() -> None:
 def _supervise() -> None:
     program = [sys.executable, str(WORKER)]
     while True:
-        # The worker's standard input ends with this process, however that ends, and then the worker ends too.
-        with subprocess.Popen(program, stdin=subprocess.PIPE) as worker:
+        # The worker's standard input ends with this process, however that ends, and then the worker ends too. Control-C
+        # in the server's terminal is for the server alone: runs must not take it for their own end.
+        with suppress(OSError), subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as worker:
             worker.wait()
         time.sleep(1)

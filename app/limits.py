@@ -17,8 +17,10 @@ RUNS_KEPT = 20  # of one viewer
 HOURS = 24  # after so long a run that is over and not kept is removed
 DAYS_KEPT = 90  # and one that is kept
 NAME = 60  # letters of a run's name
+FREE_GB = 2  # of the disk: with less, nothing more is taken
 
 UPLOADS_AT_ONCE = 2  # being read, of one viewer
+UPLOADS = 20  # held, of one viewer
 UPLOAD_MB = 20
 UNPACKED_MB = 200  # of the Parquet columns that are read
 ROWS = 300_000
@@ -38,5 +40,6 @@ def told() -> str:
         f"This server trains {SLOTS} run{'s' * (SLOTS > 1)} at a time; others wait in line. Each viewer may have "
         f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB. "
         f"A run that is over is removed after {HOURS} hours, one of {RUNS_KEPT} that you keep after {DAYS_KEPT} days. "
-        f"Uploads: {UPLOAD_MB} MB, {ROWS:,} rows, {COLUMNS} columns, {CELL} letters a cell."
+        f"Uploads: {UPLOAD_MB} MB, {ROWS:,} rows, {COLUMNS} columns, {CELL} letters a cell, and "
+        f"{UPLOADS} of one viewer."
     )

@@ -1,7 +1,11 @@
 """The app's entry: `streamlit run app/main.py`, or `minipo app`."""
 
+import math
+
 import jobs
+import shell
 import streamlit as st
+import torch
 
 PAGES = {
     "why": ("Why", "Why averaging over easy negatives silences a mistake."),
@@ -25,13 +29,23 @@ STYLE = """
 
 
 @st.cache_resource(show_spinner=False)
-def worker() -> None:
-    """The queue's worker, one for this server."""
+def begin() -> None:
+    """Once for this server: the queue's worker, and one thread for a page's tensors, which are small: the others would
+    be waited for, and longest while runs train."""
+    torch.set_num_threads(1)
     jobs.start_worker()
 
 
+def endless(text: str) -> bool:
+    """Whether a link's value is an infinite number."""
+    try:
+        return math.isinf(float(text))
+    except ValueError:
+        return False
+
+
 st.set_page_config(page_title="minipo: why more negatives can teach less", page_icon="📉", layout="wide")
-worker()
+begin()
 pages = [
     st.Page(
         f"views/{name}.py", title=title, url_path="start" if name == "why" else name, default=name == "why", help=about
@@ -44,8 +58,13 @@ page = st.navigation(pages, position="top")
 st.html(f"<style>{STYLE}</style>")
 state = st.session_state
 if state.get("page") != page.url_path:  # just opened: it begins as its link says, before controls take their part
-    kept = {"viewer", "removed_runs", *st.query_params}
+    kept = {"viewer", shell.REMOVED, *st.query_params}
     for name in [str(name) for name in state if name not in kept]:  # else a control would take another page's value
         del state[name]
     state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
+nowhere = [name for name in st.query_params if any(map(endless, st.query_params.get_all(name)))]
+for name in nowhere:  # Streamlit's own controls fail on such a number; the page says that it was passed over
+    del st.query_params[name]
+if nowhere:
+    st.rerun()
 page.run()

@@ -109,3 +109,8 @@ def probed() -> dict[str, tuple[str, int]]:
         except (ValueError, KeyError):  # a grid that cannot be read has no runs to show
             continue
     return found
+
+
+def fault(error: ValueError) -> str:
+    """What is wrong with a record, in words without a path of this machine."""
+    return str(error).replace(str(sweeps.RECORDED), "data/recorded")

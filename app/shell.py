@@ -16,6 +16,7 @@ from minipo import figures
 
 PLOT = {"displayModeBar": False}
 COOKIE = "minipo_viewer"
+REMOVED = "removed_runs"  # in the session: those that its viewer has removed, which need no word when they are gone
 TOKEN = re.compile(r"[A-Za-z0-9_-]{10,40}")
 
 # What a word means, for the question mark beside a control and for the page About.
@@ -68,10 +69,10 @@ def say(sentence: str) -> None:
 
 def plain(text: object) -> str:
     """Text as it is, with nothing in it that Markdown, HTML or Streamlit would take for its own."""
-    # Streamlit looks for addresses and arrows in what Markdown has parsed, where escapes are gone: a word joiner, which
-    # nobody sees, parts them.
+    # Streamlit looks for addresses, icons and arrows in what Markdown has parsed, where escapes are gone: a word
+    # joiner, which nobody sees, parts them.
     line = " ".join(str(text).split())
-    parted = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=-)(?=[->])|(?<=<)(?=-)", "\u2060", line)
+    parted = re.sub(r"(?i)(?<=:)(?=[/\w])|(?<=www)(?=\.)|(?=@)|(?<=-)(?=[->])|(?<=<)(?=-)", "\u2060", line)
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$~:&@/])", r"\\\1", parted)
 
 

@@ -1,4 +1,4 @@
-"""The worker: takes tokens from the queue and starts a process for each, few at a time, at low priority.
+"""The worker: takes tickets from the queue and starts a process for each, few at a time, at low priority.
 
 `jobs.start_worker` runs it beside the app. It trains nothing itself, so that a process that dies takes nothing with it,
 and it ends with the server: what it had in hand goes on when the next one starts.
@@ -6,13 +6,17 @@ and it ends with the server: what it had in hand goes on when the next one start
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+import experiments
 import jobs
 import limits
 import psutil
@@ -20,15 +24,17 @@ from filelock import FileLock
 
 from minipo import files
 
+T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process
 LOWEST = 19  # priority: training yields to the pages
 
 
-def perform(token: str) -> None:
-    """Do a job: start its process, watch over it, and write down how it ended."""
-    job = jobs.begin(token)
+def perform() -> None:
+    """Do the job that waits longest: start its process, watch over it, and write down how it ended."""
+    job = insist(jobs.begin)
     if job is None:
         return
+    token = job.token
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         errors = job.folder / "stderr"
@@ -42,9 +48,10 @@ def perform(token: str) -> None:
             )
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        jobs.finish(token, "failed", jobs.private(f"The run could not be started: {said.rstrip('.')}."))
+        message = jobs.private(f"The run could not be started: {said.rstrip('.')}.")
+        insist(lambda: jobs.finish(token, "failed", message))
         return
-    jobs.note_process(token, process.pid)
+    insist(lambda: jobs.note_process(token, process.pid))
     data = job.kind == "data"
     restrain(process.pid, limits.UPLOAD_GB if data else limits.RUN_GB)
     seconds = limits.UPLOAD_SECONDS if data else 60 * limits.RUN_MINUTES
@@ -52,17 +59,29 @@ def perform(token: str) -> None:
     state = "running"
     while process.poll() is None and state == "running" and time.monotonic() < deadline:
         time.sleep(TICK)
-        found = jobs.find(token)
-        state = found.state if found else "removed"
+        with suppress(sqlite3.Error):  # asked again at the next look
+            found = jobs.find(token)
+            state = found.state if found else "removed"
     if process.poll() is not None:
-        jobs.finish(token, *outcome(job, process.returncode, errors))
-        return
-    end(psutil.Process(process.pid))
-    process.wait()
-    if state == "running":
+        ended = outcome(job, process.returncode, errors)
+    else:
+        end(psutil.Process(process.pid))
+        process.wait()
         limit = f"{seconds} seconds" if data else f"{limits.RUN_MINUTES} minutes"
         then = "bring fewer rows" if data else "it can go on from there"
-        jobs.finish(token, "failed", f"It took longer than {limit}, the limit here, and was stopped; {then}.")
+        ended = "failed", f"It took longer than {limit}, the limit here, and was stopped; {then}."
+    if data and ended[0] == "failed":
+        job.upload.unlink(missing_ok=True)
+    insist(lambda: jobs.finish(token, *ended))
+
+
+def insist(do: Callable[[], T]) -> T:
+    """What `do` returns, tried again as long as the database is busy or its disk is full: a job is never left alone."""
+    while True:
+        try:
+            return do()
+        except sqlite3.Error:
+            time.sleep(1)
 
 
 def restrain(pid: int, gigabytes: int) -> None:
@@ -120,14 +139,14 @@ def last_line(errors: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip() and "%|" not in line), "")
 
 
-def recover() -> list[str]:
-    """The tokens of all that an earlier worker left unfinished, its processes ended."""
+def recover() -> int:
+    """How many jobs an earlier worker left unfinished; they wait again, and their processes are ended."""
     for job in jobs.unfinished():
         if job.state == "running":
             if process := process_of(job):
                 end(process)
             jobs.wait_again(job.token)
-    return [job.token for job in jobs.unfinished()]
+    return len(jobs.unfinished())
 
 
 def follow_server() -> None:
@@ -143,11 +162,17 @@ def watch(path: Path) -> None:
     tidied = 0.0
     while True:
         time.sleep(1)
-        if not path.exists() or path.stat().st_ino != opened:
+        try:
+            there = path.stat().st_ino == opened
+        except FileNotFoundError:
+            there = False
+        if not there:
             leave()  # and be started again
         if time.monotonic() - tidied > 600:
             tidied = time.monotonic()
-            jobs.tidy()
+            with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
+                experiments.collect_all()  # before what they came from is too old
+                jobs.tidy()
 
 
 def leave() -> None:
@@ -166,8 +191,8 @@ def main() -> None:
         enqueue = jobs.task(queue, perform)
         queue.flush()
         threading.Thread(target=watch, args=(files.home() / "app" / "queue.db",), daemon=True).start()
-        for token in recover():
-            enqueue(token)
+        for _ in range(recover()):
+            enqueue()
         queue.create_consumer(
             workers=limits.SLOTS, worker_type="thread", initial_delay=TICK, max_delay=TICK, backoff=1.0, periodic=False
         ).run()

@@ -14,13 +14,10 @@ import math
 import os
 import random
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from datetime import date
 from importlib.metadata import version
@@ -38,10 +35,12 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState
 from minipo.runs import versions
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "app"))
+sys.path[:0] = [str(ROOT), str(ROOT / "app")]
 import forms  # noqa: E402
 import jobs  # noqa: E402
 import limits  # noqa: E402
+
+from tests.browser import served_app  # noqa: E402
 
 SESSIONS, EVERY = 30, 5.0  # sessions; seconds between a session's actions
 ARRIVAL = "arrival, all at once"
@@ -54,8 +53,8 @@ MOVED = """before => [...document.querySelectorAll('p')].some(
 class Session:
     """One viewer, as the server sees a browser."""
 
-    def __init__(self, port: int, waits: dict[str, list[float]], seed: int):
-        self.port, self.waits, self.random = port, waits, random.Random(seed)
+    def __init__(self, address: str, waits: dict[str, list[float]], seed: int):
+        self.address, self.waits, self.random = address, waits, random.Random(seed)
         self.pages: dict[str, str] = {}  # by path, the hash that names it
         self.page = ""
         self.controls: dict[str, tuple[str, Any]] = {}  # by id: the fragment it is in, and the control
@@ -66,7 +65,7 @@ class Session:
 
     async def live(self, seconds: float) -> None:
         """Open a page, and act on it until the time is over."""
-        uri = f"ws://127.0.0.1:{self.port}/_stcore/stream"
+        uri = f"{self.address.replace('http', 'ws')}/_stcore/stream"
         async with websockets.connect(uri, subprotocols=["streamlit"], max_size=None) as self.socket:  # type: ignore
             reader = asyncio.create_task(self.read())
             await self.ask(ARRIVAL, page_name="")
@@ -158,7 +157,7 @@ class Session:
                 self.finished.set()
 
 
-async def look(port: int, seconds: float, waits: list[float]) -> None:
+async def look(address: str, seconds: float, waits: list[float]) -> None:
     """A viewer in Chromium who moves the slider of the first page."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
@@ -166,7 +165,7 @@ async def look(port: int, seconds: float, waits: list[float]) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=BROWSER)
         page = await browser.new_page(viewport={"width": 1280, "height": 720})
-        await page.goto(f"http://127.0.0.1:{port}/")
+        await page.goto(address)
         await page.get_by_text("600-fold").wait_for(timeout=60_000)
         end, key = time.monotonic() + seconds, "ArrowLeft"
         for number in range(1000):
@@ -183,11 +182,11 @@ async def look(port: int, seconds: float, waits: list[float]) -> None:
         await browser.close()
 
 
-async def class_of_viewers(port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
+async def class_of_viewers(address: str, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     waits: dict[str, list[float]] = defaultdict(list)
     seen: list[float] = []
-    sessions = [Session(port, waits, seed).live(seconds) for seed in range(SESSIONS - 1)]
-    await asyncio.gather(look(port, seconds, seen), *sessions)
+    sessions = [Session(address, waits, seed).live(seconds) for seed in range(SESSIONS - 1)]
+    await asyncio.gather(look(address, seconds, seen), *sessions)
     return waits, seen
 
 
@@ -202,38 +201,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120.0, help="of each of the two parts")
     seconds = parser.parse_args().seconds
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "minipo", "app", "--server.port", str(port)]
-    command += ["--server.headless", "true", "--server.address", "127.0.0.1"]
     parts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["MINIPO_HOME"] = home
-        server = subprocess.Popen(command, cwd=ROOT)
-        try:
-            for _ in range(120):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            for part, training in (("no run", False), ("two runs training", True)):
-                runs = hand_in(seconds) if training else []
-                waits, seen = asyncio.run(class_of_viewers(port, seconds))
-                everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
-                parts[part] = {
-                    "all": summary(everything)
-                    | {"within 1 s": round(statistics.mean(wait <= 1 for wait in everything), 4)},
-                    "in Chromium": summary(seen),
-                    **{kind: summary(waits[kind]) for kind in sorted(waits)},
-                }
-                parts[part]["server's memory (MB)"] = round(psutil.Process(server.pid).memory_info().rss / 1e6)
-                if training:
-                    parts[part]["runs at the end"] = dict(Counter(jobs.find(run).state for run in runs))
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
+    with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
+        os.environ["MINIPO_HOME"] = str(Path(folder) / "home")  # of `hand_in`: the server's queue
+        server = next(child for child in psutil.Process().children() if "--server.port" in child.cmdline())
+        for part, training in (("no run", False), ("two runs training", True)):
+            runs = hand_in(seconds) if training else []
+            waits, seen = asyncio.run(class_of_viewers(address, seconds))
+            everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
+            parts[part] = {
+                "all": summary(everything)
+                | {"within 1 s": round(statistics.mean(wait <= 1 for wait in everything), 4)},
+                "in Chromium": summary(seen),
+                **{kind: summary(waits[kind]) for kind in sorted(waits)},
+            }
+            parts[part]["server's memory (MB)"] = round(server.memory_info().rss / 1e6)
+            if training:
+                parts[part]["runs at the end"] = dict(Counter(jobs.find(run).state for run in runs))
     content = {
         "date": date.today().isoformat(),
         "versions": versions() | {"streamlit": version("streamlit")},

@@ -6,22 +6,24 @@ Prints a table, writes page.json beside this file, and keeps the picture that RE
 """
 
 import json
-import os
-import platform
 import re
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
+from minipo.runs import versions
+
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.browser import served_app  # noqa: E402
+
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 6"  # two figures of three layers
 CHANGED = """before => [...document.querySelectorAll('p')].some(
@@ -76,39 +78,25 @@ def measure(address: str) -> dict[str, float]:
         page.screenshot(path=Path(tempfile.gettempdir()) / "minipo-live-run.png", full_page=True)
         browser.close()
     return {
-        "first paint, first session of the server (s)": cold,
-        "first paint, warm server, median of 5 (s)": statistics.median(warm),
-        "slider to new sentence, median of 12 (s)": statistics.median(answers),
-        "slider to new sentence, slowest of 12 (s)": max(answers),
-        "live run, 300 steps at K = 15, the server's first, which computes the reference (s)": runs[0],
-        "live run, 300 steps at K = 15, reference in the cache (s)": runs[1],
+        "first paint, first session of the server": cold,
+        "first paint, warm server, median of 5": statistics.median(warm),
+        "slider to new sentence, median of 12": statistics.median(answers),
+        "slider to new sentence, slowest of 12": max(answers),
+        "live run, 300 steps at K = 15, the server's first, which computes the reference": runs[0],
+        "live run, 300 steps at K = 15, reference in the cache": runs[1],
     }
 
 
 def main() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "minipo", "app", "--server.port", str(port)]
-    command += ["--server.headless", "true", "--server.address", "127.0.0.1"]
-    with tempfile.TemporaryDirectory() as home:
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MINIPO_HOME": home})
-        try:
-            for _ in range(120):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            measured = measure(f"http://127.0.0.1:{port}")
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
+    with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
+        measured = measure(address)
     width = max(map(len, measured))
     for name, seconds in measured.items():
         print(f"{name:{width}}  {seconds:6.2f}")
-    content = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"} | {
-        name: round(seconds, 3) for name, seconds in measured.items()
+    content = {
+        "date": date.today().isoformat(),
+        "versions": versions() | {"streamlit": version("streamlit")},
+        "seconds": {name: round(seconds, 3) for name, seconds in measured.items()},
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

@@ -131,9 +131,26 @@ def load(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def page(found: dict[str, Any]) -> list[str]:
+    lines = [[name, f"{seconds:.2f} s"] for name, seconds in found["seconds"].items()]
+    return [
+        "**How long things take on the page**, one viewer in headless Chromium and nobody else, `python "
+        f"benchmarks/page.py` ({found['versions']['machine']}, {found['date']}).",
+        markdown(["", ""], lines),
+    ]
+
+
+def selection(found: dict[str, Any]) -> list[str]:
+    return [
+        f"**DynamicPO's selection and β** for {found['rows']:,} rows of {found['negatives']} negatives take "
+        f"{1000 * found['seconds']['vectorised']:.0f} ms on one thread, {found['ratio']:.0f} times less than an exact "
+        "loop over the rows in the same run, `python benchmarks/selection.py`."
+    ]
+
+
 def report() -> str:
     """The README's tables, of the benchmarks whose JSON is there."""
-    parts = (step, trl_step, scoring, growth, shapes, load)
+    parts = (step, trl_step, scoring, growth, shapes, selection, page, load)
     there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 

@@ -212,6 +212,7 @@ def _compare(settings: list[Any], seed: int, expected: Sides) -> None:
 def short_text(value: object) -> str:
     """What an untrusted file says, in a few letters."""
     text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number out of all range"
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair can be shown nowhere
     return text if len(text) <= 40 else text[:39] + "…"
 
 

@@ -527,7 +527,8 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
         negatives=config.negatives,
         beta=config.beta,
         dynamic=config.dynamic_po(),
-        reference_cache=home() / "reference",
+        # With an SFT run of the cache, whose data may be somebody's own: what goes with it, goes with it.
+        reference_cache=(start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
     )
     test_reference = trainer.reference_logps(rows["test"])
     seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])

@@ -1,9 +1,10 @@
-"""A server for a browser to visit, and the browser: what the tests of the app and of JupyterLab share."""
+"""A server for a browser to visit, and the browser: for the tests of the app and of JupyterLab, and the benchmarks."""
 
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,17 @@ def served(
     finally:
         server.terminate()
         server.wait(timeout=30)
+
+
+@contextmanager
+def served_app(folder: Path) -> Iterator[str]:
+    """The address of the app, served as `make app` serves it, with its log and minipo's own folder under `folder`."""
+    command = [sys.executable, "-m", "minipo", "app", "--server.headless", "true", "--server.address", "127.0.0.1"]
+    with served(
+        lambda port: [*command, "--server.port", str(port)], Path(__file__).parents[1], folder / "log",
+        "/_stcore/health", {"MINIPO_HOME": str(folder / "home")},
+    ) as address:  # fmt: skip
+        yield address
 
 
 @contextmanager

@@ -47,18 +47,13 @@ PAPERS = [
 LABEL = re.compile(r"(DynamicPO-)?(\S+) K = (\d+)")
 
 
-def told(error: ValueError) -> str:
-    """An error's sentence, without a path of this machine."""
-    return str(error).replace(str(sweeps.RECORDED), "data/recorded")
-
-
 def numbers() -> None:
     grids, absent = {}, []
     for name in GRIDS:
         try:
             grids[name] = recorded.grid(name)
         except ValueError as error:
-            absent.append(told(error))
+            absent.append(recorded.fault(error))
     tables = {name: grid.table for name, grid in grids.items()}
     say(sources.runs_sentence(tables, len(absent)))
     if tables:
@@ -147,7 +142,7 @@ def unseen_users() -> None:
         pairs = headline(content)
         users = len(recorded.grid("objectives").baselines["sft"]), content["users"]
     except ValueError as error:
-        st.warning(told(error))
+        st.warning(recorded.fault(error))
         return
     except KeyError:
         st.warning("The recorded differences on further users name runs that are not recorded here.")

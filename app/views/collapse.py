@@ -63,7 +63,7 @@ def collapses() -> None:
     try:
         VIEWS[view](worlds[world])
     except ValueError as error:
-        st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+        st.warning(recorded.fault(error))
 
 
 # ----------------------------------------------------------------------------------------------------------- against K

@@ -12,7 +12,7 @@ import recorded
 import streamlit as st
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import comparison, figures, repeat, runs, sweeps
+from minipo import comparison, figures, repeat, runs
 from minipo.comparison import METRICS, Difference, Line
 from minipo.evaluation import Interval
 from minipo.figures.compared import compared, compared_sentence
@@ -28,7 +28,6 @@ MOST = 10  # lines of each kind: what a figure and a table can still show
 SHARES = ("hr@1", "hr@5", "reward_win_rate")  # metrics that are shares of users; the others are means
 HIGHLIGHT = "background-color: rgba(0, 114, 178, 0.22); font-weight: 600"
 # The table's own download would hand out what is shown, and names that a spreadsheet takes for formulas.
-OWN_DOWNLOAD = "<style>.st-key-compared button[aria-label^='Download as CSV'] {display: none}</style>"
 
 # Settings in a table's words; DynamicPO's three switches are one of them, `comparison.variant`.
 NAMES = {
@@ -62,7 +61,7 @@ def readable(dataset: str) -> Iterator[str]:
             recorded.grid(name)
             yield name
         except ValueError as error:
-            st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+            st.warning(recorded.fault(error))
 
 
 @st.cache_resource(show_spinner=False, max_entries=20)
@@ -366,7 +365,6 @@ def compare(mine: str) -> None:
     styled, config, alike = shown(table, metric)
     st.caption(f"The same in all: {alike}. Highlighted: settings that are not the baseline's.")
     with st.container(key="compared"):
-        st.html(OWN_DOWNLOAD)
         st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs, a row each.")
     repeated = [(line.name, line.settings, line.seeds) for line in lines.values()]
     with st.container(horizontal=True, key="downloads"):

@@ -82,6 +82,7 @@ def keep(token: str) -> None:
         jobs.keep(token, st.session_state[f"keep_{token}"])
     except ValueError as error:
         st.session_state["data_said"] = str(error)
+        st.session_state[f"keep_{token}"] = False
 
 
 def controls(job: jobs.Job | None, me: str) -> None:

@@ -16,7 +16,7 @@ import segno
 import streamlit as st
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import pairs, runs, sweeps
+from minipo import pairs, runs
 from minipo.figures import classroom
 
 SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has a seed of their own
@@ -147,7 +147,7 @@ def front(mine: str) -> None:
     try:
         show(example())
     except ValueError as error:
-        st.warning(f"{str(error).replace(str(sweeps.RECORDED), 'data/recorded')}")
+        st.warning(recorded.fault(error))
 
 
 def set_up(mine: str) -> None:

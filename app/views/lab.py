@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 import recorded
 import streamlit as st
 from jobs import Job
-from shell import WORDS, asked, draw, head, plain, say, viewer
+from shell import REMOVED, WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import figures, load_dataset, sweeps
+from minipo import figures, load_dataset
 
 BENCH = 4
 METRICS = ["hr@1", "ndcg@5", "mrr", "reward_win_rate"]
@@ -32,7 +32,7 @@ def found(me: str) -> tuple[list[Job], list[Job], int]:
     for token in named:
         if token not in known and (job := jobs.find(token)) and job.kind == "prefer":
             known[token] = job
-    removed = st.session_state.get(cards.REMOVED, set())
+    removed = st.session_state.get(REMOVED, set())
     lost = sum(token not in known and token not in removed for token in named)
     return [known[token] for token in named if token in known][:BENCH], list(known.values()), lost
 
@@ -67,7 +67,7 @@ def bench(me: str, active: bool) -> None:
         try:
             curves = example()
         except ValueError as error:
-            st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+            st.warning(recorded.fault(error))
             return
         say("Recorded, not live. " + figures.live_sentence(curves, metric))
     drawn = [(curve.name, len(curve.metrics), len(curve.evaluations)) for curve in curves]

@@ -10,7 +10,7 @@ import recorded
 import streamlit as st
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import diagnostics, figures, files, load_dataset, runs, sweeps
+from minipo import diagnostics, figures, files, load_dataset, runs
 from minipo.figures import microscope
 
 KEYS = (
@@ -306,7 +306,7 @@ def picture(who: str, every: float | None) -> None:
         plain_loss = loss | {"select": "off", "adjust_beta": False}
         before = table if plain_loss == loss else microscope.examine(followed, lengths=lengths, **plain_loss)
     except ValueError as error:
-        area.warning(jobs.private(str(error).replace(str(sweeps.RECORDED), "data/recorded")))
+        area.warning(jobs.private(recorded.fault(error)))
     else:
         with area:
             say(microscope.sentence(table, step, user, loss["objective"], before, plain))

@@ -10,7 +10,7 @@ import recorded
 import streamlit as st
 from shell import WORDS, asked, draw, head, say
 
-from minipo import DynamicPO, diagnostics, figures, files, sweeps
+from minipo import DynamicPO, diagnostics, figures, files
 from minipo.figures import suppression
 
 GRID = "objectives"
@@ -104,7 +104,7 @@ def page() -> None:
     try:
         drawn(view, shown, users, int(negatives), "on" if dynamic else "off", CENSUS[census], logarithmic, spread)
     except ValueError as error:
-        st.warning(str(error).replace(str(sweeps.RECORDED), "data/recorded"))
+        st.warning(recorded.fault(error))
 
 
 def choices(users: str) -> list[int]:
@@ -125,28 +125,27 @@ def drawn(view: str, shown: str, users: str, negatives: int, dynamic: str, *how:
         st.info(sentence)
         return
     say(sentence)
-    needed = (
-        f"log-probs of validation users, which are recorded for K = {' and '.join(map(str, choices('validation')))}"
-    )
-    left, right = st.columns([1.25, 1], gap="medium")
-    with left:
-        draw(plots["pushes"], "pushes", f"The push on a boundary and on an easy negative, {view}.")
-    with right:
-        if "saturation" in plots:
-            draw(plots["saturation"], "saturation", f"Saturation, {view}.")
-        else:
-            st.info(f"Here σ(−z) could only be computed from {needed}.")
+    two(plots, "pushes", f"The push on a boundary and on an easy negative, {view}.", "saturation", "σ(−z)", view)
     st.caption(caption)
-    left, right = st.columns([1.25, 1], gap="medium")
-    with left:
-        draw(plots["share"], "share", f"How much of all push falls on boundary negatives, {view}.")
-    with right:
-        if "dilution" in plots:
-            draw(plots["dilution"], "dilution", f"Dilution, {view}.")
-        else:
-            st.info(f"Dilution could only be computed from {needed}.")
+    two(plots, "share", f"How much of all push falls on boundary negatives, {view}.", "dilution", "Dilution", view)
     st.subheader("Before you blame the small push", anchor=False)
     st.markdown(objections)
+
+
+def two(plots: dict[str, go.Figure], wide: str, reading: str, narrow: str, called: str, view: str) -> None:
+    """Two figures beside each other, of which the narrow one is told about where it cannot be computed."""
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        draw(plots[wide], wide, reading)
+    with right:
+        if narrow in plots:
+            draw(plots[narrow], narrow, f"{narrow.capitalize()}, {view}.")
+        else:
+            counted = " and ".join(map(str, choices("validation")))
+            st.info(
+                f"{called} could only be computed from log-probs of validation users, which are recorded for K = "
+                f"{counted}."
+            )
 
 
 @st.cache_resource(show_spinner=False, max_entries=200)
@@ -190,7 +189,7 @@ def made(
         title = f"Dilution, validation users{when}"
         plots["dilution"] = suppression.push_lines(seen, columns, over, title, "part of z")
     compared = seen if users == "training" and over == "step" and len(seen) else None
-    return sentence, plots, note(table, over, dynamic), objections(table, begin, compared)
+    return sentence, plots, note(table, over, dynamic, census), objections(table, begin, compared)
 
 
 def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool) -> pd.DataFrame:
@@ -226,7 +225,7 @@ def joined(tables: list[pd.DataFrame | None]) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["objective"])
 
 
-def note(table: pd.DataFrame, over: str, dynamic: str) -> str:
+def note(table: pd.DataFrame, over: str, dynamic: str, census: str) -> str:
     """What stands below the first figures: whose runs and users, and how they are counted."""
     if table["users"].iloc[0] == suppression.VALIDATION:
         text = "One seed's run each; 64 validation users at four steps. Recorded at K = "
@@ -234,11 +233,14 @@ def note(table: pd.DataFrame, over: str, dynamic: str) -> str:
     else:
         seeds = table.groupby(["objective", "negatives"])["seed"].nunique()
         text = f"Means of {int(seeds.max())} seeds; each step's value is of its batch of 32 training users. "
-    text += "The end: the last tenth of the steps. Boundary and easy as DynamicPO's rule counts them"
-    text += ", and only the boundary enters the loss. " if dynamic == "on" else ", though the loss does not use it. "
+        text += "The end: the last tenth of the steps. "
+    first = census == CENSUS["before training"] and table["users"].iloc[0] == suppression.VALIDATION
+    text += f"Boundary and easy as DynamicPO's rule {'counted them before training' if first else 'counts them'}"
+    used = "and only each step's boundary enters the loss" if dynamic == "on" else "though the loss does not use it"
+    text += f", {used}. "
     if over == "negatives":
         text += "At K = 1 the only negative counts as boundary, so that K = 1 compares with the others only in part. "
-    return text + "Open marks: validation users."
+    return text + "Open marks: validation users." * (table["users"].iloc[0] != suppression.VALIDATION)
 
 
 def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFrame | None) -> str:

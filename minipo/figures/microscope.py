@@ -23,6 +23,7 @@ from minipo.figures import (
     DYNAMIC_COLOUR,
     FAINT,
     GRID,
+    HALO,
     INK,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
@@ -228,10 +229,10 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
         {
             **still, "mode": "text", "ids": ids,
             "text": [
-                f"\u2002<b>{name}</b>\u2002" if kind == "chosen" else f"\u2002{name}\u2002"
+                f"\u2003<b>{name}</b>\u2003" if kind == "chosen" else f"\u2003{name}\u2003"
                 for name, kind in zip(names, here["kind"], strict=True)
             ],
-            "textfont": {"size": 12.5, "color": _of_names(here)},
+            "textfont": {"size": 12.5, "color": _of_names(here), "shadow": HALO},
         },
     ]  # fmt: skip
     legend = [

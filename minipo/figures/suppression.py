@@ -420,6 +420,8 @@ def training_sentence(table: pd.DataFrame, plain: pd.DataFrame | None = None) ->
     objectives = list(dict.fromkeys(table["objective"]))
     negatives, last = int(table["negatives"].iloc[0]), at_end(table)
     if len(objectives) > 1:
+        if negatives == 1:
+            return "At K = 1 the only negative counts as boundary, and all push is on it."
         shares = last.groupby("objective", sort=False)["push_share"].mean()
         counted = f"At K = {negatives} the boundary is {_range(last, 'boundary_share')} of the negatives at the end"
         if (shares > 1 - 1e-9).all():

@@ -35,7 +35,7 @@ def finished(name: str = "mine", viewer: str = "a-viewer-of-tests", users: int =
     """A run in the register that has ended, its results made up as those of the recorded grids are; its token."""
     settings = {"objective": "dmpo", "negatives": 5, "steps": 10, "seed": 3} | settings
     job = jobs.submit("prefer", settings, viewer, name)
-    jobs.begin(job.token)
+    jobs.begin()
     jobs.finish(job.token, "done", "")
     job.run.mkdir(parents=True)
     config = asdict(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
@@ -204,7 +204,7 @@ def test_the_viewers_own_runs_are_offered_and_become_part_of_the_link(recorded: 
 
 def test_a_run_on_other_users_is_not_compared(recorded: Path, tmp_path: Path) -> None:
     data = jobs.submit("data", {"suffix": ".csv"}, "a-viewer-of-tests", "my songs; rm -rf.csv", b"user,item\n")
-    jobs.begin(data.token)
+    jobs.begin()
     jobs.finish(data.token, "done", "")
     app = opened("compare", run=[finished("On my songs", dataset=f"own:{data.token}"), finished("Few", users=10)])
     assert table(app).loc[["On my songs", "Few"], "difference"].eq("not comparable: other test users").all()

@@ -85,8 +85,9 @@ def test_a_lost_record_leaves_it_standing(grids, tmp_path, page, damage):
         assert warning.value.rstrip().endswith(".")
 
 
+@pytest.mark.parametrize("nonsense", [NONSENSE, "inf", "-1e999"])
 @every_page
-def test_a_link_full_of_nonsense_is_told(grids, tmp_path, monkeypatch, page):
+def test_a_link_full_of_nonsense_is_told(grids, tmp_path, monkeypatch, page, nonsense):
     known: set[str] = set()
     ask = shell.asked
 
@@ -97,10 +98,10 @@ def test_a_link_full_of_nonsense_is_told(grids, tmp_path, monkeypatch, page):
     monkeypatch.setattr(shell, "asked", asked)
     opened(page)
     assert known
-    app = opened(page, **dict.fromkeys(known, NONSENSE), unheard=NONSENSE)
+    app = opened(page, **dict.fromkeys(known, nonsense), unheard=nonsense)
     stands(app, tmp_path)
     assert [each.value for each in app.info if "means nothing here" in each.value and "unheard" in each.value]
     kept = {each.key for each in controls(app) if each.type != "text_input"} & {
-        name for name, value in app.query_params.items() if NONSENSE in value
+        name for name, value in app.query_params.items() if nonsense in value
     }
     assert kept == set()

@@ -121,6 +121,59 @@ def test_the_limits_hold(monkeypatch: pytest.MonkeyPatch, experiment: experiment
             experiments.open_experiment("third", "", left, right)
 
 
+def test_what_is_closed_or_removed_trains_no_more(
+    monkeypatch: pytest.MonkeyPatch, experiment: experiments.Experiment
+) -> None:
+    code = experiment.code
+    for who in ("ada", "grace"):
+        experiments.join(code, who)
+        experiments.guess(code, who, 1.0)
+        experiments.run(code, who)
+    ada, grace = (jobs.find(experiments.entry(code, who).token) for who in ("ada", "grace"))
+    experiments.remove(code, "lecturer", experiments.entry(code, "ada").seed)
+    assert (jobs.find(ada.token).state, jobs.find(grace.token).state) == ("stopped", "waiting")
+    experiments.set_open(code, "lecturer", False)
+    assert jobs.find(grace.token).state == "stopped"
+    monkeypatch.setattr(limits, "EXPERIMENTS", 1)
+    experiments.open_experiment("lecturer", "", LEFT, RIGHT)
+    with pytest.raises(ValueError, match="You have 1 open experiments"):
+        experiments.set_open(code, "lecturer", True)
+    monkeypatch.setattr(limits, "EXPERIMENTS", 2)
+    experiments.set_open(code, "lecturer", True)
+    experiments.run(code, "grace")
+    assert jobs.find(grace.token).state == "waiting"
+
+
+def test_a_pair_that_ended_while_nobody_looked_counts_before_its_job_is_removed(
+    experiment: experiments.Experiment,
+) -> None:
+    code = experiment.code
+    seed = experiments.join(code, "ada").seed
+    experiments.guess(code, "ada", 1.0)
+    experiments.run(code, "ada")
+    job = jobs.begin()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.result.write_bytes(result(seed, 0.65))
+    jobs.finish(job.token, "done", "")
+    with jobs.database() as connection:
+        connection.execute("update jobs set ended = 1")
+    experiments.collect_all()  # as the worker does it
+    jobs.tidy()
+    assert jobs.find(job.token) is None
+    assert experiments.table(code)["difference"].tolist() == pytest.approx([-0.05])
+
+
+def test_a_hostile_result_is_one_sentence(experiment: experiments.Experiment) -> None:
+    code = experiment.code
+    seed = experiments.join(code, "ada").seed
+    experiments.guess(code, "ada", 1.0)
+    content = json.loads(result(seed))
+    content["left"]["settings"]["\ud800" + "x" * 100] = "\ud800"
+    with pytest.raises(ValueError, match="is of other runs") as refused:
+        experiments.deliver(code, "ada", json.dumps(content).encode())
+    str(refused.value).encode()  # or no page could show it
+
+
 def test_a_result_needs_a_guess_comes_once_and_must_be_ones_own(experiment: experiments.Experiment) -> None:
     code = experiment.code
     with pytest.raises(ValueError, match="not joined"):
@@ -162,7 +215,7 @@ def test_what_the_queue_has_finished_is_taken_in(experiment: experiments.Experim
     before = experiments.find(code)
     experiments.collect(code)
     assert experiments.find(code) == before  # nothing yet
-    jobs.begin(job.token)
+    jobs.begin()
     job.folder.mkdir(parents=True, exist_ok=True)
     job.result.write_bytes(result(seed, 0.6))
     jobs.finish(job.token, "done", "")
@@ -176,7 +229,7 @@ def test_a_job_without_a_readable_result_can_be_run_again(experiment: experiment
     experiments.guess(code, "ada", 0.0)
     experiments.run(code, "ada")
     (job,) = jobs.of_viewer("ada", "pair")
-    jobs.begin(job.token)
+    jobs.begin()
     jobs.finish(job.token, "done", "")
     experiments.collect(code)
     entry = experiments.entry(code, "ada")

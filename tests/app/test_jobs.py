@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -56,7 +57,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-c", program]))
+        started.append(subprocess.Popen([sys.executable, "-c", program], start_new_session=True))
         return started[-1]
 
     yield start
@@ -83,9 +84,10 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> None:
 
 
 def performed(does: str) -> jobs.Job:
-    """The job after the worker, in this process, has done it."""
+    """The job after the worker, in this process, has done it, and before it all that waited."""
     job = submit(does)
-    worker.perform(job.token)
+    while now(job).state == "waiting":
+        worker.perform()
     return now(job)
 
 
@@ -159,9 +161,9 @@ def test_a_job_that_was_stopped_or_removed_while_waiting_is_not_started():
     stopped, removed = submit("open('started', 'w')"), submit("open('started', 'w')")
     assert jobs.stop(stopped.token) == "Stopped."
     jobs.remove(removed.token)
-    for job in (stopped, removed):
-        worker.perform(job.token)
-    assert now(stopped).state == "stopped"
+    for _ in (stopped, removed):
+        worker.perform()
+    assert (now(stopped).state, now(stopped).message) == ("stopped", "Stopped before it began.")
     assert now(stopped).pid is None
     assert jobs.find(removed.token) is None
 
@@ -174,15 +176,20 @@ def test_place_in_the_queue_moves_on():
     assert [jobs.place(job.token) for job in (first, second, third)] == [0, 1, 2]
     jobs.stop(second.token)
     assert jobs.place(third.token) == 1
-    assert jobs.begin(first.token) is not None
+    assert jobs.begin() == now(first)
     assert jobs.place(third.token) == 0
+    jobs.resume(second.token)  # who cancels and goes on loses the place
+    assert (jobs.place(second.token), jobs.place(third.token)) == (1, 0)
+    begun = [jobs.begin(), jobs.begin(), jobs.begin()]
+    assert begun == [now(third), now(second), None]
 
 
 def test_stopping_tells_each_tab_what_happened():
-    job, over = submit(SLEEP), performed("pass")
+    over, job = performed("pass"), submit(SLEEP)
     assert [jobs.stop(job.token), jobs.stop(job.token)] == ["Stopped.", "It was stopped already."]
     assert jobs.stop(over.token) == "It had finished already."
     assert now(over).state == "done"
+    assert now(job).message == "Stopped before it began."
     assert jobs.stop(performed("raise SystemExit(3)").token) == "It had ended already."
     assert jobs.stop("no-such-token") == "This run is not on this server any more."
 
@@ -193,13 +200,71 @@ def test_a_viewer_has_so_many_at_once_and_all_together_so_many(monkeypatch: pyte
         submit(SLEEP, "one")
     jobs.stop(mine[0].token)
     submit(SLEEP, "one")
-    with pytest.raises(ValueError, match="that is the most"):
+    with pytest.raises(ValueError, match="is the most"):
         jobs.resume(mine[0].token)
-    submit(SLEEP, "another")
+    other = submit(SLEEP, "another")
+    jobs.stop(other.token)
     monkeypatch.setattr(limits, "RUNS_WAITING", 0)
     monkeypatch.setattr(limits, "SLOTS", 1)
-    with pytest.raises(ValueError, match="runs are waiting on this server, its limit"):
-        submit(SLEEP, "a third")
+    for ask in (lambda: submit(SLEEP, "a third"), lambda: jobs.resume(other.token)):
+        with pytest.raises(ValueError, match="runs are waiting on this server, its limit"):
+            ask()
+
+
+def test_so_many_uploads_are_held_and_a_full_disk_takes_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "UPLOADS", 1)
+    first = jobs.submit("data", {"does": "pass", "suffix": ".csv"}, "one", "a.csv", b"x")
+    worker.perform()
+    assert now(first).upload.read_bytes() == b"x"
+    with pytest.raises(ValueError, match="holds 1 uploads of yours, the most"):
+        jobs.submit("data", {"does": "pass", "suffix": ".csv"}, "one", "b.csv", b"y")
+    monkeypatch.setattr(limits, "FREE_GB", 10**9)
+    with pytest.raises(ValueError, match="disk is almost full"):
+        submit(SLEEP, "another")
+    monkeypatch.setattr(limits, "FREE_GB", 0)
+    monkeypatch.setattr(jobs, "enqueue", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ValueError, match=r"cannot write it down; its disk may be full\."):
+        submit(SLEEP, "another")
+    assert [job.token for job in jobs.unfinished()] == []
+    assert [folder.name for folder in first.folder.parent.iterdir()] == [first.token]  # nothing half-written
+
+
+def test_an_upload_that_cannot_be_read_is_not_held():
+    job = jobs.submit("data", {"does": "raise SystemExit(2)", "suffix": ".csv"}, "one", "a.csv", b"x")
+    worker.perform()
+    assert now(job).state == "failed"
+    assert not job.upload.exists()
+
+
+def test_a_busy_database_leaves_no_job_alone(monkeypatch: pytest.MonkeyPatch):
+    """Each part that the worker calls fails twice."""
+    job = submit("print()")
+
+    def flaky(works: Callable[..., Any]) -> Callable[..., Any]:
+        failures = iter(range(2))
+
+        def call(*arguments: Any) -> Any:
+            if next(failures, None) is not None:
+                raise sqlite3.OperationalError("database is locked")
+            return works(*arguments)
+
+        return call
+
+    with monkeypatch.context() as meanwhile:
+        for name in ("begin", "find", "note_process", "finish"):
+            meanwhile.setattr(jobs, name, flaky(getattr(jobs, name)))
+        meanwhile.setattr(worker.time, "sleep", lambda _: None)
+        worker.perform()
+    assert now(job).state == "done"
+
+
+def test_removing_an_upload_passes_over_what_is_damaged():
+    job = jobs.submit("data", {"does": "pass", "suffix": ".csv"}, "one", "a.csv", b"x")
+    (files.home() / "runs" / "damaged").mkdir(parents=True)
+    (files.home() / "runs" / "damaged" / "config.json").write_text("{")
+    jobs.remove(job.token)
+    assert jobs.find(job.token) is None
+    assert not job.folder.exists()
 
 
 def test_tokens_cannot_be_guessed_and_each_sees_their_own():
@@ -327,6 +392,18 @@ def test_a_worker_or_a_server_that_dies_leaves_nothing_behind_and_the_next_goes_
     later = submit("pass", "another")
     server()
     until(lambda: now(job).pid != before and now(job).state == "running" and now(later).state == "done")
+
+
+def test_control_c_ends_the_server_and_its_runs_go_on_with_the_next(server: Callable[[], Any]):
+    running = server()
+    job = submit(SLEEP)
+    until(lambda: now(job).state == "running" and now(job).pid)
+    before = now(job).pid
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all that it started
+    until(lambda: not alive(before))
+    assert (now(job).state, now(job).message) == ("running", "")
+    server()
+    until(lambda: now(job).pid != before and now(job).state == "running")
 
 
 def test_a_queue_that_was_deleted_is_made_anew(server: Callable[[], Any]):

@@ -40,7 +40,7 @@ def logged(job: jobs.Job, last: int = 120, hits: float = 0.7) -> None:
 
 def finished(job: jobs.Job, hits: float = 0.662) -> None:
     """The same of a run that is over."""
-    assert jobs.begin(job.token)
+    assert jobs.begin()
     logged(job, 300)
     ranks = np.where(np.arange(2000) < 2000 * hits, 0, 3).astype(np.uint8)
     pd.DataFrame({"user": range(2000), "rank": ranks}).to_parquet(job.run / "users.parquet")
@@ -191,7 +191,7 @@ def test_place_in_the_queue_and_cancel():
 
 def test_a_running_run_tells_the_time_left_and_is_stopped_once_from_two_tabs():
     job = handed_in()
-    assert jobs.begin(job.token)
+    assert jobs.begin()
     logged(job)
     tabs = [opened("lab", run=job.token) for _ in range(2)]
     for app in tabs:
@@ -255,7 +255,7 @@ def test_a_register_that_vanishes_while_the_page_is_open_is_one_sentence(tmp_pat
 
 def test_a_failed_run_says_why_and_can_go_on():
     job = handed_in()
-    assert jobs.begin(job.token)
+    assert jobs.begin()
     logged(job, 50)
     jobs.finish(job.token, "failed", "Its process was killed (SIGKILL).")
     app = opened("lab", run=job.token)
@@ -264,7 +264,7 @@ def test_a_failed_run_says_why_and_can_go_on():
     for seed in range(limits.RUNS_AT_ONCE):
         handed_in(seed=seed)
     app.button(key=f"resume_{job.token}").click().run()
-    assert "4 runs are waiting or training, and that is the most" in text(app)
+    assert "You have 4 runs waiting or training, and 4 is the most" in text(app)
     assert jobs.find(job.token).state == "failed"
 
 

@@ -198,7 +198,7 @@ def trained(probe: pd.DataFrame | None, name: str = "my run", state: str = "done
     import jobs
 
     job = jobs.submit("prefer", {"objective": "dmpo", "negatives": 19, "steps": 300}, viewer, name)
-    jobs.begin(job.token)
+    jobs.begin()
     if probe is not None:
         job.run.mkdir(parents=True)
         (job.run / "config.json").write_text(json.dumps(asdict(runs.PreferConfig(negatives=19))))

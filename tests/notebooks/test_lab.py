@@ -56,6 +56,7 @@ def test_the_first_picture_moves_under_the_hand(page: Page, address: str, tmp_pa
     expect(title).to_be_visible(timeout=90_000)
     # Before anything runs, the committed outputs are there, the picture among them.
     expect(page.locator(".jp-RenderedPlotly").first).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=90_000)  # keys before that are lost
     title.click()
     for _ in range(2):  # the heading, then the picture's cell
         page.keyboard.press("Shift+Enter")

@@ -1,7 +1,6 @@
 """One real server for all journeys, with the repository's recorded runs and a folder of its own; and its visitors."""
 
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.app.conftest import MAIN
-from tests.browser import chromium, served
+from tests.browser import chromium, served_app
 
 SIZES = {"projector": (1280, 720), "phone": (390, 844)}
 
@@ -18,12 +17,7 @@ SIZES = {"projector": (1280, 720), "phone": (390, 844)}
 @pytest.fixture(scope="package")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the app is served, as `make app` serves it."""
-    folder = tmp_path_factory.mktemp("served")
-    command = [sys.executable, "-m", "minipo", "app", "--server.headless", "true", "--server.address", "127.0.0.1"]
-    with served(
-        lambda port: [*command, "--server.port", str(port)], MAIN.parents[1], folder / "log", "/_stcore/health",
-        {"MINIPO_HOME": str(folder / "home")},
-    ) as address:  # fmt: skip
+    with served_app(tmp_path_factory.mktemp("served")) as address:
         yield address
 
 

@@ -1,6 +1,5 @@
 """Every page in light, in the dark and on a phone: a picture is kept, and everything on it can be read."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.app.conftest import MAIN
 from tests.app.journeys.conftest import settled
-from tests.browser import served
+from tests.browser import served_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 PAGES = sorted(path.stem for path in MAIN.parent.glob("views/*.py"))
@@ -75,14 +74,10 @@ def test_it_can_be_read(
 
 
 def test_the_first_visitor_of_a_new_server_may_come_by_a_link(tmp_path: Path, browser: Browser) -> None:
-    command = [sys.executable, "-m", "minipo", "app", "--server.headless", "true", "--server.address", "127.0.0.1"]
     with (
-        served(
-            lambda port: [*command, "--server.port", str(port)], MAIN.parents[1], tmp_path / "log", "/_stcore/health",
-            {"MINIPO_HOME": str(tmp_path / "home")},
-        ) as address,
+        served_app(tmp_path) as address,
         browser.new_context(viewport={"width": 1280, "height": 720}) as context,
-    ):  # fmt: skip
+    ):
         page = context.new_page()
         page.goto(f"{address}/suppression?K=5&nothing=1")
         settled(page)

@@ -95,7 +95,7 @@ def test_long_runs_wait_in_line_and_are_stopped_from_two_tabs(visit: Visit, pict
     if limits.SLOTS < limits.RUNS_AT_ONCE:
         expect(page.get_by_text("In the queue, place 1: next in line.")).to_be_visible(timeout=30_000)
         page.get_by_role("button", name="Cancel").click()
-        expect(page.get_by_text("Stopped; what it had reached is shown.").first).to_be_visible(timeout=20_000)
+        expect(page.get_by_text("Stopped before it began.")).to_be_visible(timeout=20_000)
     expect(page.get_by_text(re.compile(r"Step \d+ of 1000, about"))).not_to_have_count(0, timeout=120_000)
     picture(page, "lab-training")
 
