@@ -30,8 +30,9 @@ jobs.command = lambda job: [sys.executable, "-c", str(job.settings["does"]), job
 worker.main()
 """
 SERVER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program that a shell put in the background ignores
 sys.path.insert(0, {app!r})
 import jobs
 jobs.WORKER = Path({toy!r})
