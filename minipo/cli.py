@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .names import lookup
-from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
+from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run, splits_of
 
 HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
@@ -157,13 +157,12 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .datasets import load_dataset
     from .evaluation import evaluate, score, valid_ratio
 
     run = Run(Path(arguments.run_folder))
     config = run.config
     model, tokenizer = run.load_model()
-    splits = load_dataset(config.dataset, config.dataset_seed)
+    splits = splits_of(config)
     users = getattr(splits, arguments.split)
     rows = rows_at_once(config)
     with arithmetic(model, config.precision):

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .datasets import Interaction, load_dataset
+from .datasets import Interaction
 from .dynamic import DynamicPO, LogProbs, Selection, boundary
 from .evaluation import Report, Scores, context_of, fit_prompts, preference_rows, report
 from .files import home
 from .objectives import OBJECTIVES, Aggregate, Losses, Margins, Objective, Used
 from .preference import preference_loss, preference_push
 from .prompts import answer
-from .runs import PRECISION, PreferConfig, check_negatives, make_config, rows_at_once, sft_run
+from .runs import PRECISION, PreferConfig, check_negatives, make_config, rows_at_once, sft_run, splits_of
 from .scoring import pack, packed_logps
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def watch(
     if every < 1 or probed < 1:
         raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
     config = make_config(PreferConfig, {**settings, "objective": objective if isinstance(objective, str) else "dmpo"})
-    splits = load_dataset(config.dataset, config.dataset_seed)
+    splits = splits_of(config)
     check_negatives(splits, config.negatives)
     model: Any
     model, tokenizer = sft_run(config, progress=False).load_model()

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from .datasets import DATASETS, load_dataset
+from .datasets import DATASETS
 from .evaluation import Interval
 from .fetch import SOURCES
 from .files import whole_file
 from .names import lookup
-from .runs import PreferConfig, Run, check_negatives, make_config, prefer, versions
+from .runs import PreferConfig, Run, check_negatives, make_config, prefer, splits_of, versions
 
 RANKS = 256  # a user's rank is below it
 Sides = tuple[PreferConfig, PreferConfig]
@@ -99,7 +99,7 @@ def train_pair(
     if out is not None and Path(out).suffix != ".json":
         raise ValueError(f"A pair's file must end in .json, not {Path(out).name!r}; give it such a name.")
     configs = sides(left, right, seed)
-    splits = load_dataset(configs[0].dataset, configs[0].dataset_seed)
+    splits = splits_of(configs[0])
     for config in configs:
         check_negatives(splits, config.negatives)
     runs: list[Run] = []
@@ -160,7 +160,7 @@ def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair
         expected = _configs(settings, seed)
     _compare(settings, seed, expected)
 
-    splits = load_dataset(expected[0].dataset, expected[0].dataset_seed)
+    splits = splits_of(expected[0])
     if content.get("dataset_fingerprint") != splits.fingerprint:
         raise ValueError(
             f"This result was made on other data than this machine's {splits.name!r} "

@@ -223,6 +223,13 @@ class PreferConfig:
 
 
 Config = SFTConfig | PreferConfig
+
+
+def splits_of(config: Config) -> Splits:
+    """The data that a run with `config` is trained and evaluated on; raises what `load_dataset` raises."""
+    return load_dataset(config.dataset, config.dataset_seed)
+
+
 CONFIGS: dict[str, type[Config]] = {"sft": SFTConfig, "prefer": PreferConfig}
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -407,7 +414,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from .models import POCKET, add_lora, load_model
     from .training import SFTTrainer, training_arguments
 
-    splits = load_dataset(config.dataset, config.dataset_seed)
+    splits = splits_of(config)
     whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
     model: Any
     if config.start_epochs:
@@ -471,7 +478,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     `out` holds something else; OSError if the disk is full.
     """
     config = make_config(PreferConfig, settings)
-    splits = load_dataset(config.dataset, config.dataset_seed)
+    splits = splits_of(config)
     check_negatives(splits, config.negatives)
     out = cache_folder(config) if out is None else Path(out)
     with alone(out):
@@ -579,7 +586,7 @@ def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dic
 
 def cache_folder(config: Config) -> Path:
     """The folder in minipo's cache for a run with these settings on this data by this version of minipo."""
-    data = load_dataset(config.dataset, config.dataset_seed).fingerprint
+    data = splits_of(config).fingerprint
     content = json.dumps([version("minipo"), data, asdict(config)], sort_keys=True)
     return home() / "runs" / f"{config.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
@@ -603,7 +610,7 @@ def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
     Raises ValueError if the folder is no finished SFT run of the same model on the same data and prompts, or if the run
     starts from a bare model.
     """
-    splits = load_dataset(config.dataset, config.dataset_seed)
+    splits = splits_of(config)
     if isinstance(config, PreferConfig) and config.sft is not None:
         run = sft_folder(Path(config.sft), splits)
         for name in ("model", "template"):

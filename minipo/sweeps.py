@@ -36,6 +36,7 @@ from .runs import (
     prefer,
     sft,
     sft_run,
+    splits_of,
     start_config,
     versions,
 )
@@ -104,8 +105,8 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     preferred = [config for config in configs if isinstance(config, PreferConfig)]
-    for dataset, seed, negatives in dict.fromkeys((c.dataset, c.dataset_seed, c.negatives) for c in preferred):
-        check_negatives(load_dataset(dataset, seed), negatives)
+    for config in preferred:  # the data stay in memory
+        check_negatives(splits_of(config), config.negatives)
     for config in preferred:
         if config.sft is not None:
             sft_run(config)
