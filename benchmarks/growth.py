@@ -22,7 +22,8 @@ from plotly.subplots import make_subplots
 
 from minipo.figures import DYNAMIC_COLOUR, FAINT, OBJECTIVE_COLOURS, TEMPLATE
 from minipo.models import add_lora
-from minipo.scoring import TokenIds, pack_groups, pack_ids, packed_logps, padding_share, tokenize, tokenize_answers
+from minipo.packing import TokenIds, pack_groups, pack_ids, padding_share
+from minipo.scoring import packed_logps, tokenize, tokenize_answers
 
 BASE = {"K": 15, "prompt": 128, "batch": 2}
 AXES: dict[str, tuple[int, ...]] = {

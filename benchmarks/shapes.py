@@ -20,7 +20,8 @@ from growth import ragged
 from measure import alone, arguments, prepare, provenance, smollm2, table, write
 
 from minipo.models import add_lora
-from minipo.scoring import pack_groups, packed_logps, padding_share
+from minipo.packing import pack_groups, padding_share
+from minipo.scoring import packed_logps
 from minipo.training import disable_dropout
 
 SIDES = ("least padding", "few shapes")

@@ -28,8 +28,9 @@ from torch import Tensor
 from minipo.datasets import load_dataset
 from minipo.dynamic import boundary, dual_margin_beta
 from minipo.models import add_lora, load_model
+from minipo.packing import TokenIds, pack_groups
 from minipo.preference import preference_loss
-from minipo.scoring import TokenIds, pack_groups, packed_logps, tokenize, tokenize_answers
+from minipo.scoring import packed_logps, tokenize, tokenize_answers
 from minipo.training import disable_dropout
 
 THEIRS, OURS = ("as it comes", "plain"), ("fresh", "cached")

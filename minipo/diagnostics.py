@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .datasets import Interaction
 from .dynamic import DynamicPO, LogProbs, Selection, boundary
-from .evaluation import Report, Scores, context_of, fit_prompts, preference_rows, report
+from .evaluation import Report, Scores, fit_prompts, preference_rows, report
 from .files import home
+from .model_checks import context_of
 from .objectives import OBJECTIVES, Aggregate, Losses, Margins, Objective, Used
 from .preference import preference_loss, preference_push
 from .prompts import answer

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .datasets import Interaction
+from .model_checks import context_of
 from .names import lookup
 from .prompts import TEMPLATES, Template, answer, render
 from .scoring import candidate_logps, tokenize
@@ -134,11 +135,6 @@ def user_prompt(interaction: Interaction, template: str | Template = "line") -> 
 
 def _template(template: str | Template) -> Template:
     return lookup("template", template, TEMPLATES) if isinstance(template, str) else template
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens `model` can read, or None if it sets no limit."""
-    return getattr(model.config, "max_position_embeddings", None)
 
 
 def fit_prompts(

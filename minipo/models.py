@@ -130,7 +130,7 @@ def _pocket_model(
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
-    with _seeded(seed):
+    with seeded(seed):
         model: PreTrainedModel
         if name == "pocket-gpt2":
             model = GPT2LMHeadModel(
@@ -163,7 +163,7 @@ def _pocket_model(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw under `seed` inside, and leave the caller's random numbers as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -266,5 +266,5 @@ def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, se
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )
-    with _seeded(seed):
+    with seeded(seed):
         return get_peft_model(model, configuration)

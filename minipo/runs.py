@@ -410,7 +410,8 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
-    from .evaluation import context_of, evaluate, preference_rows
+    from .evaluation import evaluate, preference_rows
+    from .model_checks import context_of
     from .models import POCKET, add_lora, load_model
     from .training import SFTTrainer, training_arguments
 
@@ -495,7 +496,8 @@ def check_negatives(splits: Splits, negatives: int) -> None:
 def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
-    from .evaluation import context_of, preference_rows, report
+    from .evaluation import preference_rows, report
+    from .model_checks import context_of
     from .models import add_lora
     from .training import PreferenceTrainer, training_arguments
 
@@ -577,7 +579,8 @@ def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
 
 def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dict[str, int]:
     """How many prompts of all splits lost their oldest items, because they were longer than the model's context."""
-    from .evaluation import context_of, fit_prompts
+    from .evaluation import fit_prompts
+    from .model_checks import context_of
 
     context = context_of(model)
     users = (*splits.train, *splits.validation, *splits.test)

@@ -8,9 +8,12 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import asdict, replace
-from itertools import chain, compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +21,13 @@ import numpy as np
 import torch
 import transformers.trainer
 from numpy.typing import NDArray
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -34,24 +38,45 @@ from transformers import (
 )
 
 from .dynamic import DynamicPO
-from .evaluation import Report, Scores, context_of, report
+from .evaluation import Report, Scores, report
 from .files import alone, whole_file
+from .model_checks import check_quiet, context_of
+from .models import seeded
 from .objectives import OBJECTIVES, Aggregate, BatchBeta, Objective, pairwise_margins
+from .packing import PackedBatch, TokenIds, pack_groups
 from .preference import PreferenceOutput, preference_loss
-from .scoring import TokenIds, pack_groups, packed_logps, tokenize, tokenize_answers
+from .scoring import packed_logps, tokenize_rows
 
 COMPLETE = "complete"  # a checkpoint counts only when this file stands in it: it is written after everything else
 BATCH_BETA = "batch_beta.json"  # β-DPO's running state in a checkpoint
+REFERENCE = "reference.npz"  # the reference log-probs in a checkpoint
+OTHER_MODEL = 1.0  # nats: the same model in bfloat16 on another processor stays below
 SAVE_EVERY = 60.0  # seconds between two writings of the reference log-probs, so that a kill costs a minute
 
 
+NOISE = ("drop", "jitter")  # what numbers are called that make a model draw at random in training
+
+
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of `model` to 0: with it, policy and reference would differ before the first step."""
+    """Set every dropout of `model` to 0, layer drop, a router's jitter and adapters' own among them: with it, policy
+    and reference would differ before the first step. The configuration that is saved with the model stays as it is.
+    """
+    quiet: dict[int, Any] = {}  # layers that ask the configuration in each forward get one that says 0
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            noisy = (name == "p" and "Dropout" in type(module).__name__) or any(word in name for word in NOISE)
+            if noisy and type(value) is float:
+                setattr(module, name, 0.0)
+            elif noisy and isinstance(value, dict):  # by the adapter's name
+                value.update({key: 0.0 for key, rate in value.items() if type(rate) is float})
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+            if id(config) not in quiet:
+                quiet[id(config)] = copy(config)
+                for name, value in vars(config).items():
+                    if type(value) is float and any(word in name for word in NOISE):
+                        setattr(quiet[id(config)], name, 0.0)
+            module.config = quiet[id(config)]
 
 
 class Rows(Protocol):
@@ -227,13 +252,12 @@ def token_rows(
         chats.append(chat)
     # All rows in one call, for the tokenizer is quick and calling it is not. A chat template writes the special tokens
     # around a prompt itself.
-    ids = {
-        kind: iter(tokenize(tokenizer, list(compress(prompts, [chat == kind for chat in chats])), special=not kind))
-        for kind in (False, True)
-    }
-    prompt_ids = [next(ids[chat]) for chat in chats]
-    flat = iter(tokenize_answers(tokenizer, list(chain.from_iterable(answers))))
-    answer_ids = [list(islice(flat, len(texts))) for texts in answers]
+    ids = {}
+    for kind in (False, True):
+        of_kind = [chat == kind for chat in chats]
+        tokenized = tokenize_rows(tokenizer, [*compress(prompts, of_kind)], [*compress(answers, of_kind)], not kind)
+        ids[kind] = zip(*tokenized, strict=True)
+    prompt_ids, answer_ids = map(list, zip(*(next(ids[chat]) for chat in chats), strict=True))
     _check_lengths(prompt_ids, answer_ids, context)
     return TokenRows(prompt_ids, answer_ids, negatives, seed)
 
@@ -326,7 +350,8 @@ class _RowTrainer(Trainer):
                 "choose one, as with CUDA_VISIBLE_DEVICES=0."
             )
         if peft_config is not None:
-            model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+            with seeded(args.seed):
+                model = get_peft_model(model, peft_config)  # type: ignore[assignment]
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
         )
@@ -494,9 +519,10 @@ class PreferenceTrainer(_RowTrainer):
     None for all.
     peft_config: adapters to train in the model's place.
 
-    The reference is the model as it is on entry (to resume, start from it again): its log-probs of all answers of each
-    row that training will visit, and of `eval_dataset`'s, are computed here, once, and no second copy of the model is
-    held. reference_cache: a folder where they stay for other runs from the same model on the same rows; another process
+    The reference is the model as it is on entry, without the adapters of `peft_config` and with those it brings along
+    itself (to resume, start from it again): its log-probs of all answers of each row that training will visit, and of
+    `eval_dataset`'s, are computed here, once, and no second copy of the model is held; a checkpoint keeps them.
+    reference_cache: a folder where they stay for other runs from the same model on the same rows; another process
     that needs the same ones waits for them, and a run that was cut off goes on where it was. Objectives without a
     reference use it for `pair_loss` and the reward win rate alone. Dropout is turned off in the model.
 
@@ -532,6 +558,8 @@ class PreferenceTrainer(_RowTrainer):
         self.beta, self.dynamic = beta, dynamic
         self._check_objective()
         self.tokenizer, self.context = processing_class, context_of(model)
+        self.model_fingerprint = b"" if reference_cache is None else fingerprint(model)
+        self.adapts = peft_config is not None
         super().__init__(
             model,
             args,
@@ -545,12 +573,36 @@ class PreferenceTrainer(_RowTrainer):
         )
         disable_dropout(self.model)
         self.reference_cache = reference_cache
-        self.model_fingerprint = b"" if reference_cache is None else fingerprint(self.model)
+        self._check_model()
         self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
         self.measured_step = -1
         self.reference = self._reference(self.train_dataset, self._visited())
         if self.eval_dataset is not None:
             self.validation_reference = self._reference(self.eval_dataset, np.arange(len(self.eval_dataset)))
+
+    def _check_model(self) -> None:
+        """Refuse a model that draws at random in training, and warn of an adapter that belongs to the reference."""
+        visits = [(row, range(min(4, count))) for row, count in enumerate(self.train_dataset.counts[:2])]
+        first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
+        check_quiet(self.model, first, packed_logps)
+        model: Any = self.model
+        if self.adapts or not isinstance(model, PeftModel):
+            return
+        with torch.no_grad():
+            adapted = packed_logps(model, first)
+            with model.disable_adapter():
+                difference = (adapted - packed_logps(model, first))[first["mask"]].abs().max()
+        if difference > 1e-3:
+            warnings.warn(
+                f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
+                "rows): the reference is the model with it. If it is new, hand it over as peft_config instead.",
+                stacklevel=3,
+            )
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        """The model as it came in, for as long as it has not been trained: without the adapters that came here."""
+        model: Any = self.model
+        return model.disable_adapter() if self.adapts else nullcontext()
 
     def _check_objective(self) -> None:
         """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
@@ -610,11 +662,12 @@ class PreferenceTrainer(_RowTrainer):
     def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], save: Callable[[Scores], None]) -> Scores:
         """Compute the rows of `which` that are not known yet; `save` is called now and then, and at the end."""
         missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
-        for batch, logps in self.logps(rows, missing, "reference"):
-            known[batch] = logps
-            if time.monotonic() - saved > SAVE_EVERY:
-                save(known)
-                saved = time.monotonic()
+        with self._as_reference():
+            for batch, logps in self.logps(rows, missing, "reference"):
+                known[batch] = logps
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save(known)
+                    saved = time.monotonic()
         if len(missing):
             save(known)
         return known
@@ -660,14 +713,47 @@ class PreferenceTrainer(_RowTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        np.savez(Path(output_dir, REFERENCE), **self._references())  # type: ignore[arg-type]
         if isinstance(self.objective, Objective) and self.objective.batch is not None:
             Path(output_dir, BATCH_BETA).write_text(json.dumps(asdict(self.objective.batch)), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and Path(checkpoint, REFERENCE).is_file():
+            self._take_reference(checkpoint)
         if checkpoint and isinstance(self.objective, Objective) and self.objective.batch is not None:
             state = json.loads(Path(checkpoint, BATCH_BETA).read_text(encoding="utf-8"))
             self.objective = replace(self.objective, batch=BatchBeta(**state))
+
+    def _references(self) -> dict[str, NDArray[Any]]:
+        """The reference log-probs as a checkpoint holds them, and of which rows they are."""
+        found = {"train": self.reference, "train_rows": np.frombuffer(self.train_dataset.fingerprint(), np.uint8)}
+        if self.eval_dataset is not None and self.validation_reference is not None:
+            rows = np.frombuffer(self.eval_dataset.fingerprint(), np.uint8)
+            found |= {"validation": self.validation_reference, "validation_rows": rows}
+        return found
+
+    def _take_reference(self, checkpoint: str) -> None:
+        """Go on with the reference of the run's beginning, to the bit: an adapter may begin otherwise each time."""
+        here = self._references()
+        with np.load(Path(checkpoint, REFERENCE)) as archive:
+            saved = {name: archive[name] for name in archive.files}
+        for name in ("train", "validation"):
+            if name not in here or name not in saved:
+                continue
+            if not np.array_equal(here[f"{name}_rows"], saved[f"{name}_rows"]):
+                raise ValueError(
+                    f"{checkpoint} was written while training on other {name} rows than these; resume it on its own."
+                )
+            both = np.isfinite(here[name]) & np.isfinite(saved[name])
+            difference = np.abs(here[name][both] - saved[name][both]).max(initial=0)
+            if difference > OTHER_MODEL and not (hasattr(self.model, "peft_config") and not self.adapts):
+                raise ValueError(
+                    f"{checkpoint} belongs to another model than this: their log-probs of one answer differ by "
+                    f"{difference:.3g} nats; resume it from the model that it was started from."
+                )
+        self.reference = np.where(np.isnan(saved["train"]), self.reference, saved["train"])
+        self.validation_reference = saved.get("validation", self.validation_reference)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.measured and "loss" in logs:

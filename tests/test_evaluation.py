@@ -289,7 +289,7 @@ ITEMS = ("Neon Fox", "Fox", "Iron Lark", "Heat", "Heather", "Mr. (X)")
 class Says:
     """A stand-in for a model: answers every prompt with the next of some texts, whatever the prompt."""
 
-    device, config = "cpu", SimpleNamespace()
+    device, config = "cpu", SimpleNamespace(get_text_config=SimpleNamespace)
 
     def __init__(self, tokenizer, texts):
         self.tokenizer, self.texts, self.prompts, self.training = tokenizer, list(texts), [], True

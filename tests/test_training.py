@@ -254,6 +254,7 @@ def test_a_lone_rejected_answer_needs_no_list():
     assert texts(tokenizer, alone) == texts(tokenizer, listed) == [("Heat,", ["Fox<eos>", "Glass<eos>"])]
 
 
+@pytest.mark.filterwarnings("ignore:.*otherwise together than apart")  # as the words of a pocket tokenizer do
 def test_messages_go_through_the_chat_template():
     _, tokenizer = model_for()
     prompt = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Next?"}]
@@ -267,7 +268,8 @@ def test_messages_go_through_the_chat_template():
     start = "<system>Be short.<eos>\n<user>Next?<eos>\n<assistant>"
 
     def ids(prompt, *answers):
-        return tokenizer(prompt)["input_ids"], [tokenizer(answer)["input_ids"] for answer in answers]
+        begin = tokenizer(prompt)["input_ids"]
+        return begin, [tokenizer(prompt + answer)["input_ids"][len(begin) :] for answer in answers]
 
     # What a template writes after its end-of-answer token is nothing to learn; one that writes none gets it.
     for end, template in (("<eos>", TEMPLATE), ("\n<eos>", TEMPLATE.replace("{{ eos_token }}", ""))):
@@ -280,7 +282,7 @@ def test_messages_go_through_the_chat_template():
             ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
             ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
             ids(begin, "Fox" + end, "Glass" + end),
-            ids("Heat,", "Fox<eos>", "Glass<eos>"),
+            ids("Heat,", " Fox<eos>", " Glass<eos>"),
         ]
 
 

@@ -1,0 +1,243 @@
+"""What a model must be to score candidates, and whether it reads packed rows: found out on its first batch.
+
+`examine` refuses a model whose logits at a place are not those of the token after it, given what stands before. Whether
+it reads packed rows as they are meant is known of a few architectures (`KNOWN`) and tried on the others.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .forward import device_of, head_at, logits_of, one_by_one, packed_forward
+from .packing import PackedBatch, TokenIds, pack_ids, unpack
+
+# Architectures that read the packed mask and positions as they are meant: tests/test_scoring.py tries each of them.
+KNOWN = frozenset({"gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3"})
+SHORT = 16  # tokens of the row on which a model is tried: in a longer one, what looks ahead shows less
+
+_examined: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
+_sound: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+
+
+def examine(model: nn.Module, packed: PackedBatch) -> str | None:
+    """What keeps the model from reading this packed batch as it is meant, if anything does: then candidates are scored
+    one by one.
+
+    Raises ValueError, in one sentence that names the model, if it cannot score candidates at all. A model is tried
+    once, and once more with other adapters or another attention.
+    """
+    config, width = text_config(model), packed["input_ids"].shape[1]
+    adapters = _adapters(model)
+    state = (config._attn_implementation, *_adapter_state(model))
+    sound = _sound.setdefault(model, set())
+    if state not in sound:
+        _check_sound(model, unpack(packed))
+        sound.add(state)
+
+    # A window changes nothing as long as it is wider than the row.
+    windows = [
+        value
+        for name, value in vars(config).items()
+        if name.endswith(("window", "window_size")) and type(value) is int and value > 0
+    ]
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of the kind {', '.join(sorted(kinds))}"
+    if windows and min(windows) < width:
+        return f"its attention slides over a window of {min(windows)} tokens, fewer than a packed row has"
+    if config._attn_implementation not in ("eager", "sdpa"):
+        return f"its attention runs on {config._attn_implementation}; load it with attn_implementation='sdpa'"
+    if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
+        return "where its adapter begins depends on the tokens of the whole row"
+    plain = all(adapter.peft_type == "LORA" and not getattr(adapter, "arrow_config", None) for adapter in adapters)
+    known: Any = model.config
+    if plain and known.model_type in KNOWN and own_class(model).__module__.startswith("transformers.models."):
+        return None
+    context = context_of(model)
+    if context is not None and context < width:
+        return f"a packed row of {width} tokens is longer than its context of {context}"
+    if packed["mask"].shape[1] == 1:
+        return "it has not been checked yet, for which a row needs two candidates"
+    examined = _examined.setdefault(model, {})
+    if state not in examined:
+        examined[state] = _compare(model, packed)
+    return examined[state]
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of what reads text."""
+    return model.config.get_text_config()  # type: ignore[operator, union-attr]
+
+
+def own_class(model: nn.Module) -> type:
+    """The model's own class, also where peft wraps it."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model)  # type: ignore[operator]
+
+
+def context_of(model: nn.Module) -> int | None:
+    """How many tokens `model` can read, or None if it sets no limit."""
+    config = text_config(model)
+    context = getattr(config, "max_position_embeddings", None)
+    if not isinstance(context, int) or context < 1:  # XLNet says -1
+        return None
+    for module in model.modules():
+        table = module._modules.get("position_embeddings")
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            # RoBERTa and its kin count positions from the one behind padding's, and say how many the table has.
+            context = min(context, table.num_embeddings - table.padding_idx - 1)
+    return context
+
+
+def longrope_limit(model: nn.Module) -> int | None:
+    """Up to how many tokens longrope takes its short factors, for all rows of a forward alike; None without it."""
+    parameters = getattr(text_config(model), "rope_parameters", None) or {}
+    of_layers = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    limits = [each["original_max_position_embeddings"] for each in of_layers if each.get("rope_type") == "longrope"]
+    return min(limits, default=None)
+
+
+def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
+    """Raises ValueError, which names the model, if it computes something else in training than in evaluation mode.
+
+    logps: scores a packed batch, as `packed_logps` does. Some noise cannot be switched off (`disable_dropout` does what
+    can): with it, policy and reference differ before the first step.
+    """
+    few = _few(packed)
+    scores: dict[bool, Tensor] = {}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for training in (True, False):
+            with _mode(model, training):
+                scores[training] = logps(model, few)[few["mask"]]
+    difference = (scores[True] - scores[False]).abs().max()
+    if not difference <= 16 * torch.finfo(scores[True].dtype).eps * scores[False].abs().max().clamp(min=1):
+        raise ValueError(
+            f"A {_described(model)} still draws at random in training: log-probs of one batch differ by "
+            f"{difference:.2g} nats between training and evaluation mode. Preference training compares with the model "
+            "as it was; switch off what draws, or choose another model or adapter."
+        )
+
+
+# The model by itself.
+
+
+@torch.no_grad()
+def _check_sound(model: nn.Module, rows: tuple[list[TokenIds], list[list[TokenIds]]]) -> None:
+    """Try the model on one ordinary row, and on a batch of that row and one that ends otherwise."""
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        _refuse(model, "it is an encoder-decoder; choose a decoder-only one")
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in _adapters(model)):
+        _refuse(model, "its adapter puts virtual tokens before the prompt; choose LoRA")
+    heads = (model.get_output_embeddings(), model.get_input_embeddings())  # type: ignore[operator]
+    if heads[0] is None:
+        _refuse(model, "its get_output_embeddings() names no output head; choose a model of transformers' own")
+    if not isinstance(getattr(heads[1], "weight", None), Tensor):
+        _refuse(model, "it does not read one token at a place; choose a model of text")
+
+    (prompt, *_), ((answer, *_), *_) = rows
+    row = np.concatenate([prompt, answer])[-SHORT:]
+    half = len(row) // 2
+    # Each token of the second half becomes another: those of the row in another order, as far as they differ.
+    other = np.where(np.roll(row, 1) != row, np.roll(row, 1), (row + 1) % heads[1].weight.shape[0])
+    both = torch.from_numpy(np.stack([row, np.where(np.arange(len(row)) < half, row, other)])).to(device_of(model))
+    with _mode(model, training=False):
+        try:
+            alone, again, pair = (logits_of(model, ids) for ids in (both[:1], both[:1], both))
+            with head_at(model, torch.arange(half, device=both.device)):
+                first = logits_of(model, both[:1])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever an architecture raises: assertions, missing arguments, mixed dtypes
+            said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(
+                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({said})."
+            ) from error
+    if alone.shape[:2] != (1, len(row)):
+        _refuse(model, f"it gives logits of shape {tuple(alone.shape)} for a row of {len(row)} tokens")
+    if first.shape != (1, half, alone.shape[2]):
+        _refuse(model, "its output head does not take one place of the row after the other")
+    rounding = 0.3 * torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+    if (alone - again).abs().max() > rounding:
+        _refuse(model, "it draws at random in evaluation mode too, so that two forwards of one row differ")
+    if (alone[0] - pair[0]).abs().max() > rounding:
+        _refuse(model, "its logits of a row depend on the other rows of the batch")
+    if (alone[0, :half] - pair[1, :half]).abs().max() > rounding:
+        hint = "; load it with is_decoder=True" if getattr(config, "is_decoder", None) is False else ""
+        _refuse(model, f"its tokens see the ones behind them{hint}")
+
+
+def _refuse(model: nn.Module, reason: str) -> None:
+    raise ValueError(f"A {_described(model)} cannot score candidates: {reason}.")
+
+
+def _described(model: nn.Module) -> str:
+    kinds = sorted({str(getattr(adapter.peft_type, "value", adapter.peft_type)) for adapter in _adapters(model)})
+    with_adapter = f" with an adapter of the kind {', '.join(kinds)}" if kinds else ""
+    return f"{model.config.model_type} model{with_adapter}"  # type: ignore[union-attr]
+
+
+def _adapters(model: nn.Module) -> list[Any]:
+    """The configurations of the model's adapters, through peft or transformers' own way to them."""
+    return list((getattr(model, "peft_config", None) or {}).values())
+
+
+def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
+    """Which adapters are at work now."""
+    if not _adapters(model):
+        return ()
+    layer = next((module for module in model.modules() if hasattr(module, "_disable_adapters")), None)
+    return () if layer is None else (layer._disable_adapters, *layer.active_adapters)  # type: ignore[misc]
+
+
+# Packed against plain.
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
+    """Compare packed with plain scores on the two rows with the most candidates."""
+    few = _few(packed)
+    computed: list[torch.dtype] = []  # what the head's logits come in: autocast may begin inside the model
+    hook = model.get_output_embeddings().register_forward_hook(lambda *call: computed.append(call[-1].dtype))  # type: ignore[operator]
+    try:
+        with _mode(model, training=False):  # dropout would make any two scores differ
+            plain = one_by_one(model, few)[few["mask"]]
+            try:
+                shared = packed_forward(model, few)[few["mask"]]
+                # How much a wrong mask would matter: here candidates see their elder siblings.
+                causal: PackedBatch = {**few, "segments": few["segments"].clamp(max=0)}
+                effect = (packed_forward(model, causal)[few["mask"]] - plain).abs().max()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                return f"packed rows make it fail ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    finally:
+        hook.remove()
+    difference = (shared - plain).abs().max()
+    # 0.03 % of it in float32, 9 % in bfloat16: far above rounding, far below what a mask or positions unheeded do.
+    if difference <= effect * torch.finfo(computed[0]).eps ** 0.5:
+        return None
+    return f"packed and plain log-probs of its first batch differ by {difference:.2g}"
+
+
+def _few(packed: PackedBatch) -> PackedBatch:
+    """The first four candidates of the two rows with the most."""
+    prompt_ids, answer_ids = unpack(packed)
+    rows = sorted(range(len(answer_ids)), key=lambda row: -len(answer_ids[row]))[:2]
+    return pack_ids([prompt_ids[row] for row in rows], [answer_ids[row][:4] for row in rows], pad_token_id=0)
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Within, the whole model is in training or in evaluation mode; after it, each module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
