@@ -20,8 +20,8 @@ from .packing import PackedBatch, TokenIds, pack_ids, unpack
 KNOWN = frozenset({"gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3"})
 SHORT = 16  # tokens of the row on which a model is tried: in a longer one, what looks ahead shows less
 
-_examined: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
-_sound: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+# What has been found out: by attention, adapters at work and, for architectures that are not known, how long rows are.
+_found: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
 
 
 def examine(model: nn.Module, packed: PackedBatch) -> str | None:
@@ -29,21 +29,30 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
     one by one.
 
     Raises ValueError, in one sentence that names the model, if it cannot score candidates at all. A model is tried
-    once, and once more with other adapters or another attention.
+    once, and again with other adapters or another attention; one of an unknown architecture also when rows are twice as
+    long, for some begin to slide a window or to hash then.
     """
     config, width = text_config(model), packed["input_ids"].shape[1]
-    adapters = _adapters(model)
-    state = (config._attn_implementation, *_adapter_state(model))
-    sound = _sound.setdefault(model, set())
-    if state not in sound:
-        _check_sound(model, unpack(packed))
-        sound.add(state)
+    adapters, found = _adapters(model), _found.setdefault(model, {})
+    state: tuple[Any, ...] = (config._attn_implementation, *_adapter_state(model))
+    if (*state, "known") not in found:
+        _check_kind(model)
+        with shaken(model):
+            _check_row(model, _row(packed)[-SHORT:])
+        found[*state, "known"] = "" if _is_known(model, adapters) else None
+    known = found[*state, "known"] is not None
+    if not known:
+        state = (*state, width.bit_length())
+        if (*state, "row") not in found:
+            with shaken(model):
+                _check_row(model, _row(packed))
+            found[*state, "row"] = ""
 
     # A window changes nothing as long as it is wider than the row.
     windows = [
         value
         for name, value in vars(config).items()
-        if name.endswith(("window", "window_size")) and type(value) is int and value > 0
+        if name.endswith(("window", "window_size", "chunk_length")) and type(value) is int and value > 0
     ]
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
@@ -54,24 +63,38 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
         return f"its attention runs on {config._attn_implementation}; load it with attn_implementation='sdpa'"
     if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
         return "where its adapter begins depends on the tokens of the whole row"
-    plain = all(adapter.peft_type == "LORA" and not getattr(adapter, "arrow_config", None) for adapter in adapters)
-    known: Any = model.config
-    if plain and known.model_type in KNOWN and own_class(model).__module__.startswith("transformers.models."):
+    if known:
         return None
     context = context_of(model)
     if context is not None and context < width:
         return f"a packed row of {width} tokens is longer than its context of {context}"
     if packed["mask"].shape[1] == 1:
         return "it has not been checked yet, for which a row needs two candidates"
-    examined = _examined.setdefault(model, {})
-    if state not in examined:
-        examined[state] = _compare(model, packed)
-    return examined[state]
+    if state not in found:
+        with shaken(model):
+            found[state] = _compare(model, packed)
+    return found[state]
+
+
+def _is_known(model: nn.Module, adapters: list[Any]) -> bool:
+    """Whether the model is one of transformers' own of an architecture in `KNOWN`, in one dtype, and adapted at most by
+    LoRA or DoRA."""
+    config: Any = model.config
+    plain = all(adapter.peft_type == "LORA" and not getattr(adapter, "arrow_config", None) for adapter in adapters)
+    own = own_class(model).__module__.startswith("transformers.models.")
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return plain and own and config.model_type in KNOWN and (len(dtypes) == 1 or bool(adapters))
 
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of what reads text."""
-    return model.config.get_text_config()  # type: ignore[operator, union-attr]
+    try:
+        return model.config.get_text_config()  # type: ignore[operator, union-attr]
+    except ValueError as error:  # of several parts, as in a model of text and sound
+        raise ValueError(
+            f"A {model.config.model_type} model cannot score candidates: it has several parts that read text; choose a "  # type: ignore[union-attr]
+            "decoder-only model of text."
+        ) from error
 
 
 def own_class(model: nn.Module) -> type:
@@ -82,8 +105,9 @@ def own_class(model: nn.Module) -> type:
 def context_of(model: nn.Module) -> int | None:
     """How many tokens `model` can read, or None if it sets no limit."""
     config = text_config(model)
-    context = getattr(config, "max_position_embeddings", None)
-    if not isinstance(context, int) or context < 1:  # XLNet says -1
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len", "max_target_positions"))
+    context = next((number for number in named if isinstance(number, int) and number > 0), None)  # XLNet says -1
+    if context is None:
         return None
     for module in model.modules():
         table = module._modules.get("position_embeddings")
@@ -109,7 +133,7 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
     """
     few = _few(packed)
     scores: dict[bool, Tensor] = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), shaken(model):
         for training in (True, False):
             with _mode(model, training):
                 scores[training] = logps(model, few)[few["mask"]]
@@ -125,48 +149,56 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
 # The model by itself.
 
 
-@torch.no_grad()
-def _check_sound(model: nn.Module, rows: tuple[list[TokenIds], list[list[TokenIds]]]) -> None:
-    """Try the model on one ordinary row, and on a batch of that row and one that ends otherwise."""
-    config: Any = model.config
-    if getattr(config, "is_encoder_decoder", False):
+def _check_kind(model: nn.Module) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
         _refuse(model, "it is an encoder-decoder; choose a decoder-only one")
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in _adapters(model)):
         _refuse(model, "its adapter puts virtual tokens before the prompt; choose LoRA")
-    heads = (model.get_output_embeddings(), model.get_input_embeddings())  # type: ignore[operator]
-    if heads[0] is None:
+    if model.get_output_embeddings() is None:  # type: ignore[operator]
         _refuse(model, "its get_output_embeddings() names no output head; choose a model of transformers' own")
-    if not isinstance(getattr(heads[1], "weight", None), Tensor):
+    if not isinstance(getattr(model.get_input_embeddings(), "weight", None), Tensor):  # type: ignore[operator]
         _refuse(model, "it does not read one token at a place; choose a model of text")
 
-    (prompt, *_), ((answer, *_), *_) = rows
-    row = np.concatenate([prompt, answer])[-SHORT:]
+
+def _row(packed: PackedBatch) -> TokenIds:
+    """The first row's prompt and first candidate as an ordinary row reads them."""
+    (prompt, *_), ((answer, *_), *_) = unpack(packed)
+    return np.concatenate([prompt, answer[:-1]])
+
+
+@torch.no_grad()
+def _check_row(model: nn.Module, row: TokenIds) -> None:
+    """Try the model on an ordinary row, twice, and on a batch of that row and one whose second half is another."""
+    config: Any = model.config
     half = len(row) // 2
     # Each token of the second half becomes another: those of the row in another order, as far as they differ.
-    other = np.where(np.roll(row, 1) != row, np.roll(row, 1), (row + 1) % heads[1].weight.shape[0])
+    other = np.where(np.roll(row, 1) != row, np.roll(row, 1), np.where(row > 0, row - 1, row + 1))
     both = torch.from_numpy(np.stack([row, np.where(np.arange(len(row)) < half, row, other)])).to(device_of(model))
+    places = torch.arange(max(0, half - SHORT), min(len(row), half + SHORT), device=both.device)
     with _mode(model, training=False):
         try:
-            alone, again, pair = (logits_of(model, ids) for ids in (both[:1], both[:1], both))
-            with head_at(model, torch.arange(half, device=both.device)):
-                first = logits_of(model, both[:1])
+            with head_at(model, places):
+                alone, again = (logits_of(model, both[:1])[0] for _ in range(2))
+            with head_at(model, torch.cat([places, places + len(row)])):
+                pair = logits_of(model, both)[0]
+            whole = logits_of(model, both[:1, : 2 * SHORT])[0]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever an architecture raises: assertions, missing arguments, mixed dtypes
             said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            hint = "" if getattr(config, "return_dict", True) else "; set its config.return_dict to True"
             raise ValueError(
-                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({said})."
+                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({said}){hint}."
             ) from error
-    if alone.shape[:2] != (1, len(row)):
-        _refuse(model, f"it gives logits of shape {tuple(alone.shape)} for a row of {len(row)} tokens")
-    if first.shape != (1, half, alone.shape[2]):
-        _refuse(model, "its output head does not take one place of the row after the other")
+    if len(whole) != min(len(row), 2 * SHORT) or len(alone) != len(places) or len(pair) != 2 * len(places):
+        _refuse(model, "it does not give one token's logits at each place of a row")
     rounding = 0.3 * torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
     if (alone - again).abs().max() > rounding:
         _refuse(model, "it draws at random in evaluation mode too, so that two forwards of one row differ")
-    if (alone[0] - pair[0]).abs().max() > rounding:
+    same, other_end = pair.split(len(places))
+    if (alone - same).abs().max() > rounding:
         _refuse(model, "its logits of a row depend on the other rows of the batch")
-    if (alone[0, :half] - pair[1, :half]).abs().max() > rounding:
+    if (alone - other_end)[places < half].abs().max() > rounding:
         hint = "; load it with is_decoder=True" if getattr(config, "is_decoder", None) is False else ""
         _refuse(model, f"its tokens see the ones behind them{hint}")
 
@@ -200,12 +232,13 @@ def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
 @torch.no_grad()
 def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
     """Compare packed with plain scores on the two rows with the most candidates."""
-    few = _few(packed)
+    read_end = longrope_limit(model) is not None
+    few = _few(packed, read_end)
     computed: list[torch.dtype] = []  # what the head's logits come in: autocast may begin inside the model
     hook = model.get_output_embeddings().register_forward_hook(lambda *call: computed.append(call[-1].dtype))  # type: ignore[operator]
     try:
         with _mode(model, training=False):  # dropout would make any two scores differ
-            plain = one_by_one(model, few)[few["mask"]]
+            plain = one_by_one(model, few, read_end)[few["mask"]]
             try:
                 shared = packed_forward(model, few)[few["mask"]]
                 # How much a wrong mask would matter: here candidates see their elder siblings.
@@ -224,11 +257,28 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
     return f"packed and plain log-probs of its first batch differ by {difference:.2g}"
 
 
-def _few(packed: PackedBatch) -> PackedBatch:
-    """The first four candidates of the two rows with the most."""
+def _few(packed: PackedBatch, read_end: bool = False) -> PackedBatch:
+    """The first four candidates of the two rows with the most. read_end: see `pack_ids`."""
     prompt_ids, answer_ids = unpack(packed)
     rows = sorted(range(len(answer_ids)), key=lambda row: -len(answer_ids[row]))[:2]
-    return pack_ids([prompt_ids[row] for row in rows], [answer_ids[row][:4] for row in rows], pad_token_id=0)
+    answers = [answer_ids[row][:4] for row in rows]
+    return pack_ids([prompt_ids[row] for row in rows], answers, pad_token_id=0, read_end=read_end)
+
+
+@contextmanager
+def shaken(model: nn.Module) -> Iterator[None]:
+    """Within, adapters are other than they are: most begin as the identity, and what they do shows only once they are
+    trained. The model's own weights stay, and so do both in the eyes of autograd."""
+    generator, kept = torch.Generator().manual_seed(0), []
+    for parameter in model.parameters() if _adapters(model) else ():
+        if parameter.requires_grad and parameter.is_floating_point():
+            kept.append((parameter, parameter.data.clone()))
+            parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    try:
+        yield
+    finally:
+        for parameter, weights in kept:
+            parameter.data.copy_(weights)
 
 
 @contextmanager

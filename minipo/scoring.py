@@ -8,6 +8,7 @@ that cannot score candidates at all is refused (`model_checks`).
 
 import ctypes
 import platform
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -108,12 +109,12 @@ def tokenize_rows(
     candidates: Sequence[Sequence[str]],
     special: bool = True,
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
-    """Token ids of every prompt, and of its candidates with the end-of-answer token: what "prompt + candidate" is.
+    """Token ids of every prompt, and of its candidates with the end-of-answer token: those of "prompt + candidate".
 
     Prompts and candidates are tokenized by themselves, each once. Where that differs from the text of both together (a
-    tokenizer that marks a text's beginning, a prompt that ends in a space), which is tried once for the letters that
-    meet, a row is tokenized together, with one warning: its prompt ends where the first of its candidates parts from
-    it, which is TRL's rule. special: see `tokenize`; False where a chat template has written those tokens.
+    tokenizer that marks a text's beginning, a prompt that ends in a space), which is tried once for what meets, a row
+    is tokenized together, with one warning: its prompt ends where the first of its candidates parts from it, which is
+    TRL's rule. special: see `tokenize`; False where a chat template has written those tokens.
     """
     if len(prompts) != len(candidates):
         raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
@@ -124,7 +125,7 @@ def tokenize_rows(
     new: dict[tuple[str, str], tuple[int, int]] = {}
     for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
         for column, text in enumerate(texts):
-            if (seam := (prompt[-2:], text[:2])) not in seams:
+            if (seam := _seam(prompt, text)) not in seams:
                 new.setdefault(seam, (row, column))
     together = tokenize(tokenizer, [prompts[row] + candidates[row][column] for row, column in new.values()], special)
     for (seam, (row, column)), ids in zip(new.items(), together, strict=True):
@@ -133,6 +134,13 @@ def tokenize_rows(
     if not all(seams.values()):
         _tokenize_together(tokenizer, prompts, candidates, special, prompt_ids, answer_ids)
     return prompt_ids, answer_ids
+
+
+def _seam(prompt: str, text: str) -> tuple[str, str]:
+    """What decides how the two are tokenized where they meet. A space begins a token; else whole words count."""
+    if text[:1] == " " and not prompt[-1:].isspace():
+        return prompt[-2:], text[:2]
+    return re.findall(r"\S*\s*\Z", prompt[-80:])[0], re.findall(r"\A\s*\S*", text)[0]
 
 
 def _tokenize_together(
@@ -146,11 +154,13 @@ def _tokenize_together(
     """Put the ids of "prompt + candidate" in the place of those rows that have a seam where they differ."""
     seams = _seams[tokenizer]
     for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
-        if not any(seams[prompt[-2:], text[:2]] is False for text in texts):
+        if not any(not seams[_seam(prompt, text)] for text in texts):
             continue
         _warn(
+            type(tokenizer),
+            "tokens",
             f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} otherwise together than apart: "
-            "such prompts are tokenized with each of their answers, which takes longer."
+            "such prompts are tokenized with each of their answers, which takes longer.",
         )
         together = tokenize(tokenizer, [prompt + text for text in texts], special)
         shared = min(_shared(ids, prompt_ids[row]) for ids in together)
@@ -209,7 +219,8 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
 def _scores(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
     obstacle = examine(model, packed)
     if obstacle is not None and packed["mask"].shape[1] > 1:
-        _warn(f"{own_class(model).__name__} scores each candidate on its own, which takes longer: {obstacle}.")
+        kind = own_class(model)
+        _warn(kind, "forward", f"{kind.__name__} scores each candidate on its own, which takes longer: {obstacle}.")
     if device_of(model).type == "cpu":
         reuse_memory()
     try:
@@ -286,6 +297,11 @@ def _check_tokens(model: nn.Module, packed: PackedBatch) -> None:
         )
 
 
-@cache
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn(of: type, what: str, message: str) -> None:
+    """Warn once in this process that objects of this class are slow in this respect."""
+    if (of.__name__, what) not in _warned:
+        _warned.add((of.__name__, what))
+        warnings.warn(message, stacklevel=3)

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
 from itertools import compress
@@ -590,7 +590,7 @@ class PreferenceTrainer(_RowTrainer):
             return
         with torch.no_grad():
             adapted = packed_logps(model, first)
-            with model.disable_adapter():
+            with without_adapters(model):
                 difference = (adapted - packed_logps(model, first))[first["mask"]].abs().max()
         if difference > 1e-3:
             warnings.warn(
@@ -601,8 +601,7 @@ class PreferenceTrainer(_RowTrainer):
 
     def _as_reference(self) -> AbstractContextManager[Any]:
         """The model as it came in, for as long as it has not been trained: without the adapters that came here."""
-        model: Any = self.model
-        return model.disable_adapter() if self.adapts else nullcontext()
+        return without_adapters(self.model) if self.adapts else nullcontext()
 
     def _check_objective(self) -> None:
         """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
@@ -769,6 +768,23 @@ class PreferenceTrainer(_RowTrainer):
         assert self.eval_dataset is not None
         self.validation_report = report(self.all_logps(self.eval_dataset), self.validation_reference)
         return self.validation_report.metrics
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Within, the model computes as it did before peft's adapters came; ValueError if theirs cannot be switched off."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(model.disable_adapter())
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            kinds = ", ".join(
+                str(getattr(each.peft_type, "value", each.peft_type)) for each in model.peft_config.values()
+            )
+            raise ValueError(
+                f"An adapter of the kind {kinds} cannot be switched off ({error}), as the reference needs it; choose "
+                "another, such as LoRA."
+            ) from error
+        yield
 
 
 def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: Tensor) -> dict[str, tuple[float, int]]:

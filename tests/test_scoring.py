@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
+from tokenizers import normalizers, processors
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -41,7 +42,15 @@ from minipo import scoring
 from minipo.model_checks import KNOWN
 from minipo.models import add_lora, pocket_tokenizer
 from minipo.packing import length_groups, pack_groups, pack_ids, padding_share
-from minipo.scoring import candidate_logps, pack, packed_logps, reuse_memory, tokenize, tokenize_answers
+from minipo.scoring import (
+    candidate_logps,
+    pack,
+    packed_logps,
+    reuse_memory,
+    tokenize,
+    tokenize_answers,
+    tokenize_rows,
+)
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Fox", "Iron Lark Song", "Redemption, The (1994)", "Glass"]
 # Prompts of different lengths; ragged K; candidates of one token, of several, and of bytes.
@@ -72,7 +81,7 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
     """A warning is given once a class, and nothing but the tests of that should meet one."""
-    scoring._warn.cache_clear()
+    scoring._warned.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "(?s).*candidate on its own")
         yield
@@ -457,6 +466,64 @@ def test_the_check_finds_what_freshly_initialized_weights_hide(tokenizer):
             parameter.mul_(0.1)
     with pytest.warns(UserWarning, match="differ by"):
         candidate_logps(model, tokenizer, PROMPTS, CANDIDATES)
+
+
+# Tokens
+
+
+def changed_tokenizer(normalizer=None, before="", behind=""):
+    """A pocket tokenizer with another normalizer, or one that puts special tokens around a text."""
+    tokenizer = pocket_tokenizer(ITEMS)
+    if normalizer is not None:
+        tokenizer.backend_tokenizer.normalizer = normalizer
+    template = processors.TemplateProcessing(single=f"{before} $A {behind}".strip(), special_tokens=[("<eos>", 1)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
+
+
+def names(tokenizer, rows):
+    """Prompts and answers as their tokens' names."""
+    prompts, answers = rows
+
+    def show(ids):  # a byte as its letter
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        return [chr(int(token[3:5], 16)) if token.startswith("<0x") else token for token in tokens]
+
+    return [show(ids.tolist()) for ids in prompts], [[show(ids.tolist()) for ids in row] for row in answers]
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt():
+    both = changed_tokenizer(before="<eos>", behind="<eos>")
+    found = names(both, tokenize_rows(both, ["Fox, Glass,"], [[" Fox"]]))
+    assert found == ([["<eos>", " Fox", ",", " Glass", ","]], [[[" Fox", "<eos>"]]])
+    chat = names(both, tokenize_rows(both, ["Fox, Glass,"], [[" Fox"]], special=False))
+    assert chat == ([[" Fox", ",", " Glass", ","]], [[[" Fox", "<eos>"]]])
+
+
+def test_an_answer_ends_once(tokenizer):
+    found = names(tokenizer, tokenize_rows(tokenizer, ["Fox,"], [[" Glass<eos>", " Glass"]]))
+    assert found == ([[" Fox", ","]], [[[" Glass", "<eos>"]] * 2])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answers", "expected"),
+    [
+        # Llama 2's normalizer marks where a text begins, so that an answer by itself gets a mark too many.
+        ("Fox,", [" Glass", " Fox"], ([" Fox", ","], [[" Glass", "<eos>"], [" Fox", "<eos>"]])),
+        # A prompt that ends in a space: the space belongs to the answer's word.
+        ("Fox, ", ["Glass", "Fox"], ([" Fox", ","], [[" Glass", "<eos>"], [" Fox", "<eos>"]])),
+        # One prompt for all answers of a row: it ends where the first of them parts from it.
+        ("Glass, Fox", [" Glass", "y"], ([" Glass", ","], [[" Fox", " Glass", "<eos>"], [*" Foxy", "<eos>"]])),
+    ],
+)
+def test_where_prompt_and_answer_join_they_are_tokenized_together(prompt, answers, expected):
+    legacy = changed_tokenizer(normalizers.Prepend(" "))
+    with pytest.warns(UserWarning, match="tokenized with each of their answers") as warned:
+        prompts, found = names(legacy, tokenize_rows(legacy, [prompt], [answers]))
+    assert len(warned) == 1
+    assert (prompts[0], found[0]) == expected
+    again, _ = names(legacy, tokenize_rows(legacy, [prompt] * 2, [answers] * 2))  # with no second warning
+    assert again == prompts * 2
 
 
 # Refusals

@@ -3,14 +3,28 @@
 import gc
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, LoraConfig, PveraConfig, get_peft_model
+from transformers import (
+    EarlyStoppingCallback,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PersimmonConfig,
+    PersimmonForCausalLM,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import minipo.training
 from minipo.datasets import Interaction
@@ -19,7 +33,7 @@ from minipo.evaluation import preference_rows, report, score
 from minipo.models import add_lora, load_model
 from minipo.objectives import BatchBeta, beta_dpo, simpo
 from minipo.preference import preference_loss, preference_push
-from minipo.scoring import candidate_logps
+from minipo.scoring import candidate_logps, pack, packed_logps
 from minipo.training import (
     COMPLETE,
     PreferenceTrainer,
@@ -518,7 +532,102 @@ def test_dropout_is_off_in_preference_training(name, lora, tmp_path):
     assert torch.equal(policy[0], candidate_logps(trainer.model, tokenizer, prompts, texts))
 
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NOISY = {
+    # Numbers of the layers, in the configuration asked in each forward, a router's jitter, layers left out.
+    "persimmon": lambda size: PersimmonForCausalLM(
+        PersimmonConfig(vocab_size=size, intermediate_size=32, hidden_dropout=0.5, attention_dropout=0.5, **SMALL)
+    ),
+    "falcon": lambda size: FalconForCausalLM(FalconConfig(vocab_size=size, hidden_dropout=0.5, **SMALL)),
+    "mixtral": lambda size: MixtralForCausalLM(
+        MixtralConfig(vocab_size=size, intermediate_size=32, num_key_value_heads=4, router_jitter_noise=0.5, **SMALL)
+    ),
+    "opt": lambda size: OPTForCausalLM(
+        OPTConfig(vocab_size=size, ffn_dim=32, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5, **SMALL)
+    ),
+}
+ADAPTERS = {
+    "loha": LoHaConfig(r=4, rank_dropout=0.5, module_dropout=0.5, target_modules=["q_proj"]),
+    "lokr": LoKrConfig(r=4, rank_dropout=0.5, module_dropout=0.5, target_modules=["q_proj"]),
+    "boft": BOFTConfig(boft_block_size=4, boft_dropout=0.5, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", [*NOISY, *ADAPTERS])
+def test_every_kind_of_dropout_is_off(name):
+    model, tokenizer = model_for("pocket-qwen2")
+    torch.manual_seed(0)
+    model = NOISY[name](len(tokenizer)) if name in NOISY else get_peft_model(model, ADAPTERS[name])
+    for weight in model.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))
+    saved, batch = model.config.to_json_string(), pack(tokenizer, ["Neon Fox, Heat,"], [[" Fox", " Iron Lark"]])
+
+    def scores():
+        with torch.no_grad():
+            return packed_logps(model, batch)
+
+    expected = scores() if not model.training else (model.eval(), scores())[1]
+    model.train()
+    assert any(not torch.equal(scores(), expected) for _ in range(8))  # there was something to turn off
+    disable_dropout(model)
+    assert all(torch.equal(scores(), expected) for _ in range(8))
+    assert model.config.to_json_string() == saved
+
+
+class Draws(GPT2LMHeadModel):
+    def forward(self, *arguments, **others):
+        output = super().forward(*arguments, **others)
+        if self.training:
+            output.logits = output.logits * (1 + torch.rand(()))
+        return output
+
+
+def test_a_model_that_still_draws_in_training_is_refused_by_name(tmp_path):
+    model, tokenizer = model_for()
+    model.__class__ = Draws
+    with pytest.raises(ValueError, match=r"^A gpt2 model still draws at random in training: .* nats"):
+        preference_trainer(tmp_path, model=(model, tokenizer))
+    with pytest.raises(ValueError, match=r"^A qwen2 model with an adapter of the kind PVERA still draws"):
+        preference_trainer(tmp_path, model_for("pocket-qwen2"), peft_config=PveraConfig(target_modules=["q_proj"]))
+
+
 # The reference
+
+
+@pytest.mark.parametrize("comes_with_it", [False, True])
+def test_the_reference_of_an_adapter_that_begins_anywhere_stays_to_the_bit_through_a_resume(comes_with_it, tmp_path):
+    adapters = LoraConfig(init_lora_weights=False, target_modules=["c_attn"], fan_in_fan_out=True)
+    torch.manual_seed(0)
+
+    def begin(**others):
+        model, tokenizer = model_for()
+        given = {"model": (get_peft_model(model, adapters), tokenizer)} if comes_with_it else {"peft_config": adapters}
+        with pytest.warns(UserWarning, match="reference is the model with it") if comes_with_it else nullcontext():
+            return preference_trainer(tmp_path, save_strategy="steps", save_steps=1, **given, **others)
+
+    straight = begin(steps=2)
+    base = score(*model_for(), USERS)
+    assert (straight.validation_reference == pytest.approx(base, abs=1e-4)) != comes_with_it
+    policy = straight.score(ROWS)
+    assert np.abs(policy - base)[np.isfinite(base)].max() > 0.1  # the adapter is not the identity
+    reference, validation = straight.reference, straight.validation_reference
+    visited = ~np.isnan(reference)
+    straight.train()
+
+    resumed = begin(steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert np.array_equal(resumed.reference[visited], reference[visited])
+    assert np.array_equal(resumed.validation_reference, validation)
+
+
+def test_a_checkpoint_is_resumed_with_its_own_model_and_rows(tmp_path):
+    preference_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
+    other = preference_trainer(tmp_path, steps=2, model=model_for(seed=1))
+    with pytest.raises(ValueError, match=r"checkpoint-1 belongs to another model than this: .* nats"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    other = preference_trainer(tmp_path, steps=2, rows=ROWS[1:])
+    with pytest.raises(ValueError, match=r"checkpoint-1 was written while training on other train rows"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -540,7 +649,8 @@ def test_the_reference_is_the_model_on_entry(tmp_path):
         if "lora_B" in name:
             weight.data.normal_(generator=torch.Generator().manual_seed(0))
     expected = score(model, tokenizer, USERS)
-    trainer = preference_trainer(tmp_path, model=(model, tokenizer), steps=3)
+    with pytest.warns(UserWarning, match="an adapter that changes log-probs .* the reference is the model with it"):
+        trainer = preference_trainer(tmp_path, model=(model, tokenizer), steps=3)
     assert trainer.reference == pytest.approx(expected, abs=1e-4)
     assert trainer.validation_reference == pytest.approx(expected, abs=1e-4)
     assert trainer.reference_logps(ROWS[3:]) == pytest.approx(expected[3:], abs=1e-4)
