@@ -286,7 +286,8 @@ def valid_ratio(
     try:
         for start in range(0, len(interactions), batch_size):
             users = interactions[start : start + batch_size]
-            inputs = tokenizer(prompts[start : start + batch_size], return_tensors="pt", padding=True).to(model.device)
+            ids = tokenize(tokenizer, prompts[start : start + batch_size], special=True)
+            inputs = tokenizer.pad({"input_ids": [row.tolist() for row in ids]}, return_tensors="pt").to(model.device)
             inputs.pop("token_type_ids", None)
             with torch.inference_mode():
                 output = model.generate(  # type: ignore[operator]

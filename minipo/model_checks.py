@@ -134,9 +134,19 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
     few = _few(packed)
     scores: dict[bool, Tensor] = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), shaken(model):
-        for training in (True, False):
+        for training in (False, True):
             with _mode(model, training):
-                scores[training] = logps(model, few)[few["mask"]]
+                try:
+                    scores[training] = logps(model, few)[few["mask"]]
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if not training:
+                        raise
+                    raise ValueError(
+                        f"A {_described(model)} cannot be trained on such rows: in training mode they make it fail "
+                        f"({_said(error)})."
+                    ) from error
     difference = (scores[True] - scores[False]).abs().max()
     if not difference <= 16 * torch.finfo(scores[True].dtype).eps * scores[False].abs().max().clamp(min=1):
         raise ValueError(
@@ -185,10 +195,9 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever an architecture raises: assertions, missing arguments, mixed dtypes
-            said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             hint = "" if getattr(config, "return_dict", True) else "; set its config.return_dict to True"
             raise ValueError(
-                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({said}){hint}."
+                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({_said(error)}){hint}."
             ) from error
     if len(whole) != min(len(row), 2 * SHORT) or len(alone) != len(places) or len(pair) != 2 * len(places):
         _refuse(model, "it does not give one token's logits at each place of a row")
@@ -205,6 +214,11 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
 
 def _refuse(model: nn.Module, reason: str) -> None:
     raise ValueError(f"A {_described(model)} cannot score candidates: {reason}.")
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in a line that a sentence can hold."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
 def _described(model: nn.Module) -> str:
@@ -247,7 +261,7 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                return f"packed rows make it fail ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+                return f"packed rows make it fail ({_said(error)})"
     finally:
         hook.remove()
     difference = (shared - plain).abs().max()

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from tokenizers.processors import TemplateProcessing
 
 from minipo.datasets import Interaction
 from minipo.evaluation import (
@@ -302,6 +303,9 @@ class Says:
 
     def generate(self, input_ids, attention_mask, max_new_tokens, **_):
         assert not self.training
+        assert (input_ids[:, -1] != self.tokenizer.eos_token_id).all(), (
+            "the text goes on, whatever the tokenizer puts there"
+        )
         assert attention_mask[:, -1].all(), "the padding must stand before the prompt, not between prompt and answer"
         self.prompts += self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         texts, self.texts = self.texts[: len(input_ids)], self.texts[len(input_ids) :]
@@ -318,13 +322,21 @@ def users_with(candidates, count):
     ]
 
 
-def ratio(texts, template, candidates=ITEMS, items=ITEMS, batch_size=2):
+def ratio(texts, template, candidates=ITEMS, items=ITEMS, batch_size=2, ends=False):
     tokenizer = pocket_tokenizer([*ITEMS, "nothing and or not a b c d e f g h"])
+    if ends:
+        template_of_tokens = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+        tokenizer.backend_tokenizer.post_processor = template_of_tokens
     model = Says(tokenizer, texts)
     found = valid_ratio(model, tokenizer, users_with(candidates, len(texts)), items, template, batch_size)  # type: ignore[arg-type]
     assert model.training
     assert tokenizer.padding_side == "right"
     return found, model.prompts
+
+
+def test_what_a_tokenizer_puts_behind_a_text_does_not_stand_between_prompt_and_answer():
+    plain, ended = (ratio(["Fox", "Heat", "no"], "line", ends=ends) for ends in (False, True))
+    assert ended == plain
 
 
 def test_without_the_list_an_answer_is_a_name_and_nothing_else():
