@@ -6,6 +6,7 @@ it reads packed rows as they are meant is known of a few architectures (`KNOWN`)
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,8 +21,18 @@ from .packing import PackedBatch, TokenIds, pack_ids, unpack
 KNOWN = frozenset({"gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3"})
 SHORT = 16  # tokens of the row on which a model is tried: in a longer one, what looks ahead shows less
 
-# What has been found out: by attention, adapters at work and, for architectures that are not known, how long rows are.
-_found: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
+
+@dataclass
+class _Findings:
+    """What has been found out of a model, its adapters and attention as they are."""
+
+    known: bool
+    row: int = 0  # tokens of the longest row that it was tried on
+    width: int = 0  # tokens of the longest packed row that was compared with plain ones
+    obstacle: str | None = None  # what came of that
+
+
+_found: WeakKeyDictionary[nn.Module, dict[Any, _Findings]] = WeakKeyDictionary()
 
 
 def examine(model: nn.Module, packed: PackedBatch) -> str | None:
@@ -29,24 +40,23 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
     one by one.
 
     Raises ValueError, in one sentence that names the model, if it cannot score candidates at all. A model is tried
-    once, and again with other adapters or another attention; one of an unknown architecture also when rows are twice as
-    long, for some begin to slide a window or to hash then.
+    once, and again with other adapters or another attention; one of an unknown architecture whenever a longer row comes
+    than ever before, for some begin to slide a window or to hash then.
     """
     config, width = text_config(model), packed["input_ids"].shape[1]
-    adapters, found = _adapters(model), _found.setdefault(model, {})
-    state: tuple[Any, ...] = (config._attn_implementation, *_adapter_state(model))
-    if (*state, "known") not in found:
+    adapters, longest = _adapters(model), int(packed["position_ids"].max()) + 1
+    states = _found.setdefault(model, {})
+    state = (config._attn_implementation, *_adapter_state(model))
+    if state not in states:
         _check_kind(model)
         with shaken(model):
             _check_row(model, _row(packed)[-SHORT:])
-        found[*state, "known"] = "" if _is_known(model, adapters) else None
-    known = found[*state, "known"] is not None
-    if not known:
-        state = (*state, width.bit_length())
-        if (*state, "row") not in found:
-            with shaken(model):
-                _check_row(model, _row(packed))
-            found[*state, "row"] = ""
+        states[state] = _Findings(_is_known(model, adapters))
+    found = states[state]
+    if not found.known and longest > found.row:
+        with shaken(model):
+            _check_row(model, _row(packed))
+        found.row = longest
 
     # A window changes nothing as long as it is wider than the row.
     windows = [
@@ -61,19 +71,20 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
         return f"its attention slides over a window of {min(windows)} tokens, fewer than a packed row has"
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"its attention runs on {config._attn_implementation}; load it with attn_implementation='sdpa'"
-    if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
+    if _invocations(adapters):
         return "where its adapter begins depends on the tokens of the whole row"
-    if known:
+    if found.known:
         return None
     context = context_of(model)
     if context is not None and context < width:
         return f"a packed row of {width} tokens is longer than its context of {context}"
     if packed["mask"].shape[1] == 1:
         return "it has not been checked yet, for which a row needs two candidates"
-    if state not in found:
+    if width > found.width and (found.obstacle is None or not found.width):
         with shaken(model):
-            found[state] = _compare(model, packed)
-    return found[state]
+            found.obstacle = _compare(model, packed)
+        found.width = width
+    return found.obstacle
 
 
 def _is_known(model: nn.Module, adapters: list[Any]) -> bool:
@@ -171,9 +182,15 @@ def _check_kind(model: nn.Module) -> None:
 
 
 def _row(packed: PackedBatch) -> TokenIds:
-    """The first row's prompt and first candidate as an ordinary row reads them."""
-    (prompt, *_), ((answer, *_), *_) = unpack(packed)
-    return np.concatenate([prompt, answer[:-1]])
+    """The longest ordinary row that a prompt and one of its candidates make."""
+    row = int(packed["position_ids"].max(1).values.argmax())
+    (prompt,), (answers,) = (ids[row : row + 1] for ids in unpack(packed))
+    return np.concatenate([prompt, max(answers, key=len)[:-1]])
+
+
+def _invocations(adapters: list[Any]) -> list[int]:
+    """The tokens at whose last occurrence in a row adapters of the kind aLoRA begin."""
+    return [token for adapter in adapters for token in getattr(adapter, "alora_invocation_tokens", None) or ()]
 
 
 @torch.no_grad()
@@ -181,8 +198,10 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
     """Try the model on an ordinary row, twice, and on a batch of that row and one whose second half is another."""
     config: Any = model.config
     half = len(row) // 2
-    # Each token of the second half becomes another: those of the row in another order, as far as they differ.
-    other = np.where(np.roll(row, 1) != row, np.roll(row, 1), np.where(row > 0, row - 1, row + 1))
+    # Each token of the second half becomes another of the row's, but where an adapter would begin elsewhere then.
+    fixed = _invocations(_adapters(model))
+    pool = np.setdiff1d(np.append(row, abs(row.max() - np.arange(1, 4))), fixed)
+    other = np.where(np.isin(row, fixed), row, np.where(row != pool[-1], pool[-1], pool[0]))
     both = torch.from_numpy(np.stack([row, np.where(np.arange(len(row)) < half, row, other)])).to(device_of(model))
     places = torch.arange(max(0, half - SHORT), min(len(row), half + SHORT), device=both.device)
     with _mode(model, training=False):
@@ -245,7 +264,7 @@ def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
-    """Compare packed with plain scores on the two rows with the most candidates."""
+    """Compare packed with plain scores on two rows, the longest among them."""
     read_end = longrope_limit(model) is not None
     few = _few(packed, read_end)
     computed: list[torch.dtype] = []  # what the head's logits come in: autocast may begin inside the model
@@ -272,10 +291,10 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
 
 
 def _few(packed: PackedBatch, read_end: bool = False) -> PackedBatch:
-    """The first four candidates of the two rows with the most. read_end: see `pack_ids`."""
+    """The longest row, and up to four candidates of another. read_end: see `pack_ids`."""
     prompt_ids, answer_ids = unpack(packed)
-    rows = sorted(range(len(answer_ids)), key=lambda row: -len(answer_ids[row]))[:2]
-    answers = [answer_ids[row][:4] for row in rows]
+    rows = np.argsort(-(packed["segments"] >= 0).sum(1).cpu().numpy(), kind="stable")[:2].tolist()
+    answers = [answer_ids[row][: None if row == rows[0] else 4] for row in rows]
     return pack_ids([prompt_ids[row] for row in rows], answers, pad_token_id=0, read_end=read_end)
 
 

@@ -101,7 +101,9 @@ def test_longrope_scores_each_side_of_its_limit_as_it_would_alone(name, length):
     torch.testing.assert_close(found, plain_logps(long, prompts, candidates), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("text", [" Glass", " Iron, Lark"])  # the second holds the invocation, a comma, too
+@pytest.mark.parametrize(
+    "text", [" Glass Fox Fox Fox Fox", " Iron, Lark"]
+)  # the second holds the invocation, a comma, too
 def test_alora_begins_where_it_would_in_a_row_of_its_own(text):
     comma = TOKENIZER.encode(",")[-1:]
     model = adapted(LoraConfig(r=4, alora_invocation_tokens=comma, **LORA))
@@ -238,7 +240,9 @@ def test_a_model_that_hashes_only_long_rows_is_tried_again_when_they_come():
     model = ReformerModelWithLMHead(config).eval()
     for parameter in model.parameters():
         parameter.data.mul_(5)
-    candidate_logps(model, TOKENIZER, PROMPTS[:1], [[" Fox"]])
+    many = [[" Fox", " Glass"] * 20]  # of which the packed row would be long, and none by itself
+    with pytest.warns(UserWarning, match="scores each candidate on its own"):
+        candidate_logps(model, TOKENIZER, PROMPTS[:1], many)
     with pytest.raises(ValueError, match=r"^A reformer model cannot score candidates"):
         candidate_logps(model, TOKENIZER, [", ".join(["Fox, Glass"] * 10) + ","], [[" Fox", " Glass"]])
 
