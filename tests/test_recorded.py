@@ -219,7 +219,7 @@ def test_the_readmes_results_are_what_the_grids_say():
 
 @pytest.fixture(params=script.SHIPPED_EPOCHS)
 def shipped(request) -> Run:
-    return sft_folder(DATA / "sft" / f"catalog-pocket-gpt2-{request.param}", load_dataset())
+    return sft_folder(DATA / "sft" / f"catalog-pocket-gpt2-{request.param}", PreferConfig())
 
 
 @needs_sft
