@@ -108,7 +108,8 @@ def state(job: Job) -> None:
     if job.state == "done":
         if not (summary := read(job, "summary")):
             raise ValueError(DAMAGED)
-        st.markdown(figures.result_sentence(summary, forms.neighbours(job.settings), gain(job)))
+        recorded_runs = forms.neighbours(job.settings, summary.get("dataset_fingerprint"))
+        st.markdown(figures.result_sentence(summary, recorded_runs, gain(job)))
         with st.container(horizontal=True):
             link = {"run": token}
             st.page_link("views/microscope.py", label="Microscope", icon=":material/search:", query_params=link)
@@ -149,13 +150,12 @@ def progress(job: Job, metrics: pd.DataFrame) -> tuple[float, str]:
 
 def gain(job: Job) -> tuple[float, float, float] | None:
     """HR@1 of a finished run minus that of the SFT run it started from: mean and 95 % interval, paired over test users.
-    None if either's ranks are not here any more."""
-    start = forms.start_of(job.settings)
-    if start is None:
-        return None
+    None if either's ranks are not here any more, or if that SFT run is another by now."""
     try:
-        return _gain(str(job.run), str(start.folder))
-    except ValueError:
+        run = runs.Run(job.run)
+        run.check_start()
+        return _gain(str(job.run), str(Path(run.provenance["start"]).parent))
+    except (ValueError, KeyError):
         return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import dumps, loads
+from pathlib import Path
 from typing import Any, cast
 
 import jobs
@@ -52,6 +53,7 @@ class Experiment:
     settings: dict[str, dict[str, Any]]  # "left" and "right": what `pairs.sides` takes
     open: bool
     version: int
+    fingerprint: str | None  # of the data when it was opened; None of one that was opened before this was kept
 
     def sides(self, seed: int = 0) -> pairs.Sides:
         return pairs.sides(self.settings["left"], self.settings["right"], seed)
@@ -59,6 +61,17 @@ class Experiment:
     @property
     def labels(self) -> tuple[str, str]:
         return classroom.side_labels(*self.sides())
+
+    def read(self, source: Path | bytes, seed: int) -> pairs.Pair:
+        """The pair of the student with that seed, in a file or its bytes; ValueError in one sentence if it is none, or
+        on other data than those that the experiment was opened on."""
+        pair = pairs.read_pair(source, self.sides(seed))
+        if self.fingerprint not in (None, pair.fingerprint):
+            raise ValueError(
+                f"This experiment was opened on data with fingerprint {self.fingerprint}, and this server's have "
+                f"fingerprint {pair.fingerprint} now, so results cannot be compared: open a new experiment."
+            )
+        return pair
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,10 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
     for side in (left, right):
         jobs.check_settings(side)
     sides = pairs.sides(left, right)
-    settings = {name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)}
+    settings: dict[str, Any] = {
+        name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)
+    }
+    settings["fingerprint"] = runs.splits_of(sides[0]).fingerprint
     code = "".join(secrets.choice(LETTERS) for _ in range(8))
     now = time.time()
     with database() as connection:
@@ -196,8 +212,10 @@ def of_viewer(viewer: str) -> list[Experiment]:
 
 
 def _experiment(row: sqlite3.Row) -> Experiment:
+    settings = loads(row["settings"])
+    fingerprint = settings.pop("fingerprint", None)
     return Experiment(
-        row["code"], row["viewer"], row["title"], loads(row["settings"]), bool(row["open"]), row["version"]
+        row["code"], row["viewer"], row["title"], settings, bool(row["open"]), row["version"], fingerprint
     )
 
 
@@ -252,9 +270,7 @@ def collect(code: str) -> None:
     experiment = find(code) if rows else None
     for row in rows:
         try:
-            pair = pairs.read_pair(
-                jobs.folder_of(row["token"]) / "result.json", cast(Experiment, experiment).sides(row["seed"])
-            )
+            pair = cast(Experiment, experiment).read(jobs.folder_of(row["token"]) / "result.json", row["seed"])
         except ValueError as error:
             with database() as connection:
                 connection.execute(
@@ -356,7 +372,7 @@ def deliver(code: str, viewer: str, content: bytes) -> None:
     student, experiment = _student(code, viewer)
     if len(content) > 1024 * limits.RESULT_KB:
         raise ValueError(f"The file is larger than {limits.RESULT_KB} KB, and a pair's is smaller; choose that one.")
-    pair = pairs.read_pair(content, experiment.sides(student.seed))
+    pair = experiment.read(content, student.seed)
     _take(code, viewer, pair)
     if student.token and (job := jobs.find(student.token)) and job.active:
         jobs.stop(job.token)

@@ -12,6 +12,7 @@ import streamlit as st
 from shell import WORDS
 
 from minipo import fetch, figures, files, runs
+from minipo.datasets import DATASETS
 
 OPENING: dict[str, Any] = {
     "dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "negatives": 15, "dynamic": "on", "select": "on",
@@ -177,30 +178,30 @@ def lasting(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def start_of(settings: Mapping[str, Any]) -> runs.Run | None:
-    """The SFT run that a run with these settings starts from; None if it is not trained yet, or its data are gone."""
-    with suppress(ValueError):
-        wanted = runs.start_config(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
-        for folder in (*runs.DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
-            with suppress(ValueError):  # damaged
-                if runs.Run(folder.parent).config == wanted:
-                    return runs.Run(folder.parent)
-    return None
-
-
 def starts_at_once(settings: Mapping[str, Any]) -> bool:
     """Whether the SFT run from which a run with these settings starts has been trained."""
-    return start_of(settings) is not None
+    with suppress(ValueError):  # its data are gone
+        wanted = runs.start_config(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
+        for folder in (*runs.DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
+            with suppress(ValueError, OSError):  # damaged, or on other data
+                run = runs.Run(folder.parent)
+                if run.config == wanted and recorded.is_here(wanted.dataset):
+                    if wanted.dataset in DATASETS:  # an upload never changes, and no page reads one
+                        run.load_data()
+                    return True
+    return False
 
 
-def neighbours(settings: Mapping[str, Any]) -> pd.DataFrame:
-    """Recorded runs of the same objective and parts, at the nearest K below and above."""
+def neighbours(settings: Mapping[str, Any], fingerprint: str | None) -> pd.DataFrame:
+    """Recorded runs of the same objective and parts, at the nearest K below and above; none that are on data with
+    another fingerprint."""
     names = ["objective", "dynamic"]
     names += [] if settings["dynamic"] == "off" else ["select", "adjust_beta"]
     table = pd.DataFrame({"negatives": [], "hr@1": []})
     for grid in recorded.WORLDS.get((settings["dataset"], settings["model"]), ()):
         with suppress(ValueError):  # not recorded, or damaged
-            table = pd.concat([table, recorded.grid(grid).rows(**{name: settings[name] for name in names})])
+            if recorded.grid(grid).fingerprint == fingerprint:
+                table = pd.concat([table, recorded.grid(grid).rows(**{name: settings[name] for name in names})])
     below, above = (table["negatives"] <= settings["negatives"]), (table["negatives"] >= settings["negatives"])
     near = {table.loc[below, "negatives"].max(), table.loc[above, "negatives"].min()}
     return table[table["negatives"].isin(near)].astype({"negatives": int})

@@ -24,13 +24,23 @@ from typing import Any
 import numpy as np
 from record import COMMON as CATALOGUE
 from record import baseline_ranks as catalogue_ranks
-from record import markdown, points
+from record import load_current, markdown, points
 
 from minipo.datasets import baselines, load_dataset
 from minipo.evaluation import ranks
 from minipo.files import read_json, whole_file
 from minipo.runs import DATA, Config, PreferConfig, Run, SFTConfig, cache_folder, make_config, sft_run
-from minipo.sweeps import RECORDED, Outcomes, Recorded, difference, grid, load_recorded, record, train_all
+from minipo.sweeps import (
+    RECORDED,
+    Outcomes,
+    Recorded,
+    check_same_data,
+    difference,
+    grid,
+    load_recorded,
+    record,
+    train_all,
+)
 
 DATASET, POCKET, LANGUAGE_MODEL = "ml-100k", "pocket-gpt2", "smollm2-135m"
 SFT_EPOCHS = (1, 3, 10)
@@ -99,7 +109,7 @@ def make_settings() -> None:
 
 
 def make_objectives() -> None:
-    chosen = choose(load_recorded("ml-100k-settings"))
+    chosen = choose(load_current("ml-100k-settings"))
     configs = grid(objective=list(NAMES), negatives=NEGATIVES, dynamic=["off", "on"], seeds=SEEDS, **COMMON, **chosen)
     record(
         RECORDED / "ml-100k-objectives",
@@ -112,7 +122,7 @@ def make_objectives() -> None:
 
 
 def make_parts() -> None:
-    chosen = choose(load_recorded("ml-100k-settings"))
+    chosen = choose(load_current("ml-100k-settings"))
     shared = {"negatives": 19, "dynamic": "on", "seeds": SEEDS, **COMMON, **chosen}
     configs: list[Config] = [
         *grid(select=["on", "random"], adjust_beta="off", **shared),
@@ -154,7 +164,7 @@ def ship(config: SFTConfig, name: str) -> None:
 
 
 def make_sft() -> None:
-    epochs = choose(load_recorded("ml-100k-settings"))["sft_epochs"]
+    epochs = choose(load_current("ml-100k-settings"))["sft_epochs"]
     config = make_config(SFTConfig, {"dataset": DATASET, "model": POCKET, "epochs": epochs})
     ship(config, f"{DATASET}-{POCKET}-{epochs:g}")
 
@@ -176,7 +186,7 @@ def make_llm_settings() -> None:
 
 
 def make_llm() -> None:
-    chosen = choose(load_recorded("ml-100k-smollm2-settings"))
+    chosen = choose(load_current("ml-100k-smollm2-settings"))
     configs = grid(negatives=LLM_NEGATIVES, dynamic=["off", "on"], seeds=LLM_SEEDS, **chosen, **LLM)
     # Whole comparisons first: what is there when time runs out is then of use.
     configs.sort(key=lambda config: (config.seed, config.negatives == 5, -config.negatives))
@@ -205,7 +215,7 @@ def record_llm(configs: Sequence[PreferConfig], chosen: dict[str, float]) -> Non
 
 def make_strengths() -> None:
     """DMPO in the catalogue over β and γ, at the settings of the grid `objectives`. Nothing is chosen from it."""
-    chosen = load_recorded("objectives").provenance["chosen"]
+    chosen = load_current("objectives").provenance["chosen"]
     shared = {"beta": BETAS, "seeds": SEEDS, **CATALOGUE, **chosen}
     configs = [
         *grid(negatives=STRENGTH_NEGATIVES, **shared),
@@ -379,6 +389,8 @@ QUESTIONS: Sequence[Row] = (
 
 
 def worlds() -> list[World]:
+    """What is recorded; ValueError if the two grids of a world are on different data."""
+
     def found(name: str) -> Recorded | None:
         return load_recorded(name) if (RECORDED / name).is_dir() else None
 
@@ -387,11 +399,15 @@ def worlds() -> list[World]:
         ("ml-100k, pocket-gpt2", "ml-100k-objectives", "ml-100k-parts", 19),
         ("ml-100k, SmolLM2-135M", "ml-100k-smollm2", "", 15),
     ]
-    return [
+    here = [
         World(name, objectives, found(parts) if parts else None, many)
         for name, runs, parts, many in every
         if (objectives := found(runs)) is not None
     ]
+    for world in here:
+        if world.parts is not None:
+            check_same_data(world.objectives, world.parts)
+    return here
 
 
 def report() -> str:

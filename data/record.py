@@ -86,6 +86,13 @@ def baseline_ranks(epochs: int | None = None) -> dict[str, np.ndarray]:
     return found
 
 
+def load_current(name: str) -> Recorded:
+    """A recorded grid whose settings new runs take; ValueError if it is on other data than theirs."""
+    grid = load_recorded(name)
+    grid.check_data(load_dataset(grid.table["dataset"].iloc[0]))
+    return grid
+
+
 def choose(settings: Recorded) -> dict[str, float]:
     """The SFT length and the learning rate that maximise plain DMPO's HR@1 at K = 1 on validation users."""
     rows = settings.rows(objective="dmpo", negatives=1, dynamic="off")
@@ -138,7 +145,7 @@ def make_settings() -> None:
 
 
 def make_objectives() -> None:
-    settings = load_recorded("settings")
+    settings = load_current("settings")
     chosen = choose(settings)
     rate = choose_more_sft(settings, chosen["sft_epochs"])
     seeds = [0, 1, 2, 3, 4]
@@ -168,7 +175,7 @@ def make_objectives() -> None:
 
 def make_scores() -> None:
     """The probed runs' log-probs of every test user, so that any of them can be looked at closely."""
-    recorded = load_recorded("objectives")
+    recorded = load_current("objectives")
     settings = ["objective", "negatives", "dynamic", "seed"]
     cells = {row: dict(recorded.table.loc[row, settings]) for row in recorded.probes}
     configs = [grid(**cell, **COMMON, **recorded.provenance["chosen"])[0] for cell in cells.values()]
@@ -182,7 +189,7 @@ def make_scores() -> None:
 
 
 def make_parts() -> None:
-    chosen = choose(load_recorded("settings"))
+    chosen = choose(load_current("settings"))
     shared = {"negatives": [5, 19], "dynamic": "on", "seeds": [0, 1, 2, 3, 4], **COMMON, **chosen}
     configs = [
         *grid(select=["on", "random", "hardest"], adjust_beta="off", **shared),
@@ -203,7 +210,7 @@ def make_parts() -> None:
 
 def make_fresh() -> None:
     """The headline differences again, on users that no choice, of a setting or of the world itself, can have used."""
-    chosen = load_recorded("objectives").provenance["chosen"]
+    chosen = load_current("objectives").provenance["chosen"]
     users = catalog.fresh_users(0, FRESH_USERS)
     shared = {"seeds": [0, 1, 2, 3, 4], **COMMON, **chosen}
     cells = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .names import lookup
-from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run, splits_of
+from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
 
 HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
@@ -160,15 +160,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .evaluation import evaluate, score, valid_ratio
 
     run = Run(Path(arguments.run_folder))
-    config = run.config
+    config, splits = run.config, run.load_data()
     model, tokenizer = run.load_model()
-    splits = splits_of(config)
     users = getattr(splits, arguments.split)
     rows = rows_at_once(config)
     with arithmetic(model, config.precision):
         reference = None
         if isinstance(config, PreferConfig):
             start = sft_run(config, progress=not arguments.quiet)
+            run.check_start(start.folder / "model")
             reference = score(*start.load_model(), users, config.template, rows)
         metrics = evaluate(model, tokenizer, users, reference, config.template, rows).metrics
         metrics["valid_ratio"] = valid_ratio(model, tokenizer, users, splits.items, config.template)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .evaluation import Interval, ranking_metrics
 from .names import lookup
-from .runs import DATA, PreferConfig, Run, SFTConfig, list_runs, make_config, start_config
+from .runs import PreferConfig, Run, SFTConfig, make_config, start_config
 from .sweeps import RESULTS, SETTINGS, Outcomes, Recorded, difference, row
 
 METRICS = {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@5": "NDCG@5", "mrr": "MRR", "reward_win_rate": "win rate"}
@@ -79,10 +79,10 @@ def of_run(name: str, run: Run, dataset: str | None = None) -> Line:
     )
 
 
-def of_recorded(name: str, recorded: Recorded, users: str, **query: Any) -> Line:
+def of_recorded(name: str, recorded: Recorded, **query: Any) -> Line:
     """The recorded runs with these settings, one a seed, as a line.
 
-    users: the fingerprint of the grid's dataset. Raises ValueError unless the settings leave one run a seed.
+    Raises ValueError unless the settings leave one run a seed, and if the grid does not say which data it is on.
     """
     runs = recorded.rows(**query)
     if runs.empty or runs["seed"].duplicated().any():
@@ -92,13 +92,15 @@ def of_recorded(name: str, recorded: Recorded, users: str, **query: Any) -> Line
     won = None
     if recorded.wins is not None and not np.isnan(recorded.wins[runs.index]).any():
         won = dict(zip(runs["seed"], recorded.wins[runs.index], strict=True))
-    return Line(name, settings, runs, dict(zip(runs["seed"], recorded.ranks[runs.index], strict=True)), won, users)
+    ranks = dict(zip(runs["seed"], recorded.ranks[runs.index], strict=True))
+    return Line(name, settings, runs, ranks, won, recorded.fingerprint)
 
 
-def of_baseline(name: str, recorded: Recorded, users: str, baseline: str = "sft", **query: Any) -> Line:
+def of_baseline(name: str, recorded: Recorded, baseline: str = "sft", **query: Any) -> Line:
     """The SFT model from which the recorded runs with these settings start, as a line: no training of preferences.
 
-    baseline: what the grid calls it, "sft" or "sft-10". Raises ValueError if there is no such baseline or no such run.
+    baseline: what the grid calls it, "sft" or "sft-10". Raises ValueError if there is no such baseline or no such run,
+    and if the grid does not say which data it is on.
     """
     ranks = lookup("baseline", baseline, recorded.baselines)
     runs = recorded.rows(**query)
@@ -115,16 +117,7 @@ def of_baseline(name: str, recorded: Recorded, users: str, baseline: str = "sft"
         "sft_epochs": config.epochs, "sft_hr@1": metrics["hr@1"], **metrics,
     }  # fmt: skip
     table = pd.DataFrame([{column: known.get(column) for column in (*SETTINGS, *RESULTS)}])
-    return Line(name, settings, table, {None: ranks}, None, users)
-
-
-def recorded_users(dataset: str) -> str:
-    """The fingerprint of the dataset on which the recorded runs were trained: that of the shipped SFT runs, with which
-    they begin. ValueError in one sentence if there is no such run, or if it is damaged."""
-    for run in list_runs(DATA / "sft"):
-        if run.config.dataset == dataset:
-            return str(run.summary["dataset_fingerprint"])
-    raise ValueError(f"No SFT run on {dataset} is shipped in data/sft.")
+    return Line(name, settings, table, {None: ranks}, None, recorded.fingerprint)
 
 
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:

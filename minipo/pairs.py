@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32
 
 from .datasets import DATASETS
 from .evaluation import Interval
@@ -21,7 +21,6 @@ from .files import whole_file
 from .names import lookup
 from .runs import PreferConfig, Run, check_negatives, make_config, prefer, splits_of, versions
 
-RANKS = 256  # a user's rank is below it
 Sides = tuple[PreferConfig, PreferConfig]
 
 
@@ -32,8 +31,8 @@ class Pair:
     left: PreferConfig
     right: PreferConfig
     fingerprint: str  # of the dataset
-    left_ranks: UInt8[np.ndarray, " users"]
-    right_ranks: UInt8[np.ndarray, " users"]
+    left_ranks: Int32[np.ndarray, " users"]
+    right_ranks: Int32[np.ndarray, " users"]
     sft: float  # HR@1 of the SFT run that the left one starts from
     versions: dict[str, str]
 
@@ -105,7 +104,7 @@ def train_pair(
     runs: list[Run] = []
     for name, config in zip(("left", "right"), configs, strict=True):
         runs.append(prefer(folder and Path(folder, name), progress=progress, **asdict(config)))
-    ranks = [run.users["rank"].to_numpy(np.uint8) for run in runs]
+    ranks = [run.users["rank"].to_numpy(np.int32) for run in runs]
     pair = Pair(*configs, splits.fingerprint, ranks[0], ranks[1], float(runs[0].summary["sft_hr@1"]), versions())
     if out is not None:
         write_pair(pair, Path(out))
@@ -132,7 +131,7 @@ def write_pair(pair: Pair, out: Path) -> None:
         draft.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _hits(ranks: UInt8[np.ndarray, " users"]) -> float:
+def _hits(ranks: Int32[np.ndarray, " users"]) -> float:
     return float((ranks == 0).mean())
 
 
@@ -161,12 +160,12 @@ def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair
     _compare(settings, seed, expected)
 
     splits = splits_of(expected[0])
-    if content.get("dataset_fingerprint") != splits.fingerprint:
+    if (there := content.get("dataset_fingerprint")) != splits.fingerprint:
         raise ValueError(
-            f"This result was made on other data than this machine's {splits.name!r} "
+            f"This result was made on other data (fingerprint {short_text(there)}) than this machine's {splits.name!r} "
             f"(fingerprint {splits.fingerprint}); install the same version of minipo and run the pair again."
         )
-    candidates = np.array([len(user.candidates) for user in splits.test])
+    candidates = [len(user.candidates) for user in splits.test]
     ranks = [_ranks(part, name, candidates) for name, part in zip(("left", "right"), parts, strict=True)]
     sft, made_with = content.get("sft_hr@1"), content.get("versions")
     if type(sft) is not float or not 0 <= sft <= 1:
@@ -216,13 +215,13 @@ def short_text(value: object) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _ranks(part: Any, side: str, candidates: np.ndarray) -> UInt8[np.ndarray, " users"]:
+def _ranks(part: Any, side: str, candidates: list[int]) -> Int32[np.ndarray, " users"]:
     found = part.get("ranks")
     if not isinstance(found, list) or len(found) != len(candidates):
         raise ValueError(NOT_A_PAIR.format(f"{side} has no rank for each of the {len(candidates):,} test users"))
-    if not all(type(rank) is int and 0 <= rank < RANKS for rank in found) or (np.array(found) >= candidates).any():
+    if not all(type(rank) is int and 0 <= rank < count for rank, count in zip(found, candidates, strict=True)):
         raise ValueError(NOT_A_PAIR.format(f"a rank on the {side} is not a place among the user's candidates"))
-    ranks = np.array(found, np.uint8)
+    ranks = np.array(found, np.int32)
     if part.get("hr@1") != _hits(ranks):
         raise ValueError(NOT_A_PAIR.format(f"HR@1 on the {side} is not that of its ranks"))
     return ranks

@@ -1,10 +1,14 @@
 """A run as a folder: train one, resume it, read it.
 
-A preference run's folder holds `config.json`, `metrics.jsonl` (a line per logged step), `evaluation.jsonl` (a line per
+A preference run's folder holds `config.json`, `provenance.json` (what it is made from: the fingerprint of its data and
+of the model that it starts from), `metrics.jsonl` (a line per logged step), `evaluation.jsonl` (a line per
 evaluation on the validation users), `probe.parquet` (log-probs of every candidate of 64 fixed validation users at each
 evaluation), `users.parquet` (each test user's rank), `model/` (safetensors that `from_pretrained` opens: the whole
 model, or after preference training through LoRA the adapter, whose base is the SFT run's model) and, written last,
 `summary.json`: a folder without it is unfinished. Checkpoints live in `checkpoints/` until then.
+
+A run belongs to its data and to the model that it started from: where either is another by now, it is neither resumed
+nor returned nor evaluated.
 """
 
 import hashlib
@@ -18,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,7 +33,7 @@ from safetensors import SafetensorError
 
 from .datasets import DATASETS, Interaction, Splits, check_dataset, load_dataset
 from .dynamic import DynamicPO, SelectionRule, hardest, random
-from .fetch import SOURCES
+from .fetch import SOURCES, sha256
 from .files import alone, home, read_json, read_parquet, remove, whole_file, write_json
 from .names import lookup
 from .objectives import OBJECTIVES
@@ -110,6 +115,10 @@ def _check_numbers(config: Any, *positive: str) -> None:
             f"accumulation {config.accumulation} does not divide the batch of {config.batch_size} users; "
             "choose a divisor."
         )
+
+
+# A default below is also what a run did that was begun before the setting existed: its config.json lacks it, and its
+# folder in the cache is named after what is not as by default. So a new setting's default is "as before".
 
 
 @dataclass(frozen=True)
@@ -255,6 +264,30 @@ def _absolute(value: Any) -> Any:
     return os.path.abspath(path) if os.path.exists(path) else value
 
 
+def model_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a model folder's files, and of its base's where that is a folder too.
+
+    It follows the content, not where the files are nor when they were written. Raises ValueError if an adapter's
+    settings are no JSON, OSError if the folder cannot be read.
+    """
+    parts = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix != ".md" and not path.name.startswith("."):
+            about = path.stat()
+            parts[path.name] = _digest(path, about.st_mtime_ns, about.st_size, about.st_ino)
+    if "adapter_config.json" in parts:
+        base = Path(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+        if base.is_absolute() and base.is_dir():
+            parts["base"] = model_fingerprint(base)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1000)
+def _digest(path: Path, *version: int) -> str:
+    """The SHA-256 of a file; version: its time of change, size and number, which tell when to read it anew."""
+    return sha256(path)
+
+
 UNFINISHED = "The run in {} is unfinished; start it again with the same settings to resume it."
 
 
@@ -271,11 +304,55 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The settings it was started with."""
+        """The settings it was started with; what did not exist then has its default."""
         content = read_json(self.folder / "config.json")
         if not isinstance(content, dict) or content.get("kind") not in CONFIGS:
             raise ValueError(f"{self.folder / 'config.json'} does not describe a run; remove its folder and run again.")
-        return make_config(CONFIGS[content["kind"]], content)
+        kind = CONFIGS[content["kind"]]
+        return make_config(kind, {field.name: field.default for field in fields(kind)} | content)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What it was made from, as noted when it began: `dataset_fingerprint` and, unless it started from a bare model
+        by name, `start`, the folder of the model that it started from, and `start_fingerprint`.
+
+        Of a finished run without that note, the dataset's fingerprint alone, from its summary. ValueError if it is
+        unfinished and without one, or if the note is damaged.
+        """
+        path = self.folder / "provenance.json"
+        if not path.is_file() and not self.done:
+            raise ValueError(
+                f"{path} is missing, so it is not known on which data this unfinished run began; remove its folder and "
+                "run again."
+            )
+        noted = read_json(path) if path.is_file() else self.summary
+        if not isinstance(noted, dict) or "dataset_fingerprint" not in noted:
+            raise ValueError(f"{path if path.is_file() else self.folder} is damaged; remove its folder and run again.")
+        return {name: noted[name] for name in ("dataset_fingerprint", "start", "start_fingerprint") if name in noted}
+
+    def load_data(self) -> Splits:
+        """The data it is trained on; ValueError in one sentence if they are not those any more with which it began."""
+        config = self.config
+        splits, before = splits_of(config), self.provenance["dataset_fingerprint"]
+        if splits.fingerprint != before:
+            raise ValueError(
+                f"The run in {self.folder} began on {config.dataset} with fingerprint {before}, which has fingerprint "
+                f"{splits.fingerprint} now; put the data back as they were, or train on the new ones in another folder."
+            )
+        return splits
+
+    def check_start(self, folder: Path | None = None) -> None:
+        """Raises ValueError in one sentence if `folder` holds another model than the one that this run started from.
+
+        Without `folder`, it is the folder that it started from; one that is gone contradicts nothing.
+        """
+        noted = self.provenance
+        before, folder = noted.get("start_fingerprint"), folder or Path(noted.get("start", ""))
+        if before is not None and folder.is_dir() and (now := model_fingerprint(folder)) != before:
+            raise ValueError(
+                f"The run in {self.folder} started from a model with fingerprint {before}, and the one in {folder} has "
+                f"fingerprint {now}; put that model back, or remove the run's folder and train it again."
+            )
 
     @property
     def done(self) -> bool:
@@ -313,11 +390,16 @@ class Run:
         return read_parquet(self.folder / "users.parquet")
 
     def load_model(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """The trained model, a LoRA adapter merged into it, and its tokenizer."""
+        """The trained model, a LoRA adapter merged into it, and its tokenizer.
+
+        Raises ValueError if the run is unfinished, or if an adapter's base is not what it was trained upon any more.
+        """
         from .models import load_model
 
         if not self.done:
             raise ValueError(UNFINISHED.format(self.folder))
+        if (self.folder / "model" / "adapter_config.json").is_file():
+            self.check_start()
         with _without_bars():
             return load_model((self.folder / "model").resolve())
 
@@ -351,21 +433,44 @@ def versions() -> dict[str, str]:
     }
 
 
-def _finished(out: Path, config: Config) -> Run | None:
-    """The run with `config` in `out`, if it is finished there. Raises ValueError if something else is in the way."""
+def finished(out: Path, config: Config) -> Run | None:
+    """The run with `config` in `out`, if it is finished there; None if there is none yet, or an unfinished one.
+
+    Raises ValueError if something else is in the way: other settings, other data, another model that it started from.
+    """
     if (out / "config.json").is_file():
-        found = Run(out).config
-        if found != config:
-            before, now = asdict(found), asdict(config)
+        run = Run(out)
+        if run.config != config:
+            before, now = asdict(run.config), asdict(config)
             name = next(name for name in now if before.get(name) != now[name])
             raise ValueError(
                 f"{out} holds a run with {name} = {before.get(name)!r}, not {now[name]!r}; choose another folder."
             )
-        return Run(out) if Run(out).done else None
-    # Hidden files aside: a kill may leave the draft of a config.json.
-    if out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        run.load_data()
+        if not run.done:
+            return None
+        run.check_start()
+        return run
+    # A kill may leave hidden drafts, and what is written before config.json.
+    if out.exists() and (
+        not out.is_dir() or any(path.name[0] != "." and path.name != "provenance.json" for path in out.iterdir())
+    ):
         raise ValueError(f"{out} exists and is not a run; choose another folder.")
     return None
+
+
+def _begin(out: Path, config: Config, splits: Splits, start: Path | None) -> None:
+    """Note what a new run is made from, or check that one which goes on starts from the same model.
+
+    start: the folder of the model that it starts from; None for a bare model by name.
+    """
+    if (out / "config.json").is_file():  # `finished` has compared its settings and data
+        return Run(out).check_start(start)
+    noted = {"dataset_fingerprint": splits.fingerprint}
+    if start is not None:
+        noted |= {"start": os.path.abspath(start), "start_fingerprint": model_fingerprint(start)}
+    write_json(out / "provenance.json", noted)
+    write_json(out / "config.json", asdict(config))  # last, for it makes the folder a run
 
 
 @contextmanager
@@ -401,12 +506,13 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
     A finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
     checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
-    Raises ValueError on a setting that does not fit, or if `out` holds something else; OSError if the disk is full.
+    Raises ValueError on a setting that does not fit, or if `out` holds something else, a run on what the data were
+    before included; OSError if the disk is full.
     """
     config = make_config(SFTConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
     with alone(out):
-        return _finished(out, config) or _sft(config, out, progress)
+        return finished(out, config) or _sft(config, out, progress)
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
@@ -418,15 +524,18 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     splits = splits_of(config)
     whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
     model: Any
+    start = Path(config.model) if os.path.isabs(config.model) else None
     if config.start_epochs:
-        model, tokenizer = sft_run(config, progress=progress).load_model()
+        first = sft_run(config, progress=progress)
+        start = first.folder / "model"
+        model, tokenizer = first.load_model()
     else:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
     rows = preference_rows(splits.train, config.template, tokenizer, context_of(model))
-    write_json(out / "config.json", asdict(config))
+    _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
         training_arguments(
@@ -476,14 +585,13 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
     checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
     Raises ValueError on a setting that does not fit, if `sft` is not a finished SFT run on the same dataset, or if
-    `out` holds something else; OSError if the disk is full.
+    `out` holds something else, a run on what the data or the SFT model were before included; OSError if the disk is
+    full.
     """
     config = make_config(PreferConfig, settings)
-    splits = splits_of(config)
-    check_negatives(splits, config.negatives)
     out = cache_folder(config) if out is None else Path(out)
     with alone(out):
-        return _finished(out, config) or _prefer(config, splits, out, progress)
+        return finished(out, config) or _prefer(config, out, progress)
 
 
 def check_negatives(splits: Splits, negatives: int) -> None:
@@ -493,7 +601,9 @@ def check_negatives(splits: Splits, negatives: int) -> None:
         raise ValueError(f"negatives must be at most {available}, the most that a user here has, not {negatives}.")
 
 
-def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> Run:
+def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
+    splits = splits_of(config)
+    check_negatives(splits, config.negatives)
     start = sft_run(config, progress=progress)
 
     from .evaluation import preference_rows, report
@@ -514,7 +624,7 @@ def _prefer(config: PreferConfig, splits: Splits, out: Path, progress: bool) -> 
     shortened = _shortened(model, tokenizer, splits, config.template)
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
-    write_json(out / "config.json", asdict(config))
+    _begin(out, config, splits, start.folder / "model")
     trainer = PreferenceTrainer(
         model,
         training_arguments(
@@ -588,9 +698,14 @@ def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dic
 
 
 def cache_folder(config: Config) -> Path:
-    """The folder in minipo's cache for a run with these settings on this data by this version of minipo."""
+    """The folder in minipo's cache for a run with these settings on this data by this version of minipo.
+
+    It is named after the settings that are not as by default, so that a run keeps its folder when a setting is added.
+    """
     data = splits_of(config).fingerprint
-    content = json.dumps([version("minipo"), data, asdict(config)], sort_keys=True)
+    defaults = {field.name: field.default for field in fields(config)}
+    given = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    content = json.dumps([version("minipo"), data, config.kind, given], sort_keys=True)
     return home() / "runs" / f"{config.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
@@ -607,42 +722,42 @@ def start_config(config: Config) -> SFTConfig | None:
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
-    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, or one
-    in the cache, trained now if need be.
+    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, if that
+    is on the data as they are now, or one in the cache, trained now if need be.
 
     Raises ValueError if the folder is no finished SFT run of the same model on the same data and prompts, or if the run
     starts from a bare model.
     """
-    splits = splits_of(config)
     if isinstance(config, PreferConfig) and config.sft is not None:
-        run = sft_folder(Path(config.sft), splits)
-        for name in ("model", "template"):
-            if (here := getattr(run.config, name)) != getattr(config, name):
-                raise ValueError(
-                    f"The SFT run in {config.sft} has {name} = {here!r}, not {getattr(config, name)!r}; give the same."
-                )
-        return run
+        return sft_folder(Path(config.sft), config)
     wanted = start_config(config)
     if wanted is None:
         raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
+    data = splits_of(wanted).fingerprint
     for run in list_runs(DATA / "sft"):
-        if run.config == wanted:
-            return sft_folder(run.folder, splits)
+        if run.config == wanted and run.summary.get("dataset_fingerprint") == data:
+            return run
     return sft(progress=progress, **asdict(wanted))
 
 
-def sft_folder(folder: Path, splits: Splits) -> Run:
-    """`folder` as a finished SFT run on `splits`; ValueError if it is anything else."""
+def sft_folder(folder: Path, config: Config) -> Run:
+    """`folder` as a finished SFT run that a run with `config` can start from; ValueError if it is anything else."""
     try:
         run = Run(folder)
-        kind, summary = run.config.kind, run.summary
+        found, data = run.config, run.summary.get("dataset_fingerprint")
     except ValueError as error:
         raise ValueError(f"{folder} is not a finished SFT run: {error}") from None
-    if kind != "sft":
-        raise ValueError(f"{folder} is not an SFT run but a {kind!r} run; name the folder of an SFT run.")
-    if summary.get("dataset_fingerprint") != splits.fingerprint:
+    if found.kind != "sft":
+        raise ValueError(f"{folder} is not an SFT run but a {found.kind!r} run; name the folder of an SFT run.")
+    for name in ("model", "template"):
+        if (here := getattr(found, name)) != getattr(config, name):
+            raise ValueError(
+                f"The SFT run in {folder} has {name} = {here!r}, not {getattr(config, name)!r}; give the same."
+            )
+    if data != (now := splits_of(config).fingerprint):
         raise ValueError(
-            f"The SFT run in {folder} was trained on other data than this {splits.name!r}; train a new one."
+            f"The SFT run in {folder} was trained on data with fingerprint {data}, and {config.dataset} has "
+            f"fingerprint {now}; train a new one."
         )
     return run
 

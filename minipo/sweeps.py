@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import std
 from tqdm.auto import tqdm
 
-from .datasets import load_dataset
+from .datasets import Splits
 from .evaluation import Interval, paired_interval, ranking_metrics
 from .evaluation import ranks as ranks_of
 from .files import read_json, read_parquet, whole_file, write_json
@@ -32,6 +32,7 @@ from .runs import (
     Run,
     cache_folder,
     check_negatives,
+    finished,
     make_config,
     prefer,
     sft,
@@ -99,8 +100,9 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
 
     The SFT runs that they start from are trained first, so that no two workers train the same one. A run that fails
     keeps no other from being trained. An interrupt ends the workers at once; calling again goes on from there.
-    Raises ValueError on settings that do not fit the dataset or the SFT run, before anything is trained; ValueError or
-    OSError when the others are done, for a run that failed, saying which; ChildProcessError if a worker died.
+    Raises ValueError on settings that do not fit the dataset or the SFT run, or if a run in the cache started from
+    another SFT model than is there now, before anything is trained; ValueError or OSError when the others are done, for
+    a run that failed, saying which; ChildProcessError if a worker died.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
@@ -110,7 +112,7 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     for config in preferred:
         if config.sft is not None:
             sft_run(config)
-    todo = [config for config in dict.fromkeys(configs) if not (cache_folder(config) / "summary.json").is_file()]
+    todo = [config for config in dict.fromkeys(configs) if finished(cache_folder(config), config) is None]
     starts = list({start: config for config in todo if (start := start_config(config))}.values())
     workers = workers or os.cpu_count() or 1
     _work("SFT runs", _start, starts, workers, progress)
@@ -231,6 +233,25 @@ class Recorded:
     folder: Path
     wins: np.ndarray | None = None
 
+    @property
+    def fingerprint(self) -> str:
+        """That of the data that the runs are on; ValueError if it was not recorded."""
+        found = self.provenance.get("dataset_fingerprint")
+        if not isinstance(found, str):
+            raise ValueError(
+                f"The recorded grid {self.folder.name!r} does not say which data its runs are on: "
+                f"{self.folder / 'provenance.json'} has no dataset_fingerprint; record it again."
+            )
+        return found
+
+    def check_data(self, splits: Splits) -> None:
+        """Raises ValueError in one sentence unless `splits` are the data that the runs are on."""
+        if splits.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The recorded grid {self.folder.name!r} is on data with fingerprint {self.fingerprint}, and "
+                f"{splits.name!r} has fingerprint {splits.fingerprint} now; record it again."
+            )
+
     def rows(self, **query: Any) -> pd.DataFrame:
         """The table's rows with these settings; several values mean any of them."""
         table = self.table
@@ -273,14 +294,16 @@ class Recorded:
 
         Step, user, candidate (0 = chosen), item, reference, policy (log-probs, nats); before the first step the policy
         is the reference. Raises ValueError if the run's log-probs of the test users were not recorded, or are damaged,
-        or if there is no such test user.
+        if the data are others by now, or if there is no such test user.
         """
         if row not in self.scores:
             raise ValueError(
                 f"The test users' log-probs of run {row} of the recorded grid {self.folder.name!r} were not recorded."
             )
         run = self.table.to_dict("index")[row]
-        users = load_dataset(run["dataset"]).test
+        splits = splits_of(make_config(PreferConfig, {"dataset": run["dataset"], "model": run["model"]}))
+        self.check_data(splits)
+        users = splits.test
         place = next((place for place, each in enumerate(users) if each.user == user), None)
         if place is None:
             raise ValueError(f"There is no test user {user}; they are numbered {users[0].user} to {users[-1].user}.")
@@ -307,23 +330,30 @@ def record(
 ) -> Recorded:
     """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
 
-    baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; versions,
-    machine, date and commit are added. The JSON is written last, and an old one is removed first: without it, the
-    grid does not load.
+    baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; the data's
+    fingerprint, versions, machine, date and commit are added. The JSON is written last, and an old one is removed
+    first: without it, the grid does not load. Raises ValueError, before anything is written, if the runs are not all on
+    the same data, as they are now.
     """
     folder = Path(folder)
+    data = sorted({run.load_data().fingerprint for run in runs})
+    if len(data) != 1:
+        raise ValueError(
+            f"A recorded grid holds runs on the same data, and these are on {len(data)}, with the fingerprints "
+            f"{', '.join(data)}; record them apart."
+        )
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
         "table": pd.DataFrame([row(run) for run in runs]),
         "ranks": pd.DataFrame(
             {
-                "rank": [run.users["rank"].to_numpy(np.uint8) for run in runs],
+                "rank": [run.users["rank"].to_numpy(np.int32) for run in runs],
                 "reward_win": [
                     run.users["reward_win"].to_numpy() if "reward_win" in run.users else None for run in runs
                 ],
             }
         ),
-        "baselines": pd.DataFrame({name: rank.astype(np.uint8) for name, rank in baselines.items()}),
+        "baselines": pd.DataFrame({name: rank.astype(np.int32) for name, rank in baselines.items()}),
         "curves": pd.concat(
             [
                 table.assign(run=number, kind=kind)
@@ -342,6 +372,7 @@ def record(
         with whole_file(folder / "probes" / f"{list(runs).index(run)}.parquet") as draft:
             run.probe.to_parquet(draft, index=False, compression="zstd")
     content = provenance | {
+        "dataset_fingerprint": data[0],
         "seeds": sorted(tables["table"].seed.unique().tolist()),
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -411,8 +442,8 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         )
     return Recorded(
         table,
-        np.stack(ranks["rank"].to_list()),
-        {str(name): rank.to_numpy() for name, rank in baselines.items()},
+        np.stack(ranks["rank"].to_list()).astype(np.int32),  # older files have bytes, whose sums and differences wrap
+        {str(name): rank.to_numpy(np.int32) for name, rank in baselines.items()},
         curves,
         provenance,
         folder,
@@ -425,6 +456,17 @@ def _wins(ranks: pd.DataFrame) -> np.ndarray | None:
         return None
     nothing = np.full(len(ranks["rank"].iloc[0]), np.nan)
     return np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
+
+
+def check_same_data(first: Recorded, *others: Recorded) -> None:
+    """Raises ValueError in one sentence if the runs of recorded grids that are to be compared are on different data."""
+    for other in others:
+        if other.fingerprint != first.fingerprint:
+            raise ValueError(
+                f"The recorded grids {first.folder.name!r} and {other.folder.name!r} are on different data (with "
+                f"fingerprints {first.fingerprint} and {other.fingerprint}), so their users cannot be paired; record "
+                "the older one again."
+            )
 
 
 def difference(left: Outcomes, right: Outcomes) -> Interval:

@@ -1,6 +1,7 @@
 """Runs of any origin side by side: what is paired with what, which settings differ, and what a spreadsheet may open."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,10 @@ import pytest
 
 from minipo import comparison, sweeps
 from minipo.comparison import Line, apart, csv, of_baseline, of_recorded, of_run, paired, recorded_settings, table
-from minipo.runs import PreferConfig, Run, SFTConfig, make_config, prefer
+from minipo.runs import DATA, PreferConfig, Run, SFTConfig, list_runs, make_config, prefer
 
 PLAIN = {"objective": "dmpo", "dynamic": "off"}
+SHIPPED = list_runs(DATA / "sft")
 
 
 def line(name: str, ranks: dict[int | None, list[int]], users: str = "these", wins: bool = True, **settings) -> Line:
@@ -72,18 +74,18 @@ def test_what_cannot_be_compared_is_told():
 
 
 def test_recorded_lines_are_those_of_the_grid(grid):
-    few, many = (of_recorded(f"K = {k}", grid, "catalog", negatives=k, **PLAIN) for k in (1, 19))
+    few, many = (of_recorded(f"K = {k}", grid, negatives=k, **PLAIN) for k in (1, 19))
     expected = sweeps.difference(*(grid.outcomes(negatives=k, **PLAIN) for k in (19, 1)))
     assert paired(many, few).interval == expected
     assert many.seeds == [0, 1, 2, 3, 4]
-    start = of_baseline("SFT", grid, "catalog", **PLAIN)
+    start = of_baseline("SFT", grid, **PLAIN)
     expected = sweeps.difference(grid.outcomes(negatives=19, **PLAIN), grid.baseline("sft"))
     assert paired(many, start).interval == expected
     assert start.runs["hr@1"].item() == pytest.approx(grid.baseline("sft")[None].mean())
     with pytest.raises(ValueError, match="name the settings of one run a seed"):
-        of_recorded("too many", grid, "catalog", **PLAIN)
+        of_recorded("too many", grid, **PLAIN)
     with pytest.raises(ValueError, match="No recorded run"):
-        of_baseline("SFT", grid, "catalog", objective="dmpo", negatives=77)
+        of_baseline("SFT", grid, objective="dmpo", negatives=77)
 
 
 def test_recorded_settings_are_those_that_data_record_gave(grid):
@@ -96,14 +98,25 @@ def test_recorded_settings_are_those_that_data_record_gave(grid):
     assert make_config(SFTConfig, recorded_settings(grid, more)) == make_config(SFTConfig, wanted)
 
 
-def test_every_recorded_grid_has_settings_and_users():
+def test_every_recorded_grid_has_settings_and_says_which_data_it_is_on():
     for folder in sorted(sweeps.RECORDED.glob("*/provenance.json")):
         found = sweeps.load_recorded(folder.parent.name)
         for number in found.table.drop_duplicates("objective").index:
             assert recorded_settings(found, number)["dataset"] == found.table.loc[number, "dataset"]
-        assert comparison.recorded_users(found.table["dataset"].iloc[0])
-    with pytest.raises(ValueError, match="No SFT run on steam"):
-        comparison.recorded_users("steam")
+        # The data's fingerprint is that of the shipped SFT run that ranks the test users as the grid's baseline does.
+        ranks = [rank.tolist() for name, rank in found.baselines.items() if name.startswith("sft")]
+        started = [run for run in SHIPPED if run.users["rank"].tolist() in ranks]
+        assert {run.summary["dataset_fingerprint"] for run in started} == {found.fingerprint}
+
+
+def test_a_grid_that_does_not_say_which_data_it_is_on_is_compared_with_nothing(grid):
+    older = replace(grid, provenance={})
+    for ask in (of_recorded, of_baseline):
+        with pytest.raises(ValueError, match=r"^The recorded grid 'objectives' does not say which data"):
+            ask("K = 1", older, negatives=1, **PLAIN)
+    elsewhere = replace(grid, provenance={"dataset_fingerprint": "0" * 16})
+    with pytest.raises(ValueError, match="other test users"):
+        paired(of_recorded("here", grid, negatives=1, **PLAIN), of_recorded("there", elsewhere, negatives=1, **PLAIN))
 
 
 def test_a_finished_run_is_a_line(tiny, tiny_sft, tmp_path):
@@ -124,9 +137,9 @@ def test_a_finished_run_is_a_line(tiny, tiny_sft, tmp_path):
 
 def test_the_table_has_raw_numbers_and_only_settings_that_matter(grid):
     lines = [
-        of_recorded("plain", grid, "catalog", negatives=19, **PLAIN),
-        of_recorded("dynamic", grid, "catalog", objective="dmpo", dynamic="on", negatives=19),
-        of_baseline("SFT", grid, "catalog", **PLAIN),
+        of_recorded("plain", grid, negatives=19, **PLAIN),
+        of_recorded("dynamic", grid, objective="dmpo", dynamic="on", negatives=19),
+        of_baseline("SFT", grid, **PLAIN),
     ]
     gap = paired(lines[1], lines[0])
     rows = table(lines, {"dynamic": gap, "SFT": "not asked"}, "plain", "hr@1").set_index("name")

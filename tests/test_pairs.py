@@ -1,11 +1,13 @@
 """Pairs: both runs under one seed, a small file that is believed in nothing, and an interval that closes in."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from minipo import pairs
+from minipo.datasets import DATASETS, Interaction, Splits
 from minipo.evaluation import paired_interval
 from minipo.runs import Run
 
@@ -18,7 +20,7 @@ def made(tiny):
     """A pair as a run would have made it, without training one."""
     left, right = pairs.sides(LEFT, RIGHT, 7)
     generator = np.random.default_rng(0)
-    ranks = generator.integers(0, 4, (2, len(tiny.test))).astype(np.uint8)
+    ranks = generator.integers(0, 4, (2, len(tiny.test))).astype(np.int32)
     return pairs.Pair(left, right, tiny.fingerprint, ranks[0], ranks[1], 0.5, {"minipo": "0.1.0"})
 
 
@@ -50,6 +52,31 @@ def test_a_pair_holds_what_its_two_runs_found(tiny, tmp_path):
         )
         assert read.differences.tolist() == pair.differences.tolist()
         assert read.versions == pair.versions
+
+
+def test_runs_on_what_the_data_were_before_are_no_part_of_a_pair(tiny, tmp_path, monkeypatch):
+    pairs.train_pair(LEFT, RIGHT, 7, folder=tmp_path, progress=False)
+    others = replace(tiny, test=tiny.test[::-1])
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: others)
+    with pytest.raises(
+        ValueError, match=f"left began on tiny with fingerprint {tiny.fingerprint}, which has .*{others.fingerprint}"
+    ):
+        pairs.train_pair(LEFT, RIGHT, 7, folder=tmp_path, progress=False)
+
+
+def test_ranks_among_300_negatives_are_kept(tiny, tmp_path, monkeypatch):
+    """Each of 301 users has another rank, from the first to the last place."""
+    items = tuple(f"Item {number}" for number in range(301))
+    users = tuple(Interaction(number, ("Item 0",), item, items) for number, item in enumerate(items))
+    many = Splits("many", tiny.train, tiny.validation, users, items)
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: many)
+    left, right = pairs.sides(LEFT, RIGHT, 7)
+    ranks = np.arange(301, dtype=np.int32)
+    pairs.write_pair(pairs.Pair(left, right, many.fingerprint, ranks, ranks[::-1], 0.5, {}), tmp_path / "pair.json")
+    found = pairs.read_pair(tmp_path / "pair.json")
+    assert found.left_ranks.tolist() == list(range(301))
+    assert found.right_ranks.tolist() == list(range(300, -1, -1))
+    assert np.flatnonzero(found.differences).tolist() == [0, 300]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +140,7 @@ def damaged(content, *path, to):
         (("left", "settings", "beta"), 10**400, "beta is a number out of all range, not 1.0"),
         (("right", "settings", "negatives"), 6, "on the right, negatives is 6, not 5"),
         (("right", "settings", "x" * 99), 6, "x…"),
-        (("dataset_fingerprint",), "0" * 16, "made on other data"),
+        (("dataset_fingerprint",), "0" * 16, "made on other data (fingerprint 0000000000000000) than this machine's"),
         (("sft_hr@1",), 1.5, "SFT's HR@1 is not a number from 0 to 1"),
         (("sft_hr@1",), float("nan"), "SFT's HR@1 is not a number from 0 to 1"),
         (("left", "ranks"), [0] * 31, "left has no rank for each of the 32 test users"),
@@ -122,6 +149,7 @@ def damaged(content, *path, to):
         (("left", "ranks"), [0] * 31 + [0.0], "a rank on the left is not a place"),
         (("left", "ranks"), [0] * 31 + [True], "a rank on the left is not a place"),
         (("left", "ranks"), [0] * 31 + [10**9], "a rank on the left is not a place"),
+        (("left", "ranks"), [0] * 31 + [10**400], "a rank on the left is not a place"),
         (("right", "ranks"), [0] * 32, "HR@1 on the right is not that of its ranks"),
         (("right", "hr@1"), None, "HR@1 on the right is not that of its ranks"),
         (("versions",), {"minipo": 1}, "the versions it was made with are missing"),

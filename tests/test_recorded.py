@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -219,7 +220,7 @@ def test_the_readmes_results_are_what_the_grids_say():
 
 @pytest.fixture(params=script.SHIPPED_EPOCHS)
 def shipped(request) -> Run:
-    return sft_folder(DATA / "sft" / f"catalog-pocket-gpt2-{request.param}", load_dataset())
+    return sft_folder(DATA / "sft" / f"catalog-pocket-gpt2-{request.param}", PreferConfig())
 
 
 @needs_sft
@@ -267,6 +268,24 @@ def test_the_shipped_adapter_is_small_and_what_runs_start_from():
     recorded = RECORDED / "ml-100k-smollm2"
     if recorded.is_dir():
         np.testing.assert_array_equal(load_recorded(recorded.name).baselines["sft"], run.users["rank"])
+
+
+@needs_recorded
+def test_settings_chosen_on_other_data_are_not_taken(monkeypatch):
+    assert script.load_current("settings").fingerprint == load_dataset().fingerprint
+    monkeypatch.setattr(script, "load_dataset", lambda name: load_dataset(name, 1))
+    with pytest.raises(ValueError, match=r"^The recorded grid 'settings' is on data with fingerprint 298607e3f9d232e9"):
+        script.load_current("settings")
+
+
+@needs_recorded
+def test_findings_compare_no_grids_on_different_data(monkeypatch):
+    def load(name: str) -> Recorded:
+        return replace(load_recorded(name), provenance={"dataset_fingerprint": name})
+
+    monkeypatch.setattr(findings, "load_recorded", load)
+    with pytest.raises(ValueError, match="'objectives' and 'parts' are on different data"):
+        findings.worlds()
 
 
 # What is found on real data

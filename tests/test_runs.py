@@ -103,7 +103,8 @@ def assert_same_end(one: Run, other: Run):
 
 def test_a_run_folder_holds_what_the_run_was(finished, tiny, tiny_sft):
     assert {path.name for path in finished.folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "evaluation.jsonl", "probe.parquet", "users.parquet", "model", "summary.json",
+        "config.json", "provenance.json", "metrics.jsonl", "evaluation.jsonl", "probe.parquet", "users.parquet",
+        "model", "summary.json",
     }  # fmt: skip
     assert not list((finished.folder / "model").glob("*.bin"))  # a pickle
     assert isinstance(finished.config, PreferConfig)
@@ -356,6 +357,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_a_folder_that_can_be_used(start,
     out = tmp_path / "killed"
     out.mkdir()
     (out / ".4711-config.json").write_text('{"kind": "pre')
+    (out / "provenance.json").write_text('{"dataset_fingerprint": "of another start"}')
     (out / ".4711-model").mkdir()
     (out / ".4711-model" / "model.safetensors").write_bytes(b"half")
     assert_same_end(start(out), finished)
@@ -509,7 +511,7 @@ def test_sft_folders_that_are_none(start, finished, tiny_sft, tmp_path, monkeypa
     copy = tmp_path / "copy"
     shutil.copytree(tiny_sft.folder, copy)
     write_json(copy / "summary.json", tiny_sft.summary | {"dataset_fingerprint": "0123456789abcdef"})
-    with pytest.raises(ValueError, match=r"The SFT run in .*copy was trained on other data than this 'catalog'"):
+    with pytest.raises(ValueError, match=r"SFT run in .*copy was trained on data with fingerprint 0123456789abcdef"):
         start(out, sft=str(copy))
     with pytest.raises(ValueError, match=r"finished is not an SFT run"):
         sft_run(make_config(PreferConfig, {"dataset": "tiny", "sft": finished.folder}))

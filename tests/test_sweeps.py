@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import pandas as pd
 import pytest
 
 from minipo import runs, sweeps
-from minipo.datasets import DATASETS
+from minipo.datasets import DATASETS, Interaction, Splits
 from minipo.evaluation import ranking_metrics
+from minipo.files import read_json, write_json
 from minipo.runs import PreferConfig, Run, SFTConfig, cache_folder, recipe
 from minipo.sweeps import Recorded, difference, grid, load_recorded, record, sweep, train_all
 
@@ -176,6 +178,29 @@ def test_what_was_trained_is_not_trained_again(tasks):
     more = sweep(negatives=[1, 2, 5], progress=False, **SMALL)
     assert [config.negatives for config in trained(tasks)] == [2]
     pd.testing.assert_frame_equal(more[more.negatives != 2].reset_index(drop=True), first)
+
+
+def test_what_was_trained_from_another_sft_model_is_told_before_anything_is_trained(tasks, tiny_sft, tmp_path):
+    start = shutil.copytree(tiny_sft.folder, tmp_path / "start")
+    settings = SMALL | {"sft": str(start), "progress": False}
+    sweep(negatives=1, **settings)
+    tasks.clear()
+    path = start / "model" / "config.json"
+    write_json(path, read_json(path) | {"activation_function": "relu"})
+    with pytest.raises(
+        ValueError, match=r"started from a model with fingerprint \w{16}, and the one in .*/start/model "
+    ):
+        sweep(negatives=[1, 2], **settings)
+    assert tasks == []
+
+
+def test_a_sweep_over_corrected_data_trains_anew(tasks, plays):
+    settings = SMALL | {"dataset": str(plays), "negatives": 2, "progress": False}
+    sweep(**settings)
+    tasks.clear()
+    plays.write_text(plays.read_text().replace("Film1 of1", "Corrected title"))
+    sweep(**settings)
+    assert [task for task, _ in tasks] == ["_start", "_train"]
 
 
 def test_a_cell_that_is_asked_for_twice_is_trained_once(tasks):
@@ -432,10 +457,11 @@ def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels
     pd.testing.assert_frame_equal(pd.read_parquet(recorded.probes[2]), finished_runs[2].probe)
 
 
-def test_a_recorded_grid_says_where_it_comes_from(kept):
+def test_a_recorded_grid_says_where_it_comes_from(kept, tiny_splits):
     provenance = load_recorded("grid", kept).provenance
     assert provenance["command"] == "python data/record.py grid"
     assert provenance["chosen"] == {"beta": 1}
+    assert provenance["dataset_fingerprint"] == tiny_splits.fingerprint
     assert provenance["seeds"] == [0, 1]
     assert provenance["recorded"].endswith("+00:00")
     assert {"minipo", "torch", "transformers", "machine", "python"} <= {*provenance["versions"]}
@@ -480,6 +506,50 @@ def test_a_recording_that_is_cut_off_is_not_read_as_a_whole_one(kept, finished_r
         record(kept, finished_runs[:2], levels)
     with pytest.raises(ValueError, match=r"provenance\.json is missing; make it again"):
         load_recorded("grid", kept)
+
+
+def test_ranks_among_300_negatives_are_kept(tiny, tmp_path, monkeypatch):
+    """Each of 301 users has another rank, from the first to the last place."""
+    items = tuple(f"Item {number}" for number in range(301))
+    users = tuple(Interaction(number, ("Item 0",), item, items) for number, item in enumerate(items))
+    many = Splits("many", tiny.train, tiny.validation, users, items)
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: many)
+    folder = tmp_path / "run"
+    write_json(folder / "config.json", asdict(PreferConfig(dataset="tiny", negatives=300)))
+    write_json(folder / "summary.json", {"dataset_fingerprint": many.fingerprint})
+    ranks = np.arange(301)
+    pd.DataFrame({"user": ranks, "rank": ranks, "reward_win": ranks == 0}).to_parquet(folder / "users.parquet")
+    recorded = record(tmp_path / "grid", [Run(folder)], {"sft": ranks[::-1]})
+    assert recorded.ranks[0].tolist() == list(range(301))
+    assert recorded.baselines["sft"].tolist() == list(range(300, -1, -1))
+
+
+def test_a_grid_whose_ranks_are_bytes_is_read_as_numbers_that_do_not_wrap(kept):
+    path = kept / "ranks.parquet"
+    table = pd.read_parquet(path)
+    table.assign(rank=[np.full(32, 200, np.uint8)] * len(table)).to_parquet(path)
+    baselines = pd.read_parquet(kept / "baselines.parquet").astype(np.uint8)
+    baselines.to_parquet(kept / "baselines.parquet")
+    recorded = load_recorded("grid", kept)
+    assert (recorded.ranks[0] + recorded.ranks[1]).tolist() == [400] * 32
+    assert (recorded.baselines["oracle"] - recorded.ranks[0]).tolist() == [-200] * 32
+
+
+def test_runs_on_different_data_are_not_recorded_together(kept, finished_runs, levels, tiny, monkeypatch):
+    whole = snapshot(kept)
+    others = replace(tiny, train=tiny.train[1:])
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: tiny if seed == 0 else others)
+    other = sweeps.sft(progress=False, dataset="tiny", dataset_seed=1, steps=1)
+    with pytest.raises(ValueError, match=r"these are on 2, with the fingerprints \w{16}, \w{16}; record them apart\.$"):
+        record(kept, [finished_runs[4], other], levels)
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: others)  # by now
+    with pytest.raises(ValueError, match=f"{tiny.fingerprint}, which has fingerprint {others.fingerprint} now"):
+        record(kept, finished_runs[:2], levels)
+    assert snapshot(kept) == whole
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def shorten(folder, name, rows):
@@ -562,7 +632,7 @@ def test_a_test_users_probe_has_the_format_of_a_runs(scored, finished_runs, tiny
     assert end["candidate"].tolist() == list(range(len(user.candidates)))
 
 
-def test_what_was_not_scored_is_one_sentence(scored):
+def test_what_was_not_scored_is_one_sentence(scored, tiny_splits):
     recorded, *_ = scored
     with pytest.raises(ValueError, match=r"log-probs of run 1 of the recorded grid 'grid' were not recorded"):
         recorded.test_probe(1, 0)
@@ -570,12 +640,19 @@ def test_what_was_not_scored_is_one_sentence(scored):
         recorded.test_probe(0, -7)
     shorten(recorded.folder, "scores/0.parquet", 3)
     with pytest.raises(ValueError, match=r"are damaged; make them again\.$"):
-        recorded.test_probe(0, load_dataset_of(recorded))
+        recorded.test_probe(0, tiny_splits.test[0].user)
 
 
-def load_dataset_of(recorded):
-    """The number of the first test user of a recorded grid."""
-    return sweeps.load_dataset(recorded.table["dataset"][0]).test[0].user
+def test_a_test_user_of_other_data_is_not_put_beside_recorded_log_probs(scored, tiny, monkeypatch):
+    recorded, *_ = scored
+    others = replace(tiny, test=tiny.test[::-1])
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: others)
+    with pytest.raises(
+        ValueError, match=f"with fingerprint {tiny.fingerprint}, .* has fingerprint {others.fingerprint}"
+    ):
+        recorded.test_probe(0, tiny.test[0].user)
+    with pytest.raises(ValueError, match=f"'grid' and 'grid' are on different data .*{tiny.fingerprint} and 0000"):
+        sweeps.check_same_data(recorded, replace(recorded, provenance={"dataset_fingerprint": "0000"}))
 
 
 def test_log_probs_of_another_run_are_refused(scored):

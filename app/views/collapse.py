@@ -10,6 +10,7 @@ import streamlit as st
 from shell import WORDS, asked, draw, head, plain, say
 
 from minipo import figures, load_dataset, sweeps
+from minipo.datasets import Interaction
 from minipo.evaluation import Interval, paired_interval
 from minipo.figures import collapse
 from minipo.runs import PreferConfig
@@ -435,12 +436,18 @@ def all_seeds(settings: dict[str, dict[int, tuple[str, int]]]) -> list[set[int]]
     return [{seed for runs in settings.values() for seed in runs}]
 
 
-def numbers(world: recorded.World, count: int) -> list[int]:
-    """The test users' numbers; their places where the data are not here."""
+def tested(world: recorded.World) -> tuple[Interaction, ...]:
+    """The test users whom the recorded runs ranked; none where the data are not here, or are others by now."""
     dataset, _ = world
     if not recorded.is_here(dataset):
-        return list(range(count))
-    return [user.user for user in load_dataset(dataset).test]
+        return ()
+    splits, grid = load_dataset(dataset), recorded.grid(recorded.WORLDS[world][0])
+    return splits.test if splits.fingerprint == grid.fingerprint else ()
+
+
+def numbers(world: recorded.World, count: int) -> list[int]:
+    """The test users' numbers; their places where it is not known who they are."""
+    return [user.user for user in tested(world)] or list(range(count))
 
 
 def forget_user() -> None:
@@ -463,8 +470,8 @@ def tell(
     before, after = (int(each[place]) + 1 for each in ranks)
     dataset, _ = world
     text = f"**User {user}**: the chosen item is in place **{before}** under A and **{after}** under B."
-    if dataset == "catalog":  # other data's rows may not be passed on
-        one = load_dataset(dataset).test[place]
+    if dataset == "catalog" and (users := tested(world)):  # other data's rows may not be passed on
+        one = users[place]
         text += f"\n\nTook {', '.join(plain(item) for item in one.history)}; then **{plain(one.chosen)}**."
     st.markdown(text)
     labels = {run: label for label, run in recorded.probed().items() if run[1] in recorded.grid(run[0]).scores}

@@ -180,10 +180,9 @@ def upload_name(dataset: str) -> str | None:
 
 @st.cache_resource(show_spinner=False, max_entries=200)
 def recorded_line(label: str, dataset: str, name: str, baseline: str | None, query: Mapping[str, Any]) -> Line:
-    users = comparison.recorded_users(dataset)
     if baseline is not None:
-        return comparison.of_baseline(label, recorded.grid(name), users, baseline, **query)
-    return comparison.of_recorded(label, recorded.grid(name), users, **query)
+        return comparison.of_baseline(label, recorded.grid(name), baseline, **query)
+    return comparison.of_recorded(label, recorded.grid(name), **query)
 
 
 @st.cache_resource(show_spinner=False, max_entries=100)

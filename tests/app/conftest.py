@@ -20,6 +20,7 @@ MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
 VIEWER = "viewer-of-these-tests"
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
+FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "0123456789abcdef"}  # the catalogue's is the real one
 SWITCHES = [("off", "off", "off"), ("on", "on", "on")]
 PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
 
@@ -64,7 +65,10 @@ def _write(
     users = np.arange(USERS) / USERS
     baselines = {name: np.where(users < level, 0, 1).astype(np.uint8) for name, level in levels.items()}
     pd.DataFrame(baselines).to_parquet(folder / "baselines.parquet")
-    provenance = {"seeds": list(seeds), "versions": {"machine": "Linux x86_64, 2 cores"}, "missing": missing}
+    provenance = {
+        "dataset_fingerprint": FINGERPRINTS[world[0]], "seeds": list(seeds),
+        "versions": {"machine": "Linux x86_64, 2 cores"}, "missing": missing,
+    }  # fmt: skip
     (folder / "provenance.json").write_text(json.dumps(provenance))
 
 

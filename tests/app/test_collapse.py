@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from minipo import load_dataset, sweeps
 from minipo.figures import collapse
-from tests.app.conftest import SWITCHES, USERS, _write, charts, opened, text, write_real
+from tests.app.conftest import FINGERPRINTS, SWITCHES, USERS, _write, charts, opened, text, write_real
 
 pytestmark = pytest.mark.usefixtures("recorded")
 SETTINGS, USERS_VIEW = "Where it collapses", "Who gained, who lost"
@@ -276,7 +276,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     import minipo
 
     splits = load_dataset("catalog")
-    few = type("Few", (), {"test": splits.test[:USERS], "items": splits.items})
+    few = type("Few", (), {"test": splits.test[:USERS], "items": splits.items, "fingerprint": splits.fingerprint})
     monkeypatch.setattr(minipo, "load_dataset", lambda *name: few)
     return [user.user for user in few.test]
 
@@ -310,6 +310,18 @@ def test_a_link_opens_one_user(users: list[int]):
     assert not app.info
     app.number_input(key="who").set_value(users[8]).run()
     assert f"**User {users[8]}**" in text(app)
+
+
+def test_users_of_other_data_are_counted_and_not_told(recorded: Path):
+    """The recorded users are not those of the catalogue as it is now."""
+    path = recorded / "objectives" / "provenance.json"
+    path.write_text(path.read_text().replace(FINGERPRINTS["catalog"], "0" * 16))
+    (recorded / "parts" / "provenance.json").unlink()  # not recorded
+    app = opened("collapse", view=USERS_VIEW)
+    assert sum(points_of(app).values()) == USERS
+    assert app.number_input(key="who").max == USERS - 1
+    assert "in place **" in text(app)
+    assert "Took " not in text(app)
 
 
 def test_the_microscope_is_offered_where_log_probs_are_recorded(recorded: Path, users: list[int]):

@@ -13,7 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from minipo import comparison, figures, repeat, runs, sweeps
-from tests.app.conftest import USERS, VIEWER, charts, opened, text, write_real
+from tests.app.conftest import FINGERPRINTS, USERS, VIEWER, charts, opened, text, write_real
 
 OPENING = ["DMPO, K = 1", "DMPO, K = 19", "DMPO, DynamicPO, K = 19", "SFT"]
 
@@ -40,8 +40,7 @@ def finished(name: str = "mine", viewer: str = "a-viewer-of-tests", users: int =
     job.run.mkdir(parents=True)
     config = asdict(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
     (job.run / "config.json").write_text(json.dumps(config))
-    dataset = "catalog" if settings.get("dataset", "catalog") == "catalog" else "other"
-    fingerprint = comparison.recorded_users("catalog") if dataset == "catalog" else "another"
+    fingerprint = FINGERPRINTS.get(settings.get("dataset", "catalog"), "another")
     rank = np.where(np.arange(users) < 0.9 * users, 0, 4)
     pd.DataFrame({"user": range(users), "rank": rank, "reward_win": rank == 0}).to_parquet(job.run / "users.parquet")
     results = dict.fromkeys(sweeps.RESULTS, 0.5) | {"hr@1": 0.9, "dataset_fingerprint": fingerprint, "status": "done"}
@@ -164,6 +163,17 @@ def test_a_missing_grid_is_one_sentence(recorded: Path) -> None:
     assert "is damaged" in text(app)
     assert str(recorded) not in text(app)
     assert "DMPO, random |B|, K = 19" in app.multiselect(key="runs").options
+
+
+def test_a_grid_on_other_data_than_the_first_is_one_sentence(recorded: Path) -> None:
+    path = recorded / "parts" / "provenance.json"
+    path.write_text(path.read_text().replace(FINGERPRINTS["catalog"], "0" * 16))
+    app = opened("compare")
+    (warning,) = app.warning
+    assert f"'objectives' and 'parts' are on different data (with fingerprints {FINGERPRINTS['catalog']} and 000" in (
+        warning.value
+    )
+    assert "DMPO, random |B|, K = 19" not in app.multiselect(key="runs").options
 
 
 # ---------------------------------------------------------------------------------------------------------- live runs

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from minipo import load_dataset, pairs
+from minipo.datasets import DATASETS
 from minipo.evaluation import Interval
 from minipo.figures import classroom
 from tests.app.conftest import charts, opened, text
@@ -221,6 +223,30 @@ def test_what_the_queue_has_finished_is_taken_in(experiment: experiments.Experim
     jobs.finish(job.token, "done", "")
     experiments.collect(code)
     assert experiments.table(code)["difference"].tolist() == pytest.approx([-0.1])
+
+
+def test_results_on_other_data_than_the_experiment_was_opened_on_are_not_taken(
+    experiment: experiments.Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, seed = experiment.code, take_part(experiment.code, "ada", 0.0, 0.6) + 1
+    assert experiments.join(code, "bob").seed == seed
+    experiments.guess(code, "bob", 0.0)
+    before = load_dataset("catalog")
+    after = replace(before, train=before.train[1:])
+    monkeypatch.setitem(DATASETS, "catalog", lambda seed: after)  # as a later version of minipo may have it
+    with pytest.raises(ValueError, match=f"fingerprint {before.fingerprint}, .* fingerprint {after.fingerprint} now"):
+        experiments.deliver(code, "bob", result(seed))
+    experiments.run(code, "bob")
+    (job,) = jobs.of_viewer("bob", "pair")
+    jobs.begin()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.result.write_bytes(result(seed))
+    jobs.finish(job.token, "done", "")
+    experiments.collect(code)
+    entry = experiments.entry(code, "bob")
+    assert entry is not None
+    assert entry.problem.startswith("This experiment was opened on data with fingerprint")
+    assert experiments.differences(code).shape == (1, 2000)
 
 
 def test_a_job_without_a_readable_result_can_be_run_again(experiment: experiments.Experiment) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from minipo import files
-from minipo.datasets import own
+from minipo import files, runs
+from minipo.datasets import load_dataset, own
 from tests.app.conftest import MAIN
 
 import intake  # isort: skip
@@ -274,3 +275,23 @@ def test_removing_an_upload_removes_every_run_on_it_and_the_models_they_began_wi
     assert other.upload.exists()
     jobs.remove(elsewhere.token)
     assert other.upload.exists()  # a run that goes leaves the data it was trained on
+
+
+def test_a_run_does_not_go_on_with_an_upload_that_has_changed():
+    data = handed_in(as_csv(own.example()), "plays.csv")
+    before = load_dataset(data.upload).fingerprint
+    job = jobs.submit("prefer", {"dataset": jobs.OWN + data.token, "negatives": 2, "steps": 20}, "viewer", "mine")
+    jobs.begin()
+    jobs.stop(job.token)
+    config = runs.make_config(runs.PreferConfig, jobs.with_paths(job.settings))
+    files.write_json(job.run / "provenance.json", {"dataset_fingerprint": before})
+    files.write_json(job.run / "config.json", asdict(config))
+    data.upload.write_bytes(as_csv(own.example(users=200)))
+    jobs.resume(job.token)
+    worker.perform()
+    found = jobs.find(job.token)
+    assert found is not None
+    assert found.state == "failed"
+    after = load_dataset(data.upload).fingerprint
+    assert f" began on plays.csv with fingerprint {before}, which has fingerprint {after} now; put " in found.message
+    assert str(files.home()) not in found.message

@@ -12,7 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from minipo import fetch, runs
-from tests.app.conftest import charts, opened, place_fetched, text
+from tests.app.conftest import FINGERPRINTS, charts, opened, place_fetched, text
 
 import forms  # isort: skip
 import jobs  # isort: skip
@@ -38,13 +38,17 @@ def logged(job: jobs.Job, last: int = 120, hits: float = 0.7) -> None:
     (job.run / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
 
 
-def finished(job: jobs.Job, hits: float = 0.662) -> None:
+def finished(job: jobs.Job, hits: float = 0.662, fingerprint: str = FINGERPRINTS["catalog"]) -> None:
     """The same of a run that is over."""
     assert jobs.begin()
     logged(job, 300)
     ranks = np.where(np.arange(2000) < 2000 * hits, 0, 3).astype(np.uint8)
     pd.DataFrame({"user": range(2000), "rank": ranks}).to_parquet(job.run / "users.parquet")
-    (job.run / "summary.json").write_text(json.dumps({"hr@1": hits, "sft_hr@1": 0.65}))
+    start = runs.DATA / "sft" / "catalog-pocket-gpt2-40" / "model"
+    data = {"dataset_fingerprint": fingerprint}
+    made_from = {**data, "start": str(start), "start_fingerprint": runs.model_fingerprint(start)}
+    (job.run / "provenance.json").write_text(json.dumps(made_from))
+    (job.run / "summary.json").write_text(json.dumps({**data, "hr@1": hits, "sft_hr@1": 0.65}))
     jobs.finish(job.token, "done", "")
 
 
@@ -226,6 +230,16 @@ def test_a_finished_run_stands_beside_sft_and_its_recorded_neighbours(recorded: 
     links = {link.proto.label: link.proto for link in app.get("page_link")}
     assert set(links) == {"Microscope", "Compare"}
     assert all(job.token in str(link) for link in links.values())
+
+
+def test_no_number_of_other_data_or_of_another_sft_model_stands_beside_a_runs(recorded: Path):
+    job = handed_in("Mine", negatives=12, dynamic="off", sft_epochs=40.0)
+    finished(job, fingerprint="0" * 16)
+    path = job.run / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"start_fingerprint": "another"}))
+    app = opened("lab", run=job.token)
+    assert "1.2 points above SFT's 65.0 %." in text(app)  # without an interval
+    assert "Recorded at K = " not in text(app)
 
 
 @pytest.mark.parametrize("damage", ["folder", "metrics"])
