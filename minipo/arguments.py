@@ -55,7 +55,7 @@ def check_arguments(
     for cls in type(args).__mro__:
         if cls.__module__.partition(".")[0] == "trl" and cls.__name__ not in ("_BaseConfig", config):
             raise ValueError(
-                f"args is a {cls.__name__}, which is for another trainer; give TrainingArguments or a {config}."
+                f"args is of TRL's {cls.__name__}, for another trainer; give TrainingArguments or {config}."
             )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("args.fp16 is for GPUs, and on a CPU the Trainer would train in float32; leave it out.")

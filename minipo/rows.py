@@ -83,9 +83,10 @@ def row_texts(tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Answers)
         if not (answer if isinstance(answer, str) else answer["content"]).strip():
             raise ValueError(f"the {name} is empty; leave it out.")
     start, texts = (prompt, answers) if isinstance(prompt, str) else _chat(tokenizer, prompt, answers, names)
-    for number, text in enumerate(texts):
-        if text in texts[:number]:
-            raise ValueError(f"the {names[texts.index(text)]} and the {names[number]} are the same; leave one out.")
+    place: dict[str, str] = {}
+    for name, text in zip(names, texts, strict=True):
+        if place.setdefault(text, name) != name:
+            raise ValueError(f"the {place[text]} and the {name} are the same; leave one out.")
     return start, texts, not isinstance(prompt, str)
 
 
@@ -173,6 +174,8 @@ def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[
         spelled = _spelled(prompt)
         if isinstance(spelled, list) and any(isinstance(part, Mapping) for part in spelled):
             raise ValueError(f"the prompt is text that spells a list of messages, {_short(prompt)}; give the list.")
+        if prompt and all(isinstance(answer, str) and answer.startswith(prompt) for answer in answers):
+            raise ValueError("every answer begins with the prompt, after which it would stand; cut the prompt off.")
     elif prompt is not None:
         prompt = _checked(prompt, "prompt")
     elif all(isinstance(answer, str) for answer in answers):

@@ -369,13 +369,14 @@ class SFTTrainer(_RowTrainer):
     """Supervised fine-tuning on "prompt answer".
 
     train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
-    learnt; see `token_rows`. args: rows are drawn under its seed. Further arguments are `transformers.Trainer`'s.
+    learnt; `minipo.rows` lists the forms that are read. args: rows are drawn under its seed; an SFTConfig of TRL may be
+    given at its defaults. Further arguments are `transformers.Trainer`'s.
     whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or the answer's
     tokens alone (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
     first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
     peft_config: adapters to train in the model's place.
 
-    Raises ValueError as `token_rows` does.
+    Raises ValueError as `token_rows` does, and for arguments that it would otherwise ignore.
     """
 
     def __init__(
@@ -433,8 +434,10 @@ class PreferenceTrainer(_RowTrainer):
     """Preference training of `model` on rows of one chosen and any number of rejected answers.
 
     train_dataset, eval_dataset: rows of a "prompt", the "chosen" answer and the "rejected" ones (a list of any length
-    in each row); `preference_rows` makes them of interactions; see `token_rows` for strings and messages. args: rows
-    and their negatives are drawn under its seed. Further arguments are `transformers.Trainer`'s.
+    in each row), as a list, a `datasets.Dataset` or a DataFrame; `preference_rows` makes them of interactions, and
+    `minipo.rows` lists the forms of other tools that are read. args: rows and their negatives are drawn under its seed;
+    a DPOConfig of TRL may be given, at its defaults but for its beta, which has to be this one's, and its `max_length`,
+    which no row may exceed. Further arguments are `transformers.Trainer`'s.
     objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, which looks
     at a whole batch, that is a micro-batch; its running state stays in `objective`, and in the checkpoints.
     negatives: K, that many of a row's rejected answers, drawn anew in each epoch, or all of them where a row has fewer;
@@ -449,7 +452,7 @@ class PreferenceTrainer(_RowTrainer):
 
     After `evaluate`, which ranks `eval_dataset`'s answers, the report stays in `validation_report`; the reference's
     log-probs of them are `validation_reference`.
-    Raises ValueError as `token_rows` and `preference_loss` do.
+    Raises ValueError as `token_rows` and `preference_loss` do, and for arguments that it would otherwise ignore.
     """
 
     validation_report: Report

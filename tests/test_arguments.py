@@ -111,6 +111,6 @@ def test_a_config_of_trl_that_says_the_same(tmp_path):
 @pytest.mark.parametrize(("kind", "args"), [(PreferenceTrainer, CPOConfig), (SFTTrainer, DPOConfig)])
 def test_a_config_for_another_trainer(tmp_path, kind, args):
     with pytest.raises(
-        ValueError, match=rf"^args is a {args.__name__}, which is for another trainer; give TrainingArgum"
+        ValueError, match=rf"^args is of TRL's {args.__name__}, for another trainer; give TrainingArguments or "
     ):
         trainer(tmp_path, args, kind)

@@ -254,6 +254,10 @@ BAD = {
         ROW | {"prompt": str(USER)},
         r"the prompt is text that spells a list of messages, .*; give the list",
     ),
+    "answers that repeat the prompt": (
+        ROW | {"chosen": "Heat, Fox", "rejected": "Heat, Glass"},
+        r"every answer begins with the prompt, after which it would stand; cut the prompt off",
+    ),
     "messages after text": (ROW | {"chosen": [said("Fox")]}, r"the prompt is text and the chosen answer is a message"),
     "another conversation": (
         ROW | {"prompt": USER, "chosen": [*LONG, said("Fox")]},
