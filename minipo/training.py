@@ -9,13 +9,13 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,14 +37,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from .arguments import check_arguments, longest_row
 from .dynamic import DynamicPO
 from .evaluation import Report, Scores, report
 from .files import alone, whole_file
-from .model_checks import check_quiet, context_of
+from .model_checks import check_quiet
 from .models import seeded
 from .objectives import OBJECTIVES, Aggregate, BatchBeta, Objective, pairwise_margins
 from .packing import PackedBatch, TokenIds, pack_groups
 from .preference import PreferenceOutput, preference_loss
+from .rows import Answers, Rows, completion, preference_answers, records, row_texts
 from .scoring import packed_logps, tokenize_rows
 
 COMPLETE = "complete"  # a checkpoint counts only when this file stands in it: it is written after everything else
@@ -77,13 +79,6 @@ def disable_dropout(model: torch.nn.Module) -> None:
                     if type(value) is float and any(word in name for word in NOISE):
                         setattr(quiet[id(config)], name, 0.0)
             module.config = quiet[id(config)]
-
-
-class Rows(Protocol):
-    """What a trainer takes for data: a list of dictionaries, or a `datasets.Dataset`."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, number: int, /) -> Any: ...
 
 
 class TokenRows(Dataset):
@@ -226,7 +221,7 @@ def training_arguments(
 def token_rows(
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
-    answers_of: Callable[[Mapping[str, Any]], list[Any]],
+    answers_of: Answers,
     context: int | None = None,
     negatives: int | None = None,
     seed: int = 0,
@@ -234,17 +229,14 @@ def token_rows(
     """`rows` as token ids. answers_of: a row's answers, chosen first; see `preference_answers` and `completion`.
 
     A prompt is a string, or a list of messages that goes through the tokenizer's chat template; an answer is the text
-    that follows the prompt, or, after messages, what the assistant says: a string or a list with one message.
-    Raises ValueError, which names the row, for rows that are not of this form, are empty, or exceed `context` tokens.
+    that follows the prompt, or, after messages, what the assistant says; `minipo.rows` lists the forms that are read.
+    Raises ValueError, which names the row, for rows that are of none, are empty, or exceed `context` tokens.
     """
-    if isinstance(rows, Mapping) or not hasattr(rows, "__len__"):
-        raise ValueError(f"The rows are a {type(rows).__name__}: give a list of dictionaries or a datasets.Dataset.")
-    if not len(rows):
-        raise ValueError("There are no rows: the split is empty; give at least one.")
+    rows = records(rows)
     prompts, answers, chats = [], [], []
     for number in range(len(rows)):
         try:
-            prompt, texts, chat = _texts(tokenizer, rows[number], answers_of)
+            prompt, texts, chat = row_texts(tokenizer, rows[number], answers_of)
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from None
         prompts.append(prompt)
@@ -262,52 +254,6 @@ def token_rows(
     return TokenRows(prompt_ids, answer_ids, negatives, seed)
 
 
-def preference_answers(row: Mapping[str, Any]) -> list[Any]:
-    """The chosen answer of a row of preferences, and the rejected ones; a lone one need not stand in a list."""
-    rejected = row["rejected"]
-    lone = isinstance(rejected, str) or (bool(rejected) and isinstance(rejected[0], Mapping))
-    if not (lone or rejected):
-        raise ValueError("there is no rejected answer; leave the row out, or give it one.")
-    return [row["chosen"], *([rejected] if lone else rejected)]
-
-
-def completion(row: Mapping[str, Any]) -> list[Any]:
-    """What SFT learns of a row: its completion, or the chosen answer of a row of preferences."""
-    return [row["chosen" if "completion" not in row and "chosen" in row else "completion"]]
-
-
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Callable[[Mapping[str, Any]], list[Any]]
-) -> tuple[str, list[str], bool]:
-    """A row's prompt and answers as texts, and whether they went through the chat template."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"it is a {type(row).__name__}; give a dictionary.")
-    try:
-        prompt, answers = row["prompt"], answers_of(row)
-    except KeyError as missing:
-        raise ValueError(f"it has no {missing}; give every row one.") from None
-    if isinstance(prompt, str):
-        for answer in answers:
-            if not isinstance(answer, str):
-                raise ValueError(f"after a prompt that is a string, an answer is a {type(answer).__name__}.")
-        return prompt, answers, False
-    if not tokenizer.chat_template:
-        raise ValueError("the prompt is a list of messages and the tokenizer has no chat_template; give strings.")
-    start = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    texts = []
-    for answer in answers:
-        messages = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer)
-        if len(messages) != 1 or messages[0].get("role") != "assistant":
-            raise ValueError("after a prompt of messages, an answer is a string or one message of the assistant.")
-        line = str(tokenizer.apply_chat_template([*prompt, *messages], tokenize=False))
-        if not line.startswith(start):
-            raise ValueError("the chat template does not begin an answer as add_generation_prompt does; give strings.")
-        # The end-of-answer token, which the template may write and follow with a newline, is added to every answer.
-        text, end, after = line[len(start) :].rpartition(str(tokenizer.eos_token))
-        texts.append(text if end else after)
-    return start, texts, True
-
-
 def _check_lengths(prompts: Sequence[TokenIds], answers: Sequence[Sequence[TokenIds]], context: int | None) -> None:
     for row, (prompt, rest) in enumerate(zip(prompts, answers, strict=True)):
         longest = max(map(len, rest)) - 1  # the end-of-answer token is predicted, and never read
@@ -320,7 +266,7 @@ def _check_lengths(prompts: Sequence[TokenIds], answers: Sequence[Sequence[Token
         if context is not None and len(prompt) + longest > context:
             raise ValueError(
                 f"Row {row} needs {len(prompt) + longest} tokens (prompt {len(prompt)}, longest answer {longest}), "
-                f"more than the {context} of the model's context; shorten its prompt."
+                f"more than the {context} of the model's context or of args.max_length; shorten its prompt."
             )
 
 
@@ -448,13 +394,14 @@ class SFTTrainer(_RowTrainer):
     """Supervised fine-tuning on "prompt answer".
 
     train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
-    learnt; see `token_rows`. args: rows are drawn under its seed. Further arguments are `transformers.Trainer`'s.
+    learnt; `minipo.rows` lists the forms that are read. args: rows are drawn under its seed; an SFTConfig of TRL may be
+    given at its defaults. Further arguments are `transformers.Trainer`'s.
     whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or the answer's
     tokens alone (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
     first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
     peft_config: adapters to train in the model's place.
 
-    Raises ValueError as `token_rows` does.
+    Raises ValueError as `token_rows` does, and for arguments that it would otherwise ignore.
     """
 
     def __init__(
@@ -469,7 +416,8 @@ class SFTTrainer(_RowTrainer):
         peft_config: PeftConfig | None = None,
         **others: Any,
     ):
-        self.whole_line, self.context, self.tokenizer = whole_line, context_of(model), processing_class
+        check_arguments(args, others, "SFTConfig")
+        self.whole_line, self.context, self.tokenizer = whole_line, longest_row(model, args), processing_class
         super().__init__(
             model,
             args,
@@ -511,8 +459,10 @@ class PreferenceTrainer(_RowTrainer):
     """Preference training of `model` on rows of one chosen and any number of rejected answers.
 
     train_dataset, eval_dataset: rows of a "prompt", the "chosen" answer and the "rejected" ones (a list of any length
-    in each row); `preference_rows` makes them of interactions; see `token_rows` for strings and messages. args: rows
-    and their negatives are drawn under its seed. Further arguments are `transformers.Trainer`'s.
+    in each row), as a list, a `datasets.Dataset` or a DataFrame; `preference_rows` makes them of interactions, and
+    `minipo.rows` lists the forms of other tools that are read. args: rows and their negatives are drawn under its seed;
+    a DPOConfig of TRL may be given, at its defaults but for its beta, which has to be this one's, and its `max_length`,
+    which no row may exceed. Further arguments are `transformers.Trainer`'s.
     objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, which looks
     at a whole batch, that is a micro-batch; its running state stays in `objective`, and in the checkpoints.
     negatives: K, that many of a row's rejected answers, drawn anew in each epoch, or all of them where a row has fewer;
@@ -528,7 +478,7 @@ class PreferenceTrainer(_RowTrainer):
 
     After `evaluate`, which ranks `eval_dataset`'s answers, the report stays in `validation_report`; the reference's
     log-probs of them are `validation_reference`.
-    Raises ValueError as `token_rows` and `preference_loss` do.
+    Raises ValueError as `token_rows` and `preference_loss` do, and for arguments that it would otherwise ignore.
     """
 
     validation_report: Report
@@ -555,9 +505,10 @@ class PreferenceTrainer(_RowTrainer):
         self.objective: str | Objective | Aggregate = objective
         if isinstance(objective, str) and objective in OBJECTIVES:
             self.objective = OBJECTIVES[objective]
+        check_arguments(args, others, "DPOConfig", beta)
         self.beta, self.dynamic = beta, dynamic
         self._check_objective()
-        self.tokenizer, self.context = processing_class, context_of(model)
+        self.tokenizer, self.context = processing_class, longest_row(model, args)
         self.model_fingerprint = b"" if reference_cache is None else fingerprint(model)
         self.adapts = peft_config is not None
         super().__init__(

@@ -33,6 +33,7 @@ from minipo.evaluation import preference_rows, report, score
 from minipo.models import add_lora, load_model
 from minipo.objectives import BatchBeta, beta_dpo, simpo
 from minipo.preference import preference_loss, preference_push
+from minipo.rows import preference_answers
 from minipo.scoring import candidate_logps, pack, packed_logps
 from minipo.training import (
     COMPLETE,
@@ -40,11 +41,9 @@ from minipo.training import (
     SFTTrainer,
     TokenRows,
     Visits,
-    completion,
     disable_dropout,
     fingerprint,
     last_checkpoint,
-    preference_answers,
     token_rows,
     training_arguments,
 )
@@ -232,23 +231,6 @@ def test_no_negatives(negatives, tmp_path):
 
 # From rows to tokens
 
-TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def chat(tokenizer, template=TEMPLATE):
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def texts(tokenizer, rows):
-    return [
-        (tokenizer.decode(prompt), [tokenizer.decode(answer) for answer in answers])
-        for prompt, answers in zip(rows.prompts, rows.answers, strict=True)
-    ]
-
 
 def test_rows_are_prompt_and_answers_with_their_end():
     _, tokenizer = model_for()
@@ -261,131 +243,23 @@ def test_rows_are_prompt_and_answers_with_their_end():
     assert rows.absent.tolist() == [[column >= len(user.candidates) for column in range(5)] for user in USERS]
 
 
-def test_a_lone_rejected_answer_needs_no_list():
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": ""}, r"Row 1: the prompt tokenizes to nothing; give it a word\."),
+        (
+            {"prompt": "Heat," * 20},
+            r"Row 1 needs \d+ tokens \(prompt \d+, longest answer 1\), more than the 8 of the model's context or of a",
+        ),
+        ({"rejected": []}, r"Row 1: there is no rejected answer; leave the row out, or give it one\."),
+    ],
+)
+def test_a_row_that_is_refused_is_named(row, sentence):
     _, tokenizer = model_for()
-    row = {"prompt": "Heat,", "chosen": " Fox", "rejected": " Glass"}
-    alone, listed = (token_rows(tokenizer, [row | more], preference_answers) for more in ({}, {"rejected": [" Glass"]}))
-    assert texts(tokenizer, alone) == texts(tokenizer, listed) == [("Heat,", ["Fox<eos>", "Glass<eos>"])]
-
-
-@pytest.mark.filterwarnings("ignore:.*otherwise together than apart")  # as the words of a pocket tokenizer do
-def test_messages_go_through_the_chat_template():
-    _, tokenizer = model_for()
-    prompt = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Next?"}]
-    said = [{"role": "assistant", "content": "Glass"}]
-    rows = [
-        {"prompt": prompt, "chosen": "Fox", "rejected": ["Glass", "Heat"]},
-        {"prompt": prompt, "chosen": [{"role": "assistant", "content": "Fox"}], "rejected": [said, "Heat"]},
-        {"prompt": prompt, "chosen": "Fox", "rejected": said},
-        {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]},
-    ]
-    start = "<system>Be short.<eos>\n<user>Next?<eos>\n<assistant>"
-
-    def ids(prompt, *answers):
-        begin = tokenizer(prompt)["input_ids"]
-        return begin, [tokenizer(prompt + answer)["input_ids"][len(begin) :] for answer in answers]
-
-    # What a template writes after its end-of-answer token is nothing to learn; one that writes none gets it.
-    for end, template in (("<eos>", TEMPLATE), ("\n<eos>", TEMPLATE.replace("{{ eos_token }}", ""))):
-        found = token_rows(chat(tokenizer, template), rows, preference_answers)
-        begin = start if end == "<eos>" else start.replace("<eos>", "")
-        assert [
-            (prompt.tolist(), [answer.tolist() for answer in answers])
-            for prompt, answers in zip(found.prompts, found.answers, strict=True)
-        ] == [
-            ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
-            ids(begin, "Fox" + end, "Glass" + end, "Heat" + end),
-            ids(begin, "Fox" + end, "Glass" + end),
-            ids("Heat,", " Fox<eos>", " Glass<eos>"),
-        ]
-
-
-def test_a_dataset_is_a_list_of_rows():
-    datasets = pytest.importorskip("datasets")
-    _, tokenizer = model_for()
-    rows = datasets.Dataset.from_list(ROWS)
-    found, expected = (token_rows(tokenizer, given, preference_answers) for given in (rows, ROWS))
-    assert found.fingerprint() == expected.fingerprint()
-
-
-def test_sft_learns_the_completion_or_the_chosen_answer():
-    _, tokenizer = model_for()
-    rows = [
-        {"prompt": "Heat,", "completion": " Fox"},
-        {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]},
-        {"prompt": "Heat,", "completion": " Fox", "chosen": " Glass"},
-    ]
-    assert texts(tokenizer, token_rows(tokenizer, rows, completion)) == [("Heat,", ["Fox<eos>"])] * 3
-
-
-ROW = {"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]}
-MESSAGES = [{"role": "user", "content": "Next?"}]
-BAD_ROWS = {
-    "none": ([], r"There are no rows: the split is empty; give at least one\."),
-    "no list": (iter([ROW]), r"The rows are a list_iterator: give a list of dictionaries or a datasets\.Dataset\."),
-    "a dictionary of splits": ({"train": [ROW]}, r"The rows are a dict: give a list of dictionaries or a datasets"),
-    "no dictionary": ([ROW, "Heat,"], r"Row 1: it is a str; give a dictionary\."),
-    "no prompt": ([{"chosen": " Fox", "rejected": " Heat"}], r"Row 0: it has no 'prompt'; give every row one\."),
-    "no chosen": ([ROW, {"prompt": "Heat,", "rejected": " Heat"}], r"Row 1: it has no 'chosen'; give every row one\."),
-    "no rejected": ([{"prompt": "Heat,", "chosen": " Fox"}], r"Row 0: it has no 'rejected'; give every row one\."),
-    "nothing rejected": (
-        [ROW, ROW | {"rejected": []}],
-        r"Row 1: there is no rejected answer; leave the row out, or give",
-    ),
-    "an answer that is a number": (
-        [ROW | {"chosen": 3}],
-        r"Row 0: after a prompt that is a string, an answer is a int\.",
-    ),
-    "an empty prompt": ([ROW, ROW | {"prompt": ""}], r"Row 1: the prompt tokenizes to nothing; give it a word\."),
-    "an empty chosen answer": (
-        [ROW | {"chosen": ""}],
-        r"Row 0: the chosen answer tokenizes to nothing; leave it out\.",
-    ),
-    "an empty rejected answer": (
-        [ROW | {"rejected": [" Glass", ""]}],
-        r"Row 0: the rejected answer 2 tokenizes to nothing; leave it out\.",
-    ),
-    "beyond the context": (
-        [ROW, ROW | {"prompt": "Heat," * 20}],
-        r"Row 1 needs \d+ tokens \(prompt \d+, longest answer 1\), more than the 8 of the model's context; shorten its",
-    ),
-    "two messages": (
-        [ROW | {"prompt": MESSAGES, "chosen": MESSAGES * 2}],
-        r"Row 0: after a prompt of messages, an answer is a string or one message of the assistant\.",
-    ),
-    "a message of the user": (
-        [ROW | {"prompt": MESSAGES, "chosen": MESSAGES}],
-        r"Row 0: .* one message of the assistant",
-    ),
-}
-
-
-@pytest.mark.parametrize("wrong", BAD_ROWS)
-def test_bad_rows_are_named(wrong):
-    rows, sentence = BAD_ROWS[wrong]
-    _, tokenizer = model_for()
+    rows = [{"prompt": "Heat,", "chosen": " Fox", "rejected": [" Glass"]}]
     with pytest.raises(ValueError, match="^" + sentence) as raised:
-        token_rows(chat(tokenizer), rows, preference_answers, 8 if wrong == "beyond the context" else None)
+        token_rows(tokenizer, [*rows, rows[0] | row], preference_answers, 8)
     assert "\n" not in str(raised.value)
-
-
-def test_messages_need_a_chat_template_that_continues():
-    _, tokenizer = model_for()
-    rows = [ROW | {"prompt": MESSAGES}]
-    with pytest.raises(
-        ValueError, match=r"^Row 0: the prompt is a list of messages and the tokenizer has no chat_templ"
-    ):
-        token_rows(tokenizer, rows, preference_answers)
-    with pytest.raises(
-        ValueError, match=r"^Row 0: the chat template does not begin an answer as add_generation_prompt"
-    ):
-        token_rows(chat(tokenizer, TEMPLATE.replace("<assistant>", "<bot>")), rows, preference_answers)
-
-
-def test_completions_that_are_missing():
-    _, tokenizer = model_for()
-    with pytest.raises(ValueError, match=r"^Row 0: it has no 'completion'; give every row one"):
-        token_rows(tokenizer, [{"prompt": "Heat,"}], completion)
 
 
 # What a step computes
