@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from minipo.objectives import OBJECTIVES
-from tests.app.conftest import charts, opened, text
+from tests.app.conftest import FINGERPRINTS, charts, opened, text
 
 pytestmark = pytest.mark.usefixtures("recorded")
 FRESH = {
@@ -58,7 +58,7 @@ def test_what_provenance_says_stands_in_the_table(recorded: Path):
     made = {
         "command": "python data/record.py parts", "seeds": [0], "recorded": "2026-11-23T06:38:22+00:00", "missing": 2,
         "versions": {"torch": "2.13.0", "machine": "a laptop"}, "commit": "ebbe1c6", "chosen": {"sft_epochs": 40},
-        "rule": "By *validation* users.",
+        "rule": "By *validation* users.", "dataset_fingerprint": FINGERPRINTS["catalog"],
     }  # fmt: skip
     path.write_text(json.dumps(made))
     page = opened("about")
