@@ -54,7 +54,11 @@ def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: f
         liked, unrated = ratings >= least, np.isnan(ratings)
         notes += said
     elif liked_from is not None:
-        raise ValueError(f"{label} has no column rating, so nothing is liked from {least:g} on; leave liked_from out.")
+        others = f", such as {shown(table.others)}," * bool(table.others)
+        raise ValueError(
+            f"{label} has no column rating to compare with liked_from; rename the one that holds ratings{others} to "
+            f"rating, or leave liked_from out."
+        )
     missing = {
         "rows without user": users.places < 0,
         "rows without item": items.places < 0,

@@ -207,7 +207,7 @@ def test_the_least_rating_that_counts_as_liked_can_be_given(table, save):
     with pytest.raises(ValueError, match="no rating is 90 or more, so nothing counts as liked"):
         load_dataset(plays, liked_from=90)
     with pytest.raises(
-        ValueError, match=r"plain.csv has no column rating, so nothing is liked from 4 on; leave liked_from"
+        ValueError, match=r"plain.csv has no column rating to compare with liked_from; rename the one that"
     ):
         load_dataset(save(table, "plain.csv"), liked_from=4)
 
