@@ -6,7 +6,10 @@ read. What is wrong with a file is one sentence on standard error, and exit code
 """
 
 import csv
+import io
 import sys
+import zipfile
+from itertools import islice
 from pathlib import Path
 
 import limits
@@ -15,14 +18,15 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from minipo import files
-from minipo.datasets import Splits, load_dataset, own
+from minipo.datasets import Splits, delimited, load_dataset, tables
+from minipo.datasets.sources import Source, find, shown
 from minipo.figures import own_data
 
 # What a file that is no text begins with.
 SIGNATURES = {
     b"PAR1": "a Parquet file: let its name end in .parquet",
-    b"PK\x03\x04": "a zip archive or an Excel workbook: save the table itself as CSV",
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"PK\x03\x04": "a zip archive or an Excel workbook: save the table itself as CSV, or let an archive end in .zip",
+    b"\x1f\x8b": "compressed with gzip: unpack it first, or let its name end in .gz",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table itself as CSV",
 }
 
@@ -31,54 +35,116 @@ def read(path: Path) -> Splits:
     """The dataset in an upload; ValueError in one sentence if it is none, or more than `limits` allows."""
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; bring a file with rows.")
-    {".csv": check_csv, ".parquet": check_parquet, ".json": check_text}[path.suffix](path)
+    if path.suffix == ".parquet":
+        check_parquet(path)
+    elif path.suffix == ".json" and not tables.is_json_lines(path):
+        check_text(Source(path), limits.UNPACKED_MB * 2**20)
+    else:
+        check_tables(path)
     splits = load_dataset(path)
     check_lines(path, splits)
     return splits
 
 
-def check_text(path: Path) -> None:
-    """Raises ValueError if the file is no text in UTF-8."""
-    content = path.read_bytes()
+def check_tables(path: Path) -> None:
+    """Raises ValueError if the tables of text in a file or an archive are more than `limits` allows."""
+    if path.suffix == ".zip":
+        check_archive(path)
+    sources, titles = find(path)
+    if len(sources) > limits.PARTS:
+        raise ValueError(f"{path} holds {len(sources):,} tables, and {limits.PARTS} is the limit; bring one.")
+    room = limits.UNPACKED_MB * 2**20
+    texts: dict[Source, bytes] = {}
+    for source in [*sources, *([titles] if titles else [])]:
+        texts[source] = check_text(source, room)
+        room -= len(texts[source])
+    rows = 0
+    for source, text in texts.items():
+        lines = text.count(b"\n")
+        if source.ending in (".jsonl", ".json") or lines > 10 * limits.ROWS:  # cells may span lines, but not so many
+            rows += lines
+        else:
+            layout = tables.TITLES if source is titles else tables.INTERACTIONS
+            rows += check_rows(source, layout, text.decode("utf-8-sig", "replace"))
+        if rows > limits.ROWS:
+            raise ValueError(f"{path} has more than {limits.ROWS:,} rows, the limit here; bring fewer.")
+
+
+def check_archive(path: Path) -> None:
+    """Raises ValueError unless every member of a zip archive unpacks piece by piece, as `check_text` needs it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            methods = {member.compress_type for member in archive.infolist()}
+    except (zipfile.BadZipFile, OSError):
+        raise ValueError(f"{path} is no zip archive that can be read; pack it anew.") from None
+    if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError(f"{path} is compressed in another way than zip archives mostly are (Deflate); pack it anew.")
+
+
+def check_text(source: Source, room: int) -> bytes:
+    """The bytes of a table, unpacked; ValueError if they are more than `room`, or no text in UTF-8."""
+    try:
+        with source.open() as stream:
+            content = stream.read(room + 1)  # an archive unpacks no further
+    except tables.UNREADABLE:
+        raise ValueError(f"{source} cannot be unpacked; pack it anew, without a password.") from None
+    if len(content) > room:
+        raise ValueError(
+            f"{source.path} unpacks to more than {limits.UNPACKED_MB} MB, the limit here; bring fewer rows."
+        )
     for start, what in SIGNATURES.items():
         if content.startswith(start):
-            raise ValueError(f"{path} is {what}.")
+            raise ValueError(f"{source} is {what}.")
     if b"\0" in content:
-        raise ValueError(f"{path} holds NUL bytes, so it is binary or in UTF-16; save it as text in UTF-8.")
+        raise ValueError(f"{source} holds NUL bytes, so it is binary or in UTF-16; save it as text in UTF-8.")
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}, line {line:,} is not in UTF-8; save the file as text in UTF-8.") from None
+        if source.ending not in delimited.MOVIELENS:
+            line = 1 + content.count(b"\n", 0, error.start)
+            raise ValueError(f"{source}, line {line:,} is not in UTF-8; save the file as text in UTF-8.") from None
+    return content
 
 
-def check_csv(path: Path) -> None:
-    """Raises ValueError if the table has too many rows or columns, too long a cell, or rows of unequal length."""
-    check_text(path)
+def check_rows(source: Source, layout: tables.Layout, text: str) -> int:
+    """How many rows a table has; ValueError if it has too many columns, too long a cell, or rows of unequal length."""
     csv.field_size_limit(limits.CELL)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if not (header := file.readline()).strip():
-            return  # whoever looks for the columns says that there are none
-        delimiter = own.delimiter(header)
-        file.seek(0)
-        table = csv.reader(file, delimiter=delimiter)
-        try:
-            columns = len(next(table, []))
-            if columns > limits.COLUMNS:
-                raise ValueError(f"{path} has {columns:,} columns, and {limits.COLUMNS} is the limit; leave some out.")
-            for rows, row in enumerate((row for row in table if row), start=1):
-                if rows > limits.ROWS:
-                    raise ValueError(f"{path} has more than {limits.ROWS:,} rows, the limit here; bring fewer.")
-                if len(row) != columns:
-                    raise ValueError(
-                        f"{path}, line {table.line_num:,} has {len(row):,} cells where the first line has {columns:,}; "
-                        f"put names that hold the separator into quotation marks."
-                    )
-        except csv.Error:
-            raise ValueError(
-                f"{path}, line {table.line_num:,}: a cell has more than {limits.CELL} letters, the limit here; shorten "
-                f"it, leave its column out, or close the quotation mark that it begins with."
-            ) from None
+    line = 1
+    try:
+        written = delimited.form(source, layout.unnamed)
+        columns = len(written.columns)
+        if columns > limits.COLUMNS:
+            raise ValueError(f"{source} has {columns:,} columns, and {limits.COLUMNS} is the limit; leave some out.")
+        options, _ = delimited.quoting(source, written, [])
+        if written.separator == "::":
+            text = text.replace("::", "\x1f")
+        rows = csv.reader(
+            islice(io.StringIO(text, newline=""), written.skip, None),
+            delimiter="\x1f" if written.separator == "::" else written.separator,
+            quoting=csv.QUOTE_MINIMAL if options.get("quote_char", True) else csv.QUOTE_NONE,
+            escapechar=options.get("escape_char"),
+            doublequote=options.get("double_quote", True),
+        )
+        count, line = 0, written.skip + 1
+        for row in rows:
+            line = rows.line_num + written.skip
+            if not row:
+                continue
+            count += 1
+            if count > limits.ROWS:
+                raise ValueError(f"{source} has more than {limits.ROWS:,} rows, the limit here; bring fewer.")
+            if len(row) != columns:
+                raise ValueError(
+                    f"{source}, line {line:,} has {len(row):,} cells where the first line has {columns:,}; put names "
+                    f"that hold the separator into quotation marks."
+                )
+            line += 1
+    except csv.Error:
+        raise ValueError(
+            f"{source}, line {line:,}: a cell has more than {limits.CELL} letters, the limit here; shorten it, or "
+            f"leave its column out."
+        ) from None
+    return count
 
 
 def check_parquet(path: Path) -> None:
@@ -100,9 +166,9 @@ def check_parquet(path: Path) -> None:
             if unpacked > limits.UNPACKED_MB * 2**20:
                 raise ValueError(
                     f"{path} unpacks to {unpacked / 2**20:,.0f} MB, and {limits.UNPACKED_MB} MB is the limit; leave "
-                    f"out columns other than {', '.join(own.NEEDED)} and rating."
+                    f"out columns other than {', '.join(tables.INTERACTIONS.needed)} and rating."
                 )
-            texts = [field.name for field in schema if own.is_text(field.type)]
+            texts = [field.name for field in schema if tables.is_text(field.type)]
         with pa.parquet.ParquetFile(path, read_dictionary=texts) as file:
             for name in texts:
                 for batch in file.iter_batches(columns=[name]):
@@ -110,7 +176,7 @@ def check_parquet(path: Path) -> None:
                     longest = pa.compute.max(pa.compute.binary_length(values)).as_py() or 0
                     if longest > 4 * limits.CELL:  # bytes; a letter takes up to four
                         raise ValueError(
-                            f"{path}: a cell of the column {own.shown([name])} has more than {limits.CELL} letters, "
+                            f"{path}: a cell of the column {shown([name])} has more than {limits.CELL} letters, "
                             f"the limit here; shorten it, or leave the column out."
                         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

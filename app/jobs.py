@@ -26,13 +26,13 @@ import psutil
 from huey import SqliteHuey
 
 from minipo import fetch, files, pairs, runs
-from minipo.datasets import DATASETS
+from minipo.datasets import DATASETS, FILES, ending
 
 WORKER = Path(__file__).with_name("worker.py")
 ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
 OWN = "own:"  # begins the name of a dataset that is somebody's upload; the upload's token follows
-SUFFIXES = (".csv", ".parquet", ".json")  # of an upload
+SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
 TABLE = """
 create table if not exists jobs (
     token text primary key, viewer text, kind text, name text, settings text, state text, message text,
@@ -195,6 +195,11 @@ def _room(connection: sqlite3.Connection, kind: str, viewer: str) -> None:
         raise ValueError(f"{waiting} runs are waiting on this server, its limit: try again in a few minutes.")
 
 
+def suffix(name: str) -> str:
+    """What the name of an upload ends in, by which its format is known: ".csv", ".csv.gz"."""
+    return ending(name) + ".gz" * name.lower().endswith(".gz")
+
+
 def named(name: str) -> str:
     """A name as it is kept: on one line, not too long."""
     return " ".join(name.split())[: limits.NAME]
@@ -203,7 +208,7 @@ def named(name: str) -> str:
 def _check(kind: str, settings: Mapping[str, Any], upload: bytes | None) -> None:
     if kind == "data":
         if settings.get("suffix") not in SUFFIXES:
-            raise ValueError("The file's name must end in .csv, .parquet or .json; save it as one of these.")
+            raise ValueError(f"The file's name must end in {', '.join(FILES)}; save it as one of these.")
         if not upload:
             raise ValueError("The file is empty; bring one with rows.")
         if len(upload) > limits.UPLOAD_MB * 2**20:

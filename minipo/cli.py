@@ -19,8 +19,9 @@ from .names import lookup
 from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
 
 HELP = {
-    "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
-    "user, item, timestamp and optionally rating; LLaRA JSON, or a folder of it",
+    "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
+    "item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive of "
+    "them); LLaRA JSON, or a folder of it",
     "dataset_seed": "seed of the dataset, where it is generated",
     "model": "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
     "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
@@ -41,6 +42,8 @@ HELP = {
     "evaluate_every": "steps between evaluations on validation users",
     "accumulation": "micro-batches per step",
     "template": "prompt: line, question or choice",
+    "titles": "for a table of your own whose items are ids: a table of ids and titles, such as movies.csv",
+    "liked_from": "for a table of your own: the least rating that counts as liked, on any scale (default: 4 of 5)",
     "whole_line": "yes: learn history and answer; no: the answer alone (default: yes for pocket models)",
 }
 
@@ -68,7 +71,9 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
 
 def _kind_of(field: Field[Any]) -> Callable[[str], Any]:
     """What makes a setting of its text."""
-    kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float, int | None: int, bool | None: _boolean}
+    kinds: dict[Any, Callable[[str], Any]] = {
+        int: int, float: float, int | None: int, float | None: float, bool | None: _boolean
+    }  # fmt: skip
     return kinds.get(field.type, str)
 
 
@@ -186,7 +191,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> None:
     from .datasets import describe, load_dataset
 
-    splits = load_dataset(arguments.dataset, arguments.dataset_seed)
+    splits = load_dataset(
+        arguments.dataset, arguments.dataset_seed, titles=arguments.titles, liked_from=arguments.liked_from
+    )
     content = {"dataset": splits.name, "fingerprint": splits.fingerprint, **splits.report}
     _print(arguments, content, describe(splits))
 
@@ -244,6 +251,8 @@ def parser() -> argparse.ArgumentParser:
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
     command.add_argument("dataset", help=HELP["dataset"])
     command.add_argument("--dataset-seed", type=int, default=0, help=HELP["dataset_seed"])
+    command.add_argument("--titles", help=HELP["titles"])
+    command.add_argument("--liked-from", type=float, help=HELP["liked_from"])
 
     command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")
@@ -255,6 +264,18 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake, or a disk that is full, ends it with one sentence and exit code 2."""
+    try:
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read standard output, as `head` does, has enough; and Python itself flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + 13) from None  # as a shell reports whom SIGPIPE ends
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     top = parser()
     # argparse's own REMAINDER does not take an option in first place.
     parsed, others = top.parse_known_args(arguments)
@@ -263,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed.streamlit = others
     try:
         parsed.run(parsed)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         sentence = " ".join(str(error).splitlines())  # on one line, whatever a library put into it
         print(f"minipo: {sentence}", file=sys.stderr)

@@ -95,10 +95,11 @@ def _check_types(config: Any) -> None:
         raise ValueError(f"kind must be {type(config).kind!r} here, not {config.kind!r}; leave it out.")
     for field in fields(config):
         value, kind = getattr(config, field.name), cast(type, field.type)
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
+        allowed = kind | int if kind in (float, float | None) else kind
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float, float | None)):
             raise ValueError(f"{field.name} must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
-        if kind is float:  # 1 and 1.0 are one setting, and must have one folder in the cache
+        if kind in (float, float | None) and value is not None:
+            # 1 and 1.0 are one setting, and must have one folder in the cache
             object.__setattr__(config, field.name, float(cast(float, value)))
 
 
@@ -130,8 +131,9 @@ class SFTConfig:
     (a fraction may be given) or, if given, steps say how long. tuning is "full" or "lora", with adapters of rank
     `rank`; precision is "float32", or "bfloat16" for the matrix products alone. whole_line says whether history and
     answer are learnt or the answer alone; None: "as the model is: pocket models the whole line, pretrained ones
-    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. The defaults are those of
-    pocket models on the catalogue; `recipe` has those of other data and models.
+    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. titles, liked_from: see
+    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
+    models.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -151,10 +153,12 @@ class SFTConfig:
     template: str = "line"
     whole_line: bool | None = None
     precision: str = "float32"
+    titles: str | None = None
+    liked_from: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        check_dataset(self.dataset)
+        check_dataset(self.dataset, self.titles, self.liked_from)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
         lookup("precision", self.precision, PRECISION)
@@ -170,8 +174,9 @@ class PreferConfig:
     negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,
     "random" or "hardest". With dynamic off, select and adjust_beta are off too. batch_size: users in an optimizer step,
     `accumulation` micro-batches of them. validation_users: how many of the split's users, its first, each evaluation
-    ranks; None for all. The defaults are those of pocket models on the catalogue, whose sft_epochs and learning_rate
-    `data/record.py` chose on validation users; `recipe` has those of other data and models.
+    ranks; None for all. titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the
+    catalogue, whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of
+    other data and models.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -201,10 +206,12 @@ class PreferConfig:
     validation_users: int | None = None
     template: str = "line"
     precision: str = "float32"
+    titles: str | None = None
+    liked_from: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        check_dataset(self.dataset)
+        check_dataset(self.dataset, self.titles, self.liked_from)
         lookup("objective", self.objective, OBJECTIVES)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
@@ -236,7 +243,7 @@ Config = SFTConfig | PreferConfig
 
 def splits_of(config: Config) -> Splits:
     """The data that a run with `config` is trained and evaluated on; raises what `load_dataset` raises."""
-    return load_dataset(config.dataset, config.dataset_seed)
+    return load_dataset(config.dataset, config.dataset_seed, titles=config.titles, liked_from=config.liked_from)
 
 
 CONFIGS: dict[str, type[Config]] = {"sft": SFTConfig, "prefer": PreferConfig}
@@ -252,7 +259,7 @@ def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
         lookup("setting", name, known)
         # What JSON can hold: a folder as its path, a number out of numpy as Python's own.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
-        plain[name] = _absolute(value) if name in ("dataset", "model", "sft") else value
+        plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
     return kind(**plain)
 
 
@@ -717,7 +724,9 @@ def start_config(config: Config) -> SFTConfig | None:
         epochs, seed = config.start_epochs, 0
     if not epochs:
         return None
-    same = {name: getattr(config, name) for name in ("dataset", "dataset_seed", "model", "template")}
+    same = {
+        name: getattr(config, name) for name in ("dataset", "dataset_seed", "model", "template", "titles", "liked_from")
+    }
     return make_config(SFTConfig, {**same, "epochs": epochs, "seed": seed})
 
 

@@ -271,6 +271,20 @@ def test_data_says_what_was_left_out_of_a_file_of_ones_own(capsys, plays):
         assert part in text
 
 
+def test_data_takes_titles_and_the_least_liked_rating(capsys, tmp_path):
+    plays, titles = tmp_path / "plays.csv", tmp_path / "titles.csv"
+    rows = [f"{user},{item},{item},{10 * (item % 2)}" for user in (1, 2) for item in range(20 * user, 20 * user + 20)]
+    plays.write_text("\n".join(["user,item,timestamp,rating", *rows]) + "\n")
+    titles.write_text("item,title\n" + "".join(f"{item},Film {item}\n" for item in range(20, 60)))
+    main(["data", str(plays), "--titles", str(titles), "--liked-from", "7.5", "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert content["fingerprint"] == load_dataset(plays, titles=titles, liked_from=7.5).fingerprint
+    assert content["interactions"] == 20
+    assert content["notes"] == ["Titles of items are from titles.csv."]
+    main(["data", str(plays), "--titles", str(titles), "--liked-from", "7.5"])
+    assert "  note          Titles of items are from titles.csv.\n" in capsys.readouterr().out
+
+
 def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "fetch", lambda name, progress: tmp_path / name)
     main(["fetch", "ml-100k", "gpt2", "--json", "--quiet"])
@@ -305,6 +319,15 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
         ("data {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; bring one that ends in .csv"),
         ("data catalog --dataset-seed -1", "The dataset's seed is -1; use a whole number of 0 or more."),
         ("sft --dataset {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; "),
+        (
+            "data catalog --titles {tmp_path}/notes.txt",
+            "titles is for a table of your own interactions, and catalog is",
+        ),
+        (
+            "sft --liked-from 3",
+            "liked_from is for a table of your own interactions, and catalog is none; leave it out.",
+        ),
+        ("sweep --dataset ml-100k --liked-from 3,4", "liked_from is for a table of your own interactions, and ml-100k"),
         ("sweep --negatives ,", "negatives has no values; name at least one."),
         ("sweep --objective dmpo,spdo", "Unknown objective 'spdo'. Did you mean 'sdpo'? Known: "),
         ("sweep --out {tmp_path}/table.xlsx", "The table's file must end in .parquet or .csv, not 'table.xlsx'"),
@@ -370,6 +393,21 @@ def test_a_shell_sees_the_sentence_and_no_traceback():
         "minipo: Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: dpo, dmpo, sdpo, mppo"
     )
     assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    """As with `minipo data catalog | head -1`: the pipe is closed before anything is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        result = subprocess.run(
+            [sys.executable, "-m", "minipo", "data", "catalog"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_a_sentence_of_several_lines_becomes_one(capsys, monkeypatch):

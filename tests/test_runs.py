@@ -34,6 +34,7 @@ from minipo.runs import (
     rows_at_once,
     sft,
     sft_run,
+    splits_of,
     start_config,
 )
 
@@ -607,6 +608,8 @@ def test_a_finished_run_without_its_model(finished):
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
         ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
         ({"sft": 3}, r"^sft must be of type str \| None, not 3\.$"),
+        ({"titles": "a.csv"}, r"^titles is for a table of your own interactions, and catalog is none; leave it out\.$"),
+        ({"liked_from": True}, r"^liked_from must be of type float \| None, not True\.$"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_path):
@@ -816,6 +819,24 @@ def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset,
     """So that the SFT runs that are shipped are those that runs start from."""
     place = {"dataset": dataset, "model": model}
     assert start_config(make_config(PreferConfig, place)) == make_config(SFTConfig, place)
+
+
+def test_a_run_and_the_sft_run_it_starts_from_are_on_the_same_data(plays, tmp_path, monkeypatch):
+    """Its titles and its least liked rating included, which are read from whatever folder later."""
+    rated = pd.read_csv(plays).assign(rating=lambda rows: rows["timestamp"] % 7)
+    rated.to_csv(plays, index=False)
+    items = sorted(set(rated["item"]))
+    pd.DataFrame({"item": items, "title": items[::-1]}).to_csv(tmp_path / "titles.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    config = make_config(PreferConfig, {"dataset": "plays.csv", "titles": "titles.csv", "liked_from": 1})
+    start = start_config(config)
+    assert config == make_config(
+        PreferConfig, {"dataset": plays, "titles": str(tmp_path / "titles.csv"), "liked_from": 1.0}
+    )
+    assert splits_of(start) == splits_of(config) == load_dataset(plays, titles="titles.csv", liked_from=1)
+    others = [{"titles": "titles.csv", "liked_from": 0}, {"liked_from": 1}, {"liked_from": 0}]
+    found = {splits_of(make_config(SFTConfig, {"dataset": "plays.csv", **other})).fingerprint for other in others}
+    assert len({splits_of(config).fingerprint, *found}) == 4
 
 
 def test_the_catalogue_has_the_defaults():

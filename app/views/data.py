@@ -17,8 +17,9 @@ from minipo.datasets import own
 from minipo.figures import own_data
 
 FORMAT = (
-    "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count), as CSV in "
-    "UTF-8 or as Parquet; or rows in LLaRA's format as JSON. At most "
+    "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count): CSV in "
+    "UTF-8, RecBole's .inter, MovieLens' .dat, JSON lines or Parquet, compressed with gzip too, or the zip archive of "
+    "MovieLens or RecBole as it was downloaded; or rows in LLaRA's format as JSON. At most "
     f"{limits.UPLOAD_MB} MB, {limits.ROWS:,} rows, {limits.COLUMNS} columns and {limits.CELL} letters a cell. "
     "The file is read on this server and nowhere else, and nobody finds it without your link."
 )
@@ -56,7 +57,7 @@ def hand_in(name: str, content: bytes, me: str) -> None:
     """Give a file to the worker; the page's link then names it."""
     state = st.session_state
     try:
-        job = jobs.submit("data", {"suffix": Path(name).suffix.lower()}, me, name, content)
+        job = jobs.submit("data", {"suffix": jobs.suffix(name)}, me, name, content)
     except ValueError as error:
         state["data_said"] = str(error)
     else:
@@ -90,8 +91,8 @@ def controls(job: jobs.Job | None, me: str) -> None:
     bringing, doing = st.columns([3, 1.15], vertical_alignment="bottom", gap="medium")
     key = f"upload_{st.session_state.get('uploads', 0)}"
     bringing.file_uploader(
-        "Your file: CSV, Parquet or LLaRA JSON", [suffix[1:] for suffix in jobs.SUFFIXES], key=key, help=FORMAT,
-        on_change=uploaded, args=(key, me),
+        "Your file: CSV, RecBole, MovieLens, JSON, Parquet, or a zip archive",
+        [suffix[1:] for suffix in jobs.SUFFIXES], key=key, help=FORMAT, on_change=uploaded, args=(key, me),
     )  # fmt: skip
     if job is None:
         content, _ = example()
@@ -159,6 +160,9 @@ def report(content: dict[str, Any], name: str | None) -> None:
             st.table(table.assign(what=table["what"].map(plain)), hide_index=True, border="horizontal")
         else:
             st.markdown("Nothing was left out.")
+        if content["notes"]:
+            st.subheader("Worth knowing", anchor=False)
+            st.markdown("\n".join(f"- {plain(note)}" for note in content["notes"]))
     with first:
         st.subheader("The first lines of the test", anchor=False)
         lines = [(plain(history), plain(chosen)) for history, chosen in own_data.example_lines(content)]

@@ -5,10 +5,11 @@ Every dataset arrives in the same form, so that training and evaluation never as
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from jaxtyping import Int
 
 from minipo.names import lookup
 
-FILES = (".csv", ".parquet", ".json")  # what a file of one's own may end in
+# What a file of one's own may end in; text may be compressed, as .csv.gz is.
+FILES = (".csv", ".tsv", ".inter", ".dat", ".data", ".jsonl", ".json", ".parquet", ".zip")
+TITLES = (".csv", ".tsv", ".item", ".dat", ".jsonl", ".json", ".parquet")  # what a table of titles may end in
+
+
+def ending(name: str) -> str:
+    """What a file's name ends in, in small letters and without the ".gz" of a compressed file: "a.csv.gz" is ".csv"."""
+    path = PurePath(name.lower())
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | 
 
     lengths: the least, median and most items of a history. dropped: what was left out, and how many of each; what is 0
     is not reported. interactions: how many different (user, item) pairs the lines hold; counted here if not given.
+    notes is empty here: it takes sentences on what was ignored, joined, or may be wrong.
     """
     lines = [*splits.train, *splits.validation, *splits.test]
     lengths = [len(line.history) for line in lines] or [0]
@@ -105,6 +115,7 @@ def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | 
             "lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
             "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
             "dropped": {what: count for what, count in dropped.items() if count},
+            "notes": [],
         },
     )
 
@@ -121,6 +132,7 @@ def describe(splits: Splits) -> str:
         f"  histories     {lengths['min']} to {lengths['max']} items, median {lengths['median']:g}",
         f"  rows          {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test",
         *(f"  dropped       {count:,} {what}" for what, count in report["dropped"].items()),
+        *(f"  note          {note}" for note in report["notes"]),
     ]
     return "\n".join(lines)
 
@@ -166,11 +178,28 @@ def _published(name: str, seed: int) -> Splits:
 
 
 @lru_cache(maxsize=4)
-def _own(path: Path, versions: tuple[tuple[str, int, int], ...], seed: int) -> Splits:
+def _own(
+    path: Path, versions: tuple[tuple[str, int, int], ...], seed: int, titles: Path | None, liked_from: float | None
+) -> Splits:
     """The splits of the user's files; `versions`, each file's name, time of change and size, tell when to read anew."""
-    from . import llara, own
+    from . import llara, own, sources, tables
 
-    return llara.read(path, seed) if path.is_dir() or path.suffix.lower() == ".json" else own.read(path, seed)
+    if path.is_dir():
+        names = sources.files(path)
+        rows = [name for name in names if ending(name) == ".json"]
+        others = [name for name in names if ending(name) in sources.TABLES]
+        if rows and others:
+            raise ValueError(
+                f"{path} holds both JSON ({rows[0]}), which may be LLaRA rows, and tables ({others[0]}); name the file "
+                f"to read, or a folder without the others."
+            )
+        is_llara = not others
+    else:
+        is_llara = path.suffix.lower() == ".json" and not tables.is_json_lines(path)
+    if not is_llara:
+        return own.read(path, seed, titles=titles, liked_from=liked_from)
+    _check_settings(path, titles, liked_from)
+    return llara.read(path, seed)
 
 
 DATASETS: Mapping[str, Callable[[int], Splits]] = {
@@ -182,38 +211,68 @@ DATASETS: Mapping[str, Callable[[int], Splits]] = {
 }
 
 
-def load_dataset(name: str | Path = "catalog", seed: int = 0) -> Splits:
+def load_dataset(
+    name: str | Path = "catalog", seed: int = 0, *, titles: str | Path | None = None, liked_from: float | None = None
+) -> Splits:
     """The dataset called `name`, or the one in a file of your own; kept in memory, so that asking again costs nothing.
 
-    name: one of DATASETS; or the path of a CSV or Parquet file of user, item, timestamp (and rating), see
-    `minipo.datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see `minipo.datasets.llara`.
+    name: one of DATASETS; or the path of a table of user, item, timestamp (and rating), a file of many kinds, a folder
+    or a zip archive, see `minipo.datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see
+    `minipo.datasets.llara`.
     seed: of the generator, for datasets that are generated; of what is drawn here (negatives, users), for others.
-    Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0.
+    titles: for a table whose items are ids, a table of ids and titles. liked_from: for a table with ratings, the least
+    that counts as liked, on any scale; without it, ratings are 1 to 5, of which 4 and 5 do.
+    Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0,
+    titles or liked_from for data that have no use for them.
     """
-    check_dataset(name)
+    check_dataset(name, titles, liked_from)
     if seed < 0:
         raise ValueError(f"The dataset's seed is {seed}; use a whole number of 0 or more.")
     if name in DATASETS:
         return DATASETS[str(name)](seed)
     path = Path(name).expanduser().resolve()
-    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    beside = None if titles is None else Path(titles).expanduser().resolve()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files += [beside] if beside else []
     versions = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _own(path, versions, seed)
+    return _own(path, versions, seed, beside, liked_from)
 
 
-def check_dataset(name: str | Path) -> None:
-    """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one.
+def check_dataset(name: str | Path, titles: str | Path | None = None, liked_from: float | None = None) -> None:
+    """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one, or if
+    `titles` or `liked_from` do not go with it.
 
     Nothing is read or fetched.
     """
+    if liked_from is not None and not math.isfinite(liked_from):
+        raise ValueError(f"liked_from must be a number, not {liked_from}.")
     if name in DATASETS:
-        return
+        return _check_settings(name, titles, liked_from)
     path = Path(name).expanduser()
-    known_kind = path.suffix.lower() in FILES
+    known_kind = ending(path.name) in FILES
     if path.is_dir() or (path.is_file() and known_kind):
-        return
+        return _check_titles(titles)
     if path.exists():
         raise ValueError(f"{name} is no file that minipo reads; bring one that ends in {', '.join(FILES)}.")
     if known_kind or len(path.parts) > 1:
         raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
     lookup("dataset", str(name), DATASETS)
+
+
+def _check_titles(titles: str | Path | None) -> None:
+    if titles is None:
+        return
+    path = Path(titles).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no file {titles}; titles must be the path of a table of ids and titles.")
+    if ending(path.name) not in TITLES:
+        raise ValueError(
+            f"{titles} is no table of titles that minipo reads; give one that ends in {', '.join(TITLES)}."
+        )
+
+
+def _check_settings(name: str | Path, titles: str | Path | None, liked_from: float | None) -> None:
+    """Raises ValueError if a setting of tables is given for other data."""
+    for setting, value in (("titles", titles), ("liked_from", liked_from)):
+        if value is not None:
+            raise ValueError(f"{setting} is for a table of your own interactions, and {name} is none; leave it out.")

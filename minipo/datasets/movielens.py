@@ -53,18 +53,29 @@ def read(folder: Path, seed: int = 0) -> Splits:
 def unique_titles(titles: list[str], years: list[str]) -> list[str]:
     """The titles as one says them ("Usual Suspects, The" is "The Usual Suspects"), no two equal.
 
-    Films that share a title get their year, "Sabrina (1995)"; those that share it too, because the data lists them
-    twice, are numbered from the second on: "Chasing Amy (1997) #2".
+    Films that share a title get their year if they have one (not ""), "Sabrina (1995)"; those that share it too,
+    because the data lists them twice, are numbered from the second on: "Chasing Amy (1997) #2".
     """
-    spoken = [_MOVED.sub(_article_first, title) for title in titles]
-    shared = Counter(spoken)
-    dated = [f"{title} ({year})" if shared[title] > 1 else title for title, year in zip(spoken, years, strict=True)]
+    said = [spoken(title) for title in titles]
+    shared = Counter(said)
+    dated = [
+        f"{title} ({year})" if year and shared[title] > 1 else title for title, year in zip(said, years, strict=True)
+    ]
     seen: Counter[str] = Counter()
-    unique = []
+    unique: dict[str, None] = {}
     for title in dated:
         seen[title] += 1
-        unique.append(title if seen[title] == 1 else f"{title} #{seen[title]}")
-    return unique
+        name = title if seen[title] == 1 else f"{title} #{seen[title]}"
+        while name in unique:  # another item is called so
+            seen[title] += 1
+            name = f"{title} #{seen[title]}"
+        unique[name] = None
+    return list(unique)
+
+
+def spoken(title: str) -> str:
+    """A title as one says it: "Usual Suspects, The" is "The Usual Suspects"."""
+    return _MOVED.sub(_article_first, title)
 
 
 def _article_first(found: re.Match[str]) -> str:

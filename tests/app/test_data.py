@@ -1,7 +1,7 @@
 """The page Your data: a file becomes a report, a report becomes a run, and both are links."""
 
+import io
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +14,7 @@ from tests.app.conftest import charts, opened, text
 import intake  # isort: skip
 import jobs  # isort: skip
 import limits  # isort: skip
+import shell  # isort: skip
 
 CSV = own.example(30).to_csv(index=False).encode()
 ROWS = [
@@ -32,7 +33,7 @@ def read(job: jobs.Job) -> jobs.Job:
 
 
 def own_upload(content: bytes = CSV, name: str = "plays.csv", viewer: str = "somebody") -> jobs.Job:
-    return read(jobs.submit("data", {"suffix": Path(name).suffix}, viewer, name, content))
+    return read(jobs.submit("data", {"suffix": jobs.suffix(name)}, viewer, name, content))
 
 
 def tables(app: AppTest) -> list[pd.DataFrame]:
@@ -59,6 +60,13 @@ def test_it_opens_with_the_report_of_an_example_that_is_said_to_be_one():
     assert [button.label for button in app.button] == ["Use the example"]
     assert not app.warning
     assert not app.error
+
+
+def test_what_was_decided_about_a_file_is_listed_as_text():
+    odd = pd.read_csv(io.BytesIO(CSV)).assign(**{"a *label*": 1})
+    job = own_upload(odd.to_csv(index=False).encode())
+    assert f"- {shell.plain('Columns ignored: a *label*.')}" in text(opened("data", data=job.token))
+    assert "Worth knowing" not in [header.value for header in opened("data").subheader]
 
 
 def test_the_example_can_be_used_as_if_it_were_ones_own():

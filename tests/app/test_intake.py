@@ -32,7 +32,7 @@ ROW = b"anna,The Larks,2025-01-01\n"
 
 def handed_in(content: bytes, name: str) -> jobs.Job:
     """The job of an upload after the worker has done it."""
-    job = jobs.submit("data", {"suffix": Path(name).suffix}, "viewer", name, content)
+    job = jobs.submit("data", {"suffix": jobs.suffix(name)}, "viewer", name, content)
     worker.perform()
     found = jobs.find(job.token)
     assert found is not None
@@ -55,22 +55,38 @@ def llara(rows: int = 30, candidates: int = 4) -> list[dict[str, object]]:
     return [{"historyList": f"a{row}::b{row}::c", "itemList": names, "trueSelection": names[0]} for row in range(rows)]
 
 
-def zipped(content: bytes) -> bytes:
+def zipped(content: bytes | str, method: int = zipfile.ZIP_DEFLATED, **others: bytes | str) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("table.csv", content)
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, text in {"table.csv": content, **others}.items():
+            archive.writestr(name, text)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["plays.csv", "plays.parquet"])
+def as_json_lines(table: pd.DataFrame) -> bytes:
+    return table.to_json(orient="records", lines=True).encode()
+
+
+PACKED: dict[str, Callable[[pd.DataFrame], bytes]] = {
+    "plays.csv": as_csv,
+    "plays.parquet": as_parquet,
+    "plays.inter": lambda table: table.to_csv(index=False, sep="\t").encode(),
+    "plays.csv.gz": lambda table: gzip.compress(as_csv(table)),
+    "plays.jsonl": lambda table: as_json_lines(table.astype({"timestamp": str})),
+    "plays.zip": lambda table: zipped(as_csv(table)),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_a_table_is_reported_with_what_was_left_out(name: str):
     table = own.example(60)
-    job = handed_in(as_csv(table) if name.endswith("csv") else as_parquet(table), name)
+    job = handed_in(PACKED[name](table), name)
     assert (job.state, job.message) == ("done", "")
     report = files.read_json(job.result)
     assert report["users"] == 57  # three of sixty have too few rows
     assert report["dropped"]["users with fewer than 6 liked items"] >= 3
     assert report["dropped"]["rows without item"] == int(table["item"].isna().sum())
+    assert report["notes"] == []
     assert report["negatives"] == [19, 19]
     assert sum(users for _, users in report["items_of_users"]) == report["users"]
     assert report["hr@1"]["chance"][0] == pytest.approx(0.05)
@@ -82,6 +98,29 @@ def test_llara_rows_are_reported_with_the_negatives_they_have():
     job = handed_in(json.dumps(llara()).encode(), "rows.json")
     assert job.state == "done"
     assert files.read_json(job.result)["negatives"] == [3, 3]
+
+
+def test_movielens_is_taken_as_it_was_downloaded():
+    table = own.example(60).dropna().drop_duplicates(["user", "item"])
+    films = {title: number for number, title in enumerate(sorted(set(table["item"])), start=1)}
+    times = table["timestamp"].astype("datetime64[s]").astype(int)
+    ratings = "".join(
+        f"{user.split()[1]}::{films[item]}::5::{time}\n"
+        for user, item, time in zip(table["user"], table["item"], times, strict=True)
+    )
+    titles = "".join(f"{number}::{title}::Drama\n" for title, number in films.items())
+    content = zipped(
+        "", **{"ml-1m/ratings.dat": ratings, "ml-1m/movies.dat": titles.replace("e", "é").encode("latin-1")}
+    )
+    job = handed_in(content, "ml-1m.zip")
+    assert (job.state, job.message) == ("done", "")
+    report = files.read_json(job.result)
+    assert report["items"] == len(films)
+    assert {item for item, _ in report["top"]} <= {title.replace("e", "é") for title in films}
+    assert report["notes"] == [
+        "movies.dat was read as Latin-1, for it is not in UTF-8.",
+        "Titles of items are from movies.dat.",
+    ]
 
 
 @pytest.mark.slow
@@ -105,6 +144,31 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "utf-16.csv": (lambda: as_csv(own.example(9)).decode().encode("utf-16"), "in UTF-16; save it as text in UTF-8"),
     "latin-1.csv": (lambda: HEADER + "anna,Björk,2025-01-01\n".encode("latin-1"), "line 2 is not in UTF-8"),
     "nul.csv": (lambda: HEADER + b"anna,The\0Larks,2025-01-01\n", "holds NUL bytes"),
+    "bomb.csv.gz": (lambda: gzip.compress(HEADER + 210 * 2**20 * b"x"), "unpacks to more than 200 MB, the limit here"),
+    "bomb.zip": (lambda: zipped(HEADER + 210 * 2**20 * b"x"), "unpacks to more than 200 MB, the limit here"),
+    "parts.zip": (
+        lambda: zipped(HEADER + 110 * 2**20 * b"x", **{"other.csv": HEADER + 110 * 2**20 * b"x"}),
+        "unpacks to more than 200 MB, the limit here",
+    ),
+    "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "is compressed in another way than zip archives"),
+    "many.zip": (
+        lambda: zipped(HEADER, **{f"part-{number}.csv": HEADER for number in range(limits.PARTS)}),
+        "holds 101 tables, and 100 is the limit",
+    ),
+    "long.zip": (
+        lambda: zipped(HEADER + 200_000 * ROW, **{"other.csv": HEADER + 200_000 * ROW}),
+        "has more than 300,000 rows, the limit here",
+    ),
+    "blank.csv.gz": (lambda: gzip.compress(HEADER + 10**7 * b"\n"), "has more than 300,000 rows, the limit here"),
+    "long.jsonl": (lambda: 300_001 * b'{"user": 1, "item": 2, "time": 3}\n', "has more than 300,000 rows, the limit"),
+    "cut-off.zip": (lambda: zipped(HEADER + ROW)[:-30], "is no zip archive that can be read"),
+    "cut-off.csv.gz": (lambda: gzip.compress(HEADER + 100 * ROW)[:-20], "cannot be unpacked"),
+    "workbook.zip": (lambda: zipped("", **{"xl/workbook.xml": "<x/>"}).replace(b"table.csv", b"table.xml"), "no table"),
+    "binary.zip": (lambda: zipped(bytes(range(256)) * 40), "holds NUL bytes, so it is binary or in UTF-16"),
+    "huge-cell.dat": (lambda: b"1::2::5::3\n1::" + 400 * b"2" + b"::5::4\n", "line 2: a cell has more than 300 lett"),
+    "two-columns.dat": (lambda: b"1::2\n", "has no header and 2 columns, where MovieLens has user, item, rating"),
+    "array.jsonl": (lambda: b'[{"user": 1}]', "row 1: this is no JSON object"),
+    "deep.jsonl": (lambda: 100_000 * b"[" + 100_000 * b"]", "cannot be read"),
     "archive.csv": (lambda: zipped(as_csv(own.example(9))), "is a zip archive or an Excel workbook"),
     "packed.json": (lambda: gzip.compress(b"[]"), "is compressed with gzip: unpack it first"),
     "renamed.csv": (lambda: as_parquet(own.example(9)), "is a Parquet file: let its name end in .parquet"),
@@ -221,7 +285,7 @@ def check_sentence(message: str, name: str, said: str) -> None:
 
 
 def test_nothing_in_an_upload_is_ever_unpickled():
-    code = [path.read_text() for path in (MAIN.parent / "intake.py", Path(own.__file__))]
+    code = [path.read_text() for path in (MAIN.parent / "intake.py", *Path(own.__file__).parent.glob("*.py"))]
     assert not re.search(r"pickle|eval\(|exec\(|engine=", "".join(code))
     pickled = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR."
     assert handed_in(pickled, "pickled.csv").state == "failed"
@@ -247,14 +311,16 @@ def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
     ("name", "content", "said"),
     [
         ("nothing.csv", b"", "The file is empty"),
-        ("model.pkl", b"cos\nsystem\n", "must end in .csv, .parquet or .json"),
-        ("model", b"x", "must end in .csv, .parquet or .json"),
+        ("model.pkl", b"cos\nsystem\n", r"must end in \.csv, \.tsv, "),
+        ("model", b"x", r"must end in \.csv, \.tsv, "),
+        ("table.csv.bz2", b"x", r"must end in \.csv, \.tsv, "),
+        ("table.parquet.gz", b"x", r"must end in \.csv, \.tsv, "),
         ("large.csv", bytes(limits.UPLOAD_MB * 2**20 + 1), "larger than 20 MB"),
     ],
 )
 def test_what_is_refused_before_it_is_read(name: str, content: bytes, said: str):
     with pytest.raises(ValueError, match=said):
-        jobs.submit("data", {"suffix": Path(name).suffix}, "viewer", name, content)
+        jobs.submit("data", {"suffix": jobs.suffix(name)}, "viewer", name, content)
 
 
 def test_removing_an_upload_removes_every_run_on_it_and_the_models_they_began_with():

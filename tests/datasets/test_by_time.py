@@ -118,6 +118,7 @@ def test_report_counts_what_is_there_and_what_was_dropped():
             "users with fewer than 6 liked items": 1,
             "users who left fewer than 19 items for negatives": 1,
         },
+        "notes": [],
     }
 
 

@@ -66,7 +66,7 @@ def test_a_check_of_a_known_name_fetches_nothing(name):
         ),
         ("nowhere.csv", "There is no file nowhere.csv; check the path, or name one of catalog, ml-100k"),
         ("no/where", "There is no file no/where; check the path"),
-        (__file__, r"test_datasets\.py is no file that minipo reads; bring one that ends in \.csv, \.parquet, \.json"),
+        (__file__, r"test_datasets\.py is no file that minipo reads; bring one that ends in \.csv, \.tsv, \.inter"),
     ],
 )
 def test_a_name_that_is_none_is_refused_before_anything_is_loaded(name, message):
@@ -77,7 +77,7 @@ def test_a_name_that_is_none_is_refused_before_anything_is_loaded(name, message)
 
 def test_a_path_that_could_be_data_passes_the_check(tmp_path):
     check_dataset(tmp_path)
-    for name in ("a.csv", "b.PARQUET", "c.json"):
+    for name in ("a.csv", "b.PARQUET", "c.json", "d.csv.gz", "e.inter", "f.dat", "g.zip"):
         (tmp_path / name).touch()
         check_dataset(str(tmp_path / name))
 
@@ -95,6 +95,7 @@ def test_report_of_the_catalogue():
         "lengths": {"min": 6, "median": 6.0, "max": 6},
         "rows": {"train": 4000, "validation": 1000, "test": 2000},
         "dropped": {},
+        "notes": [],
     }
 
 
@@ -109,10 +110,11 @@ def test_description_says_how_large_the_data_is_and_what_was_dropped():
         "  histories     2 to 3 items, median 2.5",
         "  rows          1 train, 1 validation, 0 test",
     ]
-    report = {**load_dataset().report, "dropped": {"rows without item": 1234}}
-    assert (
-        describe(replace(load_dataset(), report=report)).splitlines()[-1] == "  dropped       1,234 rows without item"
-    )
+    report = {**load_dataset().report, "dropped": {"rows without item": 1234}, "notes": ["Columns ignored: tag."]}
+    assert describe(replace(load_dataset(), report=report)).splitlines()[-2:] == [
+        "  dropped       1,234 rows without item",
+        "  note          Columns ignored: tag.",
+    ]
 
 
 def test_the_report_is_no_part_of_what_the_data_is():

@@ -10,35 +10,6 @@ from minipo.datasets import load_dataset
 from minipo.datasets.by_time import split_by_time
 
 
-@pytest.fixture
-def table():
-    """12 users with 8 to 10 of 50 items each, rows in random order."""
-    random = np.random.default_rng(0)
-    rows = [
-        (f"user {user}", f"Item, {item:02}", 1_700_000_000 + 60 * step)
-        for user in range(12)
-        for step, item in enumerate(random.permutation(50)[: random.integers(8, 11)])
-    ]
-    return pd.DataFrame(rows, columns=["user", "item", "timestamp"]).sample(frac=1, random_state=0, ignore_index=True)
-
-
-@pytest.fixture
-def save(tmp_path):
-    def write(content, name="plays.csv"):
-        path = tmp_path / name
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif isinstance(content, str):
-            path.write_text(content, encoding="utf-8")
-        elif path.suffix.lower() == ".csv":
-            content.to_csv(path, index=False)
-        else:
-            content.to_parquet(path)
-        return path
-
-    return write
-
-
 def test_lines_are_those_of_the_rows_split_by_time(table, save):
     splits = load_dataset(save(table))
     names = sorted(set(table["item"]))
@@ -149,7 +120,8 @@ HEADER = "user,item,timestamp\n"
         ("\n\n", "plays.csv is empty"),
         (HEADER, "plays.csv has no row with user, item and timestamp"),
         (HEADER + ",,\n", "plays.csv has no row with user, item and timestamp"),
-        ("person,item,time\n1,a,5\n", "lacks the columns user, timestamp; its columns are person, item, time: rename"),
+        ("person,item,when\n1,a,5\n", "lacks the columns user, timestamp; its columns are person, item, when: rename"),
+        ("1,a,5\n2,b,6\n", "lacks the columns user, item, timestamp; its columns are 1, a, 5: write a first line"),
         ("user,timestamp\n1,5\n", "lacks the column item; its columns are user, timestamp: rename them"),
         ("user,item,timestamp,User\n1,a,5,2\n", "has more than one column user; keep one"),
         ("user,item,timestamp,item\n1,a,5,2\n", "has more than one column item; keep one"),
