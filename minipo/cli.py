@@ -21,7 +21,9 @@ from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_a
 HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: CSV or Parquet with the columns "
     "user, item, timestamp and optionally rating; LLaRA JSON, or a folder of it",
-    "dataset_seed": "seed of the dataset, where it is generated",
+    "dataset_seed": "seed of the dataset: of what is generated, or drawn (negatives, order within ties)",
+    "ties": "order of a user's rows of equal times: file, or random, by the dataset's seed (default: file for ml-100k; "
+    "for a file of your own random where more than a tenth of neighbouring liked items tie)",
     "model": "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
     "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
     "sft_epochs": "epochs of that SFT run",
@@ -186,7 +188,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> None:
     from .datasets import describe, load_dataset
 
-    splits = load_dataset(arguments.dataset, arguments.dataset_seed)
+    splits = load_dataset(arguments.dataset, arguments.dataset_seed, ties=arguments.ties)
     content = {"dataset": splits.name, "fingerprint": splits.fingerprint, **splits.report}
     _print(arguments, content, describe(splits))
 
@@ -244,6 +246,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
     command.add_argument("dataset", help=HELP["dataset"])
     command.add_argument("--dataset-seed", type=int, default=0, help=HELP["dataset_seed"])
+    command.add_argument("--ties", help=HELP["ties"])
 
     command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")

@@ -118,13 +118,29 @@ def of_baseline(name: str, recorded: Recorded, users: str, baseline: str = "sft"
     return Line(name, settings, table, {None: ranks}, None, users)
 
 
-def recorded_users(dataset: str) -> str:
-    """The fingerprint of the dataset on which the recorded runs were trained: that of the shipped SFT runs, with which
-    they begin. ValueError in one sentence if there is no such run, or if it is damaged."""
-    for run in list_runs(DATA / "sft"):
-        if run.config.dataset == dataset:
-            return str(run.summary["dataset_fingerprint"])
-    raise ValueError(f"No SFT run on {dataset} is shipped in data/sft.")
+def recorded_users(recorded: Recorded) -> str:
+    """The fingerprint of the data on which the recorded runs were trained; ValueError if nothing says which."""
+    if "dataset_fingerprint" not in recorded.provenance:
+        raise ValueError(
+            f"The recorded grid in {recorded.folder} does not say on which data it was made; make it again with "
+            "data/record.py or data/findings.py."
+        )
+    return str(recorded.provenance["dataset_fingerprint"])
+
+
+def older_data(recorded: Recorded) -> str:
+    """A sentence where a grid was recorded before its dataset changed; "" where not.
+
+    The SFT runs in data/sft, with which new runs begin, are on the data of today.
+    """
+    dataset, users = recorded.table["dataset"].iloc[0], recorded_users(recorded)
+    today = {run.summary["dataset_fingerprint"] for run in list_runs(DATA / "sft") if run.config.dataset == dataset}
+    if today <= {users}:
+        return ""
+    return (
+        f"Recorded on {dataset} as it was before (fingerprint {users}; data/README.md says what has changed), so not "
+        "comparable with new runs."
+    )
 
 
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:

@@ -308,10 +308,12 @@ def record(
     """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
 
     baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; versions,
-    machine, date and commit are added. The JSON is written last, and an old one is removed first: without it, the
-    grid does not load.
+    machine, date, commit and the data's fingerprint are added. The JSON is written last, and an old one is removed
+    first: without it, the grid does not load. Raises ValueError if the runs are not all on the same data.
     """
     folder = Path(folder)
+    if len(data := {run.summary["dataset_fingerprint"] for run in runs}) != 1:
+        raise ValueError(f"The runs are on {len(data)} kinds of data, and a grid is on one; record them apart.")
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
         "table": pd.DataFrame([row(run) for run in runs]),
@@ -342,6 +344,7 @@ def record(
         with whole_file(folder / "probes" / f"{list(runs).index(run)}.parquet") as draft:
             run.probe.to_parquet(draft, index=False, compression="zstd")
     content = provenance | {
+        "dataset_fingerprint": data.pop(),
         "seeds": sorted(tables["table"].seed.unique().tolist()),
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),

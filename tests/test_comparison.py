@@ -1,6 +1,7 @@
 """Runs of any origin side by side: what is paired with what, which settings differ, and what a spreadsheet may open."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from minipo import comparison, sweeps
 from minipo.comparison import Line, apart, csv, of_baseline, of_recorded, of_run, paired, recorded_settings, table
 from minipo.runs import PreferConfig, Run, SFTConfig, make_config, prefer
 
+FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "2a53be877b122b87"}  # of the data when grids were recorded
 PLAIN = {"objective": "dmpo", "dynamic": "off"}
 
 
@@ -101,9 +103,15 @@ def test_every_recorded_grid_has_settings_and_users():
         found = sweeps.load_recorded(folder.parent.name)
         for number in found.table.drop_duplicates("objective").index:
             assert recorded_settings(found, number)["dataset"] == found.table.loc[number, "dataset"]
-        assert comparison.recorded_users(found.table["dataset"].iloc[0])
-    with pytest.raises(ValueError, match="No SFT run on steam"):
-        comparison.recorded_users("steam")
+        assert comparison.recorded_users(found) == FINGERPRINTS[found.table["dataset"].iloc[0]]
+
+
+def test_a_grid_that_was_recorded_on_other_data_says_so(grid):
+    assert comparison.older_data(grid) == ""
+    changed = replace(grid, provenance={"dataset_fingerprint": "0123456789abcdef"})
+    assert "Recorded on catalog as it was before (fingerprint 0123456789abcdef;" in comparison.older_data(changed)
+    with pytest.raises(ValueError, match="does not say on which data it was made; make it again"):
+        comparison.older_data(replace(grid, provenance={}))
 
 
 def test_a_finished_run_is_a_line(tiny, tiny_sft, tmp_path):

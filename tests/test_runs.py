@@ -604,6 +604,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"sft_seed": -1}, r"^sft_seed must not be negative, and it is -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
         ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
+        ({"ties": "random"}, r"^catalog has no times, so there are no ties; leave ties out\.$"),
         ({"sft": 3}, r"^sft must be of type str \| None, not 3\.$"),
     ],
 )  # fmt: skip
@@ -814,6 +815,11 @@ def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset,
     """So that the SFT runs that are shipped are those that runs start from."""
     place = {"dataset": dataset, "model": model}
     assert start_config(make_config(PreferConfig, place)) == make_config(SFTConfig, place)
+
+
+def test_a_run_starts_from_an_sft_run_on_the_same_data():
+    data = {"dataset": "ml-100k", "dataset_seed": 3, "ties": "random"}
+    assert start_config(make_config(PreferConfig, data)) == make_config(SFTConfig, data)
 
 
 def test_the_catalogue_has_the_defaults():

@@ -432,10 +432,11 @@ def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels
     pd.testing.assert_frame_equal(pd.read_parquet(recorded.probes[2]), finished_runs[2].probe)
 
 
-def test_a_recorded_grid_says_where_it_comes_from(kept):
+def test_a_recorded_grid_says_where_it_comes_from(tiny, kept):
     provenance = load_recorded("grid", kept).provenance
     assert provenance["command"] == "python data/record.py grid"
     assert provenance["chosen"] == {"beta": 1}
+    assert provenance["dataset_fingerprint"] == tiny.fingerprint
     assert provenance["seeds"] == [0, 1]
     assert provenance["recorded"].endswith("+00:00")
     assert {"minipo", "torch", "transformers", "machine", "python"} <= {*provenance["versions"]}

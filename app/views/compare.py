@@ -180,7 +180,7 @@ def upload_name(dataset: str) -> str | None:
 
 @st.cache_resource(show_spinner=False, max_entries=200)
 def recorded_line(label: str, dataset: str, name: str, baseline: str | None, query: Mapping[str, Any]) -> Line:
-    users = comparison.recorded_users(dataset)
+    users = comparison.recorded_users(recorded.grid(name))
     if baseline is not None:
         return comparison.of_baseline(label, recorded.grid(name), users, baseline, **query)
     return comparison.of_recorded(label, recorded.grid(name), users, **query)
@@ -364,6 +364,10 @@ def compare(mine: str) -> None:
     table = comparison.table([*lines.values()], {**differences, baseline: "baseline"}, baseline, metric)
     styled, config, alike = shown(table, metric)
     st.caption(f"The same in all: {alike}. Highlighted: settings that are not the baseline's.")
+    read = [label for label in picked if f"recorded {dataset} {label}" in lines]
+    older = {comparison.older_data(recorded.grid(known[label][0])) for label in read}
+    for sentence in sorted(older - {""}):
+        st.caption(sentence)
     with st.container(key="compared"):
         st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs, a row each.")
     repeated = [(line.name, line.settings, line.seeds) for line in lines.values()]

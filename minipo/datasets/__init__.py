@@ -17,6 +17,7 @@ from jaxtyping import Int
 from minipo.names import lookup
 
 FILES = (".csv", ".parquet", ".json")  # what a file of one's own may end in
+TIES = {"file": False, "random": True}  # what decides among equal times, to whether it is drawn
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,19 @@ def describe(splits: Splits) -> str:
         f"  interactions  {report['interactions']:,}",
         f"  histories     {lengths['min']} to {lengths['max']} items, median {lengths['median']:g}",
         f"  rows          {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test",
+        *([f"  ties          {ties_sentence(report['ties'])}"] if "ties" in report else []),
         *(f"  dropped       {count:,} {what}" for what, count in report["dropped"].items()),
     ]
     return "\n".join(lines)
+
+
+def ties_sentence(ties: Mapping[str, Any]) -> str:
+    """What a data report says of ties in time, in words."""
+    decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
+    return (
+        f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
+        f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
+    )
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:
@@ -152,10 +163,10 @@ def _catalog(seed: int) -> Splits:
 
 
 @cache
-def _movielens(seed: int) -> Splits:
+def _movielens(seed: int, ties: str = "file") -> Splits:
     from . import movielens
 
-    return movielens.load(seed)
+    return movielens.load(seed, ties)
 
 
 @cache
@@ -166,14 +177,18 @@ def _published(name: str, seed: int) -> Splits:
 
 
 @lru_cache(maxsize=4)
-def _own(path: Path, versions: tuple[tuple[str, int, int], ...], seed: int) -> Splits:
+def _own(path: Path, versions: tuple[tuple[str, int, int], ...], seed: int, ties: str | None) -> Splits:
     """The splits of the user's files; `versions`, each file's name, time of change and size, tell when to read anew."""
     from . import llara, own
 
-    return llara.read(path, seed) if path.is_dir() or path.suffix.lower() == ".json" else own.read(path, seed)
+    if not path.is_dir() and path.suffix.lower() != ".json":
+        return own.read(path, seed, ties)
+    if ties is not None:
+        raise ValueError(f"{path} holds rows of LLaRA, which have no times, so there are no ties; leave ties out.")
+    return llara.read(path, seed)
 
 
-DATASETS: Mapping[str, Callable[[int], Splits]] = {
+DATASETS: Mapping[str, Callable[..., Splits]] = {
     "catalog": _catalog,
     "ml-100k": _movielens,
     "lastfm": partial(_published, "lastfm"),
@@ -182,31 +197,40 @@ DATASETS: Mapping[str, Callable[[int], Splits]] = {
 }
 
 
-def load_dataset(name: str | Path = "catalog", seed: int = 0) -> Splits:
+def load_dataset(name: str | Path = "catalog", seed: int = 0, *, ties: str | None = None) -> Splits:
     """The dataset called `name`, or the one in a file of your own; kept in memory, so that asking again costs nothing.
 
     name: one of DATASETS; or the path of a CSV or Parquet file of user, item, timestamp (and rating), see
     `minipo.datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see `minipo.datasets.llara`.
     seed: of the generator, for datasets that are generated; of what is drawn here (negatives, users), for others.
-    Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0.
+    ties: what decides the order of a user's rows of equal times, "file" (the order of the rows) or "random" (chance, by
+    the seed). None: "file" for ml-100k, on which runs are recorded; for a file of your own "random" where more than a
+    tenth of neighbouring liked items tie, else "file". `report["ties"]` and `describe` say what was used.
+    Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0,
+    ties where the data have no times.
     """
-    check_dataset(name)
+    check_dataset(name, ties)
     if seed < 0:
         raise ValueError(f"The dataset's seed is {seed}; use a whole number of 0 or more.")
     if name in DATASETS:
-        return DATASETS[str(name)](seed)
+        return DATASETS[str(name)](seed) if ties is None else DATASETS[str(name)](seed, ties)
     path = Path(name).expanduser().resolve()
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
     versions = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _own(path, versions, seed)
+    return _own(path, versions, seed, ties)
 
 
-def check_dataset(name: str | Path) -> None:
-    """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one.
+def check_dataset(name: str | Path, ties: str | None = None) -> None:
+    """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one, or if it
+    has no times for `ties` to order.
 
     Nothing is read or fetched.
     """
+    if ties is not None:
+        lookup("order of ties", ties, TIES)
     if name in DATASETS:
+        if ties is not None and name != "ml-100k":
+            raise ValueError(f"{name} has no times, so there are no ties; leave ties out.")
         return
     path = Path(name).expanduser()
     known_kind = path.suffix.lower() in FILES

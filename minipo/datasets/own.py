@@ -24,13 +24,13 @@ NEEDED = ("user", "item", "timestamp")
 HIGHEST = 5  # the best rating
 
 
-def read(path: Path, seed: int = 0) -> Splits:
+def read(path: Path, seed: int = 0, ties: str | None = None) -> Splits:
     """The file's splits by time, see `by_time.split_by_time`; 10 million rows take about a minute and 3 GB.
 
     What cannot be used is left out and counted in the report: rows without a user, item, time or rating; duplicate
     rows; and a user's later rows of an item, of which the first counts. Names lose blanks around them.
     Users keep their numbers if all are whole numbers, and are otherwise numbered in the order of their names.
-    seed: of the negatives and of the candidates' order.
+    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`.
     Raises ValueError, in one sentence that says what is wrong, where, and what to do, if the file cannot be read, lacks
     a column, holds a time or a rating that is none, or has too few users, items or rows of a user.
     """
@@ -46,23 +46,24 @@ def read(path: Path, seed: int = 0) -> Splits:
     missing = {"user": users < 0, "item": items < 0, "timestamp": np.isnan(times), "rating": unrated}
     usable = ~np.logical_or.reduce(list(missing.values()))
 
-    # Of a user's rows of one item the earliest stays. The rest keep the file's order, which decides among equal times.
+    # Of a user's rows of one item the earliest stays, of several at that time a liked one: whatever the file's order,
+    # which the rest keep.
     rows = np.flatnonzero(usable)
     pairs = users[rows] * len(item_names) + items[rows]
-    order = np.lexsort((times[rows], pairs))
+    order = np.lexsort((~liked[rows], times[rows], pairs))
     again, same_time = (np.diff(of[order], prepend=np.nan) == 0 for of in (pairs, times[rows]))
     rows = rows[np.sort(order[~again])]
     dropped = {
         **{f"rows without {column}": int(where.sum()) for column, where in missing.items()},
         "duplicate rows": int((again & same_time).sum()),
         "later rows of the same user and item": int((again & ~same_time).sum()),
-        f"rows rated below {LIKED} (what they rate is no negative either)": int((~liked[rows]).sum()),
+        f"rows rated below {LIKED} (what they rate counts as met)": int((~liked[rows]).sum()),
     }
     if not len(rows):
         raise ValueError(f"{path} has no row with user, item and timestamp; bring one with rows.")
     try:
         return split_by_time(
-            "own", _ids(user_names)[users[rows]], items[rows], times[rows], liked[rows], item_names, dropped, seed
+            "own", _ids(user_names)[users[rows]], items[rows], times[rows], liked[rows], item_names, dropped, seed, ties
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -41,7 +41,7 @@ def finished(name: str = "mine", viewer: str = "a-viewer-of-tests", users: int =
     config = asdict(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
     (job.run / "config.json").write_text(json.dumps(config))
     dataset = "catalog" if settings.get("dataset", "catalog") == "catalog" else "other"
-    fingerprint = comparison.recorded_users("catalog") if dataset == "catalog" else "another"
+    fingerprint = comparison.recorded_users(sweeps.load_recorded("objectives")) if dataset == "catalog" else "another"
     rank = np.where(np.arange(users) < 0.9 * users, 0, 4)
     pd.DataFrame({"user": range(users), "rank": rank, "reward_win": rank == 0}).to_parquet(job.run / "users.parquet")
     results = dict.fromkeys(sweeps.RESULTS, 0.5) | {"hr@1": 0.9, "dataset_fingerprint": fingerprint, "status": "done"}
