@@ -121,19 +121,30 @@ def describe(splits: Splits) -> str:
         f"  interactions  {report['interactions']:,}",
         f"  histories     {lengths['min']} to {lengths['max']} items, median {lengths['median']:g}",
         f"  rows          {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test",
-        *([f"  ties          {ties_sentence(report['ties'])}"] if "ties" in report else []),
+        *(f"  {what:13} {sentence}" for what, sentence in remarks(report).items()),
         *(f"  dropped       {count:,} {what}" for what, count in report["dropped"].items()),
     ]
     return "\n".join(lines)
 
 
-def ties_sentence(ties: Mapping[str, Any]) -> str:
-    """What a data report says of ties in time, in words."""
-    decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
-    return (
-        f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
-        f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
-    )
+def remarks(report: Mapping[str, Any]) -> dict[str, str]:
+    """What a data report says of the order of rows, in words: of ties in time, of LLaRA rows that stood apart."""
+    said = {}
+    if ties := report.get("ties"):
+        decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
+        said["ties"] = (
+            f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
+            f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
+        )
+    joined = report.get("joined", {"rows": 0, "loose": 0})
+    if joined["rows"]:
+        said["joined"] = (
+            f"{joined['rows']:,} rows to their user's elsewhere in the file, by their histories; "
+            f"{joined['several']:,} of them to several users', who count as one"
+        )
+    if joined["loose"]:
+        said["loose"] = f"{joined['loose']:,} rows that no row leads to, so that their users may count as several"
+    return said
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:
