@@ -5,6 +5,7 @@
     python data/findings.py objectives    every objective × K × DynamicPO                recorded/ml-100k-objectives/
     python data/findings.py parts         DynamicPO's parts, its controls, more SFT      recorded/ml-100k-parts/
     python data/findings.py adapter       SmolLM2-135M's SFT adapter, shipped            sft/ml-100k-smollm2-135m/
+    python data/findings.py reevaluate    these two, ranked anew on the data of today    their users and summary
     python data/findings.py llm-settings  DMPO at K = 1 over learning rates          recorded/ml-100k-smollm2-settings/
     python data/findings.py llm           DMPO × K × DynamicPO on SmolLM2-135M           recorded/ml-100k-smollm2/
     python data/findings.py strengths     β and γ, DMPO in the catalogue: a picture      recorded/strengths/
@@ -19,6 +20,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,22 @@ from record import baseline_ranks as catalogue_ranks
 from record import load_current, markdown, points
 
 from minipo.datasets import baselines, load_dataset
-from minipo.evaluation import ranks
-from minipo.files import read_json, whole_file
-from minipo.runs import DATA, Config, PreferConfig, Run, SFTConfig, cache_folder, make_config, sft_run
+from minipo.evaluation import evaluate, ranks
+from minipo.files import read_json, whole_file, write_json
+from minipo.runs import (
+    DATA,
+    Config,
+    PreferConfig,
+    Run,
+    SFTConfig,
+    arithmetic,
+    cache_folder,
+    make_config,
+    rows_at_once,
+    sft_run,
+    splits_of,
+    versions,
+)
 from minipo.sweeps import (
     RECORDED,
     Outcomes,
@@ -171,6 +186,37 @@ def make_sft() -> None:
 
 def make_adapter() -> None:
     ship(make_config(SFTConfig, LLM), f"{DATASET}-{LANGUAGE_MODEL}")
+
+
+def make_reevaluation() -> None:
+    """Rank the users of today's data with the shipped SFT models, without training them anew.
+
+    SFT learns from histories and chosen items alone, so a rule that changes nothing but negatives leaves the model as
+    it is. `trained` in the summary says when, with which versions and on which data the weights were made.
+    """
+    for name in (f"{DATASET}-{POCKET}-10", f"{DATASET}-{LANGUAGE_MODEL}"):
+        run = Run(DATA / "sft" / name)
+        config, summary, splits = run.config, run.summary, splits_of(run.config)
+        if summary["dataset_fingerprint"] == splits.fingerprint:
+            continue
+        model, tokenizer = run.load_model()
+        with arithmetic(model, config.precision):
+            test, validation = (
+                evaluate(model, tokenizer, users, template=config.template, batch_size=rows_at_once(config))
+                for users in (splits.test, splits.validation)
+            )
+        made = {name: summary[name] for name in ("finished", "versions", "dataset_fingerprint")}
+        summary |= {
+            "dataset_fingerprint": splits.fingerprint,
+            **{f"val_{metric}": value for metric, value in validation.metrics.items()},
+            **test.metrics,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "trained": summary.get("trained", made),
+        }
+        with whole_file(run.folder / "users.parquet") as draft:
+            run.users.assign(rank=test.ranks).to_parquet(draft, index=False)
+        write_json(run.folder / "summary.json", summary)
 
 
 def make_llm_settings() -> None:
@@ -508,6 +554,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "objectives": make_objectives,
     "parts": make_parts,
     "adapter": make_adapter,
+    "reevaluate": make_reevaluation,
     "llm-settings": make_llm_settings,
     "llm": make_llm,
     "strengths": make_strengths,

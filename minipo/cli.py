@@ -10,6 +10,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -22,7 +23,9 @@ HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
     "item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive of "
     "them); LLaRA JSON, or a folder of it",
-    "dataset_seed": "seed of the dataset, where it is generated",
+    "dataset_seed": "seed of the dataset: of what is generated, or drawn (negatives, order within ties)",
+    "ties": "order of a user's rows of equal times: file, or random, by the dataset's seed (default: file for ml-100k; "
+    "for a table of your own random where more than a tenth of neighbouring liked items tie)",
     "model": "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
     "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
     "sft_epochs": "epochs of that SFT run",
@@ -192,7 +195,11 @@ def _data(arguments: argparse.Namespace) -> None:
     from .datasets import describe, load_dataset
 
     splits = load_dataset(
-        arguments.dataset, arguments.dataset_seed, titles=arguments.titles, liked_from=arguments.liked_from
+        arguments.dataset,
+        arguments.dataset_seed,
+        ties=arguments.ties,
+        titles=arguments.titles,
+        liked_from=arguments.liked_from,
     )
     content = {"dataset": splits.name, "fingerprint": splits.fingerprint, **splits.report}
     _print(arguments, content, describe(splits))
@@ -251,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
     command.add_argument("dataset", help=HELP["dataset"])
     command.add_argument("--dataset-seed", type=int, default=0, help=HELP["dataset_seed"])
+    command.add_argument("--ties", help=HELP["ties"])
     command.add_argument("--titles", help=HELP["titles"])
     command.add_argument("--liked-from", type=float, help=HELP["liked_from"])
 
@@ -282,6 +290,8 @@ def _run(arguments: Sequence[str] | None) -> None:
     if others and parsed.command != "app":
         top.error(f"unrecognized arguments: {' '.join(others)}")
     parsed.streamlit = others
+    # A warning is a sentence too, without the place in the code.
+    warnings.formatwarning = lambda message, *_, **__: f"minipo: {' '.join(str(message).splitlines())}\n"
     try:
         parsed.run(parsed)
     except BrokenPipeError:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .evaluation import Interval, ranking_metrics
 from .names import lookup
-from .runs import PreferConfig, Run, SFTConfig, make_config, start_config
+from .runs import DATA, PreferConfig, Run, SFTConfig, list_runs, make_config, start_config
 from .sweeps import RESULTS, SETTINGS, Outcomes, Recorded, difference, row
 
 METRICS = {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@5": "NDCG@5", "mrr": "MRR", "reward_win_rate": "win rate"}
@@ -118,6 +118,21 @@ def of_baseline(name: str, recorded: Recorded, baseline: str = "sft", **query: A
     }  # fmt: skip
     table = pd.DataFrame([{column: known.get(column) for column in (*SETTINGS, *RESULTS)}])
     return Line(name, settings, table, {None: ranks}, None, recorded.fingerprint)
+
+
+def older_data(recorded: Recorded) -> str:
+    """A sentence where a grid was recorded before its dataset changed; "" where not.
+
+    The SFT runs in data/sft, with which new runs begin, are on the data of today.
+    """
+    dataset, users = recorded.table["dataset"].iloc[0], recorded.fingerprint
+    today = {run.summary["dataset_fingerprint"] for run in list_runs(DATA / "sft") if run.config.dataset == dataset}
+    if today <= {users}:
+        return ""
+    return (
+        f"Recorded on {dataset} as it was before (fingerprint {users}; data/README.md says what has changed), so not "
+        "comparable with new runs."
+    )
 
 
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:

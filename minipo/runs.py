@@ -131,9 +131,9 @@ class SFTConfig:
     (a fraction may be given) or, if given, steps say how long. tuning is "full" or "lora", with adapters of rank
     `rank`; precision is "float32", or "bfloat16" for the matrix products alone. whole_line says whether history and
     answer are learnt or the answer alone; None: "as the model is: pocket models the whole line, pretrained ones
-    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. titles, liked_from: see
-    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
-    models.
+    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. ties, titles,
+    liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of
+    other data and models.
     Raises ValueError on a setting that does not fit.
     """
 
@@ -153,12 +153,13 @@ class SFTConfig:
     template: str = "line"
     whole_line: bool | None = None
     precision: str = "float32"
+    ties: str | None = None
     titles: str | None = None
     liked_from: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        check_dataset(self.dataset, self.titles, self.liked_from)
+        check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
         lookup("precision", self.precision, PRECISION)
@@ -174,7 +175,7 @@ class PreferConfig:
     negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,
     "random" or "hardest". With dynamic off, select and adjust_beta are off too. batch_size: users in an optimizer step,
     `accumulation` micro-batches of them. validation_users: how many of the split's users, its first, each evaluation
-    ranks; None for all. titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the
+    ranks; None for all. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the
     catalogue, whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of
     other data and models.
     Raises ValueError on a setting that does not fit.
@@ -206,12 +207,13 @@ class PreferConfig:
     validation_users: int | None = None
     template: str = "line"
     precision: str = "float32"
+    ties: str | None = None
     titles: str | None = None
     liked_from: float | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        check_dataset(self.dataset, self.titles, self.liked_from)
+        check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
         lookup("objective", self.objective, OBJECTIVES)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
@@ -243,7 +245,13 @@ Config = SFTConfig | PreferConfig
 
 def splits_of(config: Config) -> Splits:
     """The data that a run with `config` is trained and evaluated on; raises what `load_dataset` raises."""
-    return load_dataset(config.dataset, config.dataset_seed, titles=config.titles, liked_from=config.liked_from)
+    return load_dataset(
+        config.dataset,
+        config.dataset_seed,
+        ties=config.ties,
+        titles=config.titles,
+        liked_from=config.liked_from,
+    )
 
 
 CONFIGS: dict[str, type[Config]] = {"sft": SFTConfig, "prefer": PreferConfig}
@@ -724,9 +732,8 @@ def start_config(config: Config) -> SFTConfig | None:
         epochs, seed = config.start_epochs, 0
     if not epochs:
         return None
-    same = {
-        name: getattr(config, name) for name in ("dataset", "dataset_seed", "model", "template", "titles", "liked_from")
-    }
+    shared = ("dataset", "dataset_seed", "model", "template", "ties", "titles", "liked_from")
+    same = {name: getattr(config, name) for name in shared}
     return make_config(SFTConfig, {**same, "epochs": epochs, "seed": seed})
 
 

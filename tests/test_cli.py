@@ -265,6 +265,9 @@ def test_data_says_what_was_left_out_of_a_file_of_ones_own(capsys, plays):
     dropped = {what: count for what, count in content["dropped"].items() if count}
     assert dropped == {"rows without item": 1, "users with fewer than 6 liked items": 1}
     assert content["rows"] == {"train": 60, "validation": 20, "test": 20}
+    assert content["ties"]["order"] == "file"
+    main(["data", str(plays), "--ties", "random", "--json"])
+    assert json.loads(capsys.readouterr().out)["ties"]["order"] == "random"
     main(["data", str(plays)])
     text = capsys.readouterr().out
     for part in ("rows without item", "users with fewer than 6 liked items", "30", "60"):

@@ -9,10 +9,10 @@ import pytest
 
 from minipo import comparison, sweeps
 from minipo.comparison import Line, apart, csv, of_baseline, of_recorded, of_run, paired, recorded_settings, table
-from minipo.runs import DATA, PreferConfig, Run, SFTConfig, list_runs, make_config, prefer
+from minipo.runs import PreferConfig, Run, SFTConfig, make_config, prefer
 
+FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "2a53be877b122b87"}  # of the data when grids were recorded
 PLAIN = {"objective": "dmpo", "dynamic": "off"}
-SHIPPED = list_runs(DATA / "sft")
 
 
 def line(name: str, ranks: dict[int | None, list[int]], users: str = "these", wins: bool = True, **settings) -> Line:
@@ -103,10 +103,7 @@ def test_every_recorded_grid_has_settings_and_says_which_data_it_is_on():
         found = sweeps.load_recorded(folder.parent.name)
         for number in found.table.drop_duplicates("objective").index:
             assert recorded_settings(found, number)["dataset"] == found.table.loc[number, "dataset"]
-        # The data's fingerprint is that of the shipped SFT run that ranks the test users as the grid's baseline does.
-        ranks = [rank.tolist() for name, rank in found.baselines.items() if name.startswith("sft")]
-        started = [run for run in SHIPPED if run.users["rank"].tolist() in ranks]
-        assert {run.summary["dataset_fingerprint"] for run in started} == {found.fingerprint}
+        assert found.fingerprint == FINGERPRINTS[found.table["dataset"].iloc[0]]
 
 
 def test_a_grid_that_does_not_say_which_data_it_is_on_is_compared_with_nothing(grid):
@@ -117,6 +114,14 @@ def test_a_grid_that_does_not_say_which_data_it_is_on_is_compared_with_nothing(g
     elsewhere = replace(grid, provenance={"dataset_fingerprint": "0" * 16})
     with pytest.raises(ValueError, match="other test users"):
         paired(of_recorded("here", grid, negatives=1, **PLAIN), of_recorded("there", elsewhere, negatives=1, **PLAIN))
+
+
+def test_a_grid_that_was_recorded_on_other_data_says_so(grid):
+    assert comparison.older_data(grid) == ""
+    changed = replace(grid, provenance={"dataset_fingerprint": "0123456789abcdef"})
+    assert "Recorded on catalog as it was before (fingerprint 0123456789abcdef;" in comparison.older_data(changed)
+    with pytest.raises(ValueError, match="does not say which data its runs are on"):
+        comparison.older_data(replace(grid, provenance={}))
 
 
 def test_a_finished_run_is_a_line(tiny, tiny_sft, tmp_path):

@@ -607,6 +607,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"sft_seed": -1}, r"^sft_seed must not be negative, and it is -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
         ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
+        ({"ties": "random"}, r"^catalog has no times, so there are no ties; leave ties out\.$"),
         ({"sft": 3}, r"^sft must be of type str \| None, not 3\.$"),
         ({"titles": "a.csv"}, r"^titles is for a table of your own interactions, and catalog is none; leave it out\.$"),
         ({"liked_from": True}, r"^liked_from must be of type float \| None, not True\.$"),
@@ -837,6 +838,11 @@ def test_a_run_and_the_sft_run_it_starts_from_are_on_the_same_data(plays, tmp_pa
     others = [{"titles": "titles.csv", "liked_from": 0}, {"liked_from": 1}, {"liked_from": 0}]
     found = {splits_of(make_config(SFTConfig, {"dataset": "plays.csv", **other})).fingerprint for other in others}
     assert len({splits_of(config).fingerprint, *found}) == 4
+
+
+def test_a_run_starts_from_an_sft_run_on_the_same_data():
+    data = {"dataset": "ml-100k", "dataset_seed": 3, "ties": "random"}
+    assert start_config(make_config(PreferConfig, data)) == make_config(SFTConfig, data)
 
 
 def test_the_catalogue_has_the_defaults():

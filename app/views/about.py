@@ -87,6 +87,7 @@ def origin(name: str, grid: sweeps.Recorded) -> dict[str, Any]:
         "Runs": len(grid.table),
         "Seeds": ", ".join(map(str, made.get("seeds", []))),
         "Test users": grid.ranks.shape[1],
+        "Data": made.get("dataset_fingerprint", "—"),
         **stamp(made),
         "Chosen settings": ", ".join(f"{key} {value}" for key, value in chosen.items()) or "—",
     }

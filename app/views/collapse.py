@@ -9,7 +9,7 @@ import recorded
 import streamlit as st
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import figures, load_dataset, sweeps
+from minipo import comparison, figures, load_dataset, sweeps
 from minipo.datasets import Interaction
 from minipo.evaluation import Interval, paired_interval
 from minipo.figures import collapse
@@ -63,6 +63,8 @@ def collapses() -> None:
         )  # fmt: skip
     try:
         VIEWS[view](worlds[world])
+        if older := comparison.older_data(recorded.grid(recorded.WORLDS[worlds[world]][0])):
+            st.caption(older)
     except ValueError as error:
         st.warning(recorded.fault(error))
 

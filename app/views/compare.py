@@ -363,6 +363,10 @@ def compare(mine: str) -> None:
     table = comparison.table([*lines.values()], {**differences, baseline: "baseline"}, baseline, metric)
     styled, config, alike = shown(table, metric)
     st.caption(f"The same in all: {alike}. Highlighted: settings that are not the baseline's.")
+    read = [label for label in picked if f"recorded {dataset} {label}" in lines]
+    older = {comparison.older_data(recorded.grid(known[label][0])) for label in read}
+    for sentence in sorted(older - {""}):
+        st.caption(sentence)
     with st.container(key="compared"):
         st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs, a row each.")
     repeated = [(line.name, line.settings, line.seeds) for line in lines.values()]

@@ -13,7 +13,7 @@ import streamlit as st
 from shell import asked, draw, head, plain, say, viewer
 
 from minipo import files, runs
-from minipo.datasets import own
+from minipo.datasets import own, remarks
 from minipo.figures import own_data
 
 FORMAT = (
@@ -152,6 +152,8 @@ def report(content: dict[str, Any], name: str | None) -> None:
         "on which HR@1 is measured; with 95 % intervals over users. "
         f"Most popular: {', '.join(f'{plain(item)} ({count:,})' for item, count in content['top'])}."
     )
+    for what, sentence in remarks(content).items():
+        st.caption(f"{what.capitalize()}: {sentence}.")
     left_out, first = st.columns([1, 1.6], gap="medium")
     with left_out:
         st.subheader("Left out, and why", anchor=False)

@@ -20,6 +20,7 @@ from minipo.names import lookup
 # What a file of one's own may end in; text may be compressed, as .csv.gz is.
 FILES = (".csv", ".tsv", ".inter", ".dat", ".data", ".jsonl", ".json", ".parquet", ".zip")
 TITLES = (".csv", ".tsv", ".item", ".dat", ".jsonl", ".json", ".parquet")  # what a table of titles may end in
+TIES = {"file": False, "random": True}  # what decides among equal times, to whether it is drawn
 
 
 def ending(name: str) -> str:
@@ -131,10 +132,31 @@ def describe(splits: Splits) -> str:
         f"  interactions  {report['interactions']:,}",
         f"  histories     {lengths['min']} to {lengths['max']} items, median {lengths['median']:g}",
         f"  rows          {rows['train']:,} train, {rows['validation']:,} validation, {rows['test']:,} test",
+        *(f"  {what:13} {sentence}" for what, sentence in remarks(report).items()),
         *(f"  dropped       {count:,} {what}" for what, count in report["dropped"].items()),
         *(f"  note          {note}" for note in report["notes"]),
     ]
     return "\n".join(lines)
+
+
+def remarks(report: Mapping[str, Any]) -> dict[str, str]:
+    """What a data report says of the order of rows, in words: of ties in time, of LLaRA rows that stood apart."""
+    said = {}
+    if ties := report.get("ties"):
+        decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
+        said["ties"] = (
+            f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
+            f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
+        )
+    joined = report.get("joined", {"rows": 0, "loose": 0})
+    if joined["rows"]:
+        said["joined"] = (
+            f"{joined['rows']:,} rows to their user's elsewhere in the file, by their histories; "
+            f"{joined['several']:,} of them to several users', who count as one"
+        )
+    if joined["loose"]:
+        said["loose"] = f"{joined['loose']:,} rows that no row leads to, so that their users may count as several"
+    return said
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:
@@ -164,10 +186,10 @@ def _catalog(seed: int) -> Splits:
 
 
 @cache
-def _movielens(seed: int) -> Splits:
+def _movielens(seed: int, ties: str = "file") -> Splits:
     from . import movielens
 
-    return movielens.load(seed)
+    return movielens.load(seed, ties)
 
 
 @cache
@@ -179,7 +201,12 @@ def _published(name: str, seed: int) -> Splits:
 
 @lru_cache(maxsize=4)
 def _own(
-    path: Path, versions: tuple[tuple[str, int, int], ...], seed: int, titles: Path | None, liked_from: float | None
+    path: Path,
+    versions: tuple[tuple[str, int, int], ...],
+    seed: int,
+    ties: str | None,
+    titles: Path | None,
+    liked_from: float | None,
 ) -> Splits:
     """The splits of the user's files; `versions`, each file's name, time of change and size, tell when to read anew."""
     from . import llara, own, sources, tables
@@ -197,12 +224,14 @@ def _own(
     else:
         is_llara = path.suffix.lower() == ".json" and not tables.is_json_lines(path)
     if not is_llara:
-        return own.read(path, seed, titles=titles, liked_from=liked_from)
+        return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
     _check_settings(path, titles, liked_from)
+    if ties is not None:
+        raise ValueError(f"{path} holds rows of LLaRA, which have no times, so there are no ties; leave ties out.")
     return llara.read(path, seed)
 
 
-DATASETS: Mapping[str, Callable[[int], Splits]] = {
+DATASETS: Mapping[str, Callable[..., Splits]] = {
     "catalog": _catalog,
     "ml-100k": _movielens,
     "lastfm": partial(_published, "lastfm"),
@@ -212,7 +241,12 @@ DATASETS: Mapping[str, Callable[[int], Splits]] = {
 
 
 def load_dataset(
-    name: str | Path = "catalog", seed: int = 0, *, titles: str | Path | None = None, liked_from: float | None = None
+    name: str | Path = "catalog",
+    seed: int = 0,
+    *,
+    ties: str | None = None,
+    titles: str | Path | None = None,
+    liked_from: float | None = None,
 ) -> Splits:
     """The dataset called `name`, or the one in a file of your own; kept in memory, so that asking again costs nothing.
 
@@ -220,33 +254,45 @@ def load_dataset(
     or a zip archive, see `minipo.datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see
     `minipo.datasets.llara`.
     seed: of the generator, for datasets that are generated; of what is drawn here (negatives, users), for others.
+    ties: what decides the order of a user's rows of equal times, "file" (the order of the rows) or "random" (chance, by
+    the seed). None: "file" for ml-100k, on which runs are recorded; for a table of your own "random" where more than a
+    tenth of neighbouring liked items tie, else "file". `report["ties"]` and `describe` say what was used.
     titles: for a table whose items are ids, a table of ids and titles. liked_from: for a table with ratings, the least
     that counts as liked, on any scale; without it, ratings are 1 to 5, of which 4 and 5 do.
     Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0,
-    titles or liked_from for data that have no use for them.
+    ties, titles or liked_from for data that have no use for them.
     """
-    check_dataset(name, titles, liked_from)
+    check_dataset(name, ties, titles, liked_from)
     if seed < 0:
         raise ValueError(f"The dataset's seed is {seed}; use a whole number of 0 or more.")
     if name in DATASETS:
-        return DATASETS[str(name)](seed)
+        return DATASETS[str(name)](seed) if ties is None else DATASETS[str(name)](seed, ties)
     path = Path(name).expanduser().resolve()
     beside = None if titles is None else Path(titles).expanduser().resolve()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     files += [beside] if beside else []
     versions = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _own(path, versions, seed, beside, liked_from)
+    return _own(path, versions, seed, ties, beside, liked_from)
 
 
-def check_dataset(name: str | Path, titles: str | Path | None = None, liked_from: float | None = None) -> None:
+def check_dataset(
+    name: str | Path,
+    ties: str | None = None,
+    titles: str | Path | None = None,
+    liked_from: float | None = None,
+) -> None:
     """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one, or if
-    `titles` or `liked_from` do not go with it.
+    `ties`, `titles` or `liked_from` do not go with it.
 
     Nothing is read or fetched.
     """
+    if ties is not None:
+        lookup("order of ties", ties, TIES)
     if liked_from is not None and not math.isfinite(liked_from):
         raise ValueError(f"liked_from must be a number, not {liked_from}.")
     if name in DATASETS:
+        if ties is not None and name != "ml-100k":
+            raise ValueError(f"{name} has no times, so there are no ties; leave ties out.")
         return _check_settings(name, titles, liked_from)
     path = Path(name).expanduser()
     known_kind = ending(path.name) in FILES

@@ -1,16 +1,22 @@
 """Rows in the LLaRA format (arXiv 2312.02445): LastFM, Goodreads and Steam as DynamicPO uses them, or your own.
 
-A file is a JSON list of rows {"historyList": "a::b::c", "itemList": [candidates], "trueSelection": "the chosen one"}.
-In a folder, a file's name says its split: it holds "train", "val" or "test", as in lastfm-train.json.
+A file is a JSON list of rows {"historyList": "a::b::c", "itemList": [candidates], "trueSelection": "the chosen one"},
+or has such a row on each line. In a folder, a file's name says its split: it holds "train", "val" or "test", as in
+lastfm-train.json.
 
-Rows carry no user. A user's rows follow each other, each history going on where the row before ended, so a row that
-goes on so is taken for the same user's, and any other begins a new one.
+Rows carry no user, and a user's rows must not fall into two splits. As published, they follow each other, each history
+going on where the row before ended, so a row that goes on so is taken for the same user's. A row that does not may have
+been moved, by shuffling say: it is joined to the row, wherever it stands, whose items its history begins with: all of
+them or, where it has dropped its oldest items, the last of them, at least three. Where several rows fit, their users
+count as one. The report says how many rows were joined, how many of them so, and how many go on from rows that are not
+there.
 """
 
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,8 +29,12 @@ from .by_time import keyed
 
 # What a file's name says: a word in it begins so.
 SPLITS = {"train": "(?<![a-z])train", "validation": "(?<![a-z])(val|dev)", "test": "(?<![a-z])test"}
+UNCLEAR = {"train": "train", "validation": "(val|valid|validation|dev)", "test": "test"}  # where it ends so: lastfmtest
+# What joins names in histories that are not written as they should be.
+SEPARATOR = re.compile(r"\s*(?:::|->|→|[\n\t|;,/>])\s*")
 
-Row = tuple[tuple[str, ...], str, tuple[str, ...]]  # history, chosen, candidates
+Names = tuple[str, ...]
+Row = tuple[Names, str, Names]  # history, chosen, candidates
 
 
 def load(name: str, seed: int = 0) -> Splits:
@@ -38,17 +48,20 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
     What is missing is taken, whole users at a time so that no user is in two splits: a training split from the
     validation file (4 of 5 users), a validation split from the training file (1 of 10), both from one file that is all
     there is (1 of 10 for validation, 1 of 10 for test). seed: of the users drawn.
-    Names are kept as they are. Identical rows and repeated candidates count once, empty names and rows without a
-    history are left out: all of it is counted in the report.
-    Raises ValueError if a row is not of the format, if its chosen item is not among its candidates, or if the files do
-    not make three splits; in one sentence that names the file and the row.
+    Names lose blanks around them. Identical rows and repeated candidates count once, empty names and rows without a
+    history are left out: all of it is counted in the report, whose `joined` says how many rows stood apart from their
+    user's and were joined to them (rows), how many of these fit several users (several), and how many begin in the
+    middle of a history that nothing leads to (loose), so that their users may count as several.
+    Raises ValueError if a row is not of the format, if its chosen item is not among its candidates, if names are not
+    told apart in histories, or if the files do not make three splits; in one sentence that names the file and the row.
     """
     dropped: Counter[str] = Counter()
     found = {split: _rows(file, dropped) for split, file in _files(path).items()}
-    number = 0
+    _check_names(path, [row for rows in found.values() for row in rows])
+    number, joined = 0, Counter(rows=0, several=0, loose=0)
     users = {}
     for split, rows in found.items():
-        users[split] = _users(rows, number)
+        users[split] = _users(rows, number, joined)
         number += len(users[split])
 
     if "all" in users:
@@ -59,7 +72,8 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
         users["train"], users["validation"] = _part(users["train"], 10, seed, path)
     train, validation, test = (tuple(chain.from_iterable(users[split])) for split in SPLITS)
     items = {item for line in (*train, *validation, *test) for item in (*line.history, *line.candidates)}
-    return with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped)
+    splits = with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped)
+    return replace(splits, report={**splits.report, "joined": dict(joined)}) if joined.total() else splits
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -67,7 +81,8 @@ def _files(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {"all": path}
     files: dict[str, Path] = {}
-    for file in sorted(path.rglob("*.json")):
+    every = sorted(path.rglob("*.json"))
+    for file in every:
         split = next((split for split, names in SPLITS.items() if re.search(names, file.stem, re.IGNORECASE)), None)
         if split in files:
             raise ValueError(
@@ -75,6 +90,13 @@ def _files(path: Path) -> dict[str, Path]:
             )
         if split is not None:
             files[split] = file
+    for split in [split for split in SPLITS if split not in files]:
+        ends = re.compile(f"{UNCLEAR[split]}$", re.IGNORECASE)
+        if unclear := [file for file in every if file not in files.values() and ends.search(file.stem)]:
+            raise ValueError(
+                f"{unclear[0]} may hold {split} rows or not: if it does, let the word stand apart, as in "
+                f"lastfm-{'val' if split == 'validation' else split}.json; if not, take it out of the folder."
+            )
     if "test" not in files or len(files) == 1:
         raise ValueError(
             f"{path} has no LLaRA files for {'test' if 'test' not in files else 'train or validation'}; it needs "
@@ -88,28 +110,94 @@ def _part(
 ) -> tuple[list[list[Interaction]], list[list[Interaction]]]:
     """The users, and one in so many of them (at least one), drawn by the seed."""
     if len(users) < 2:
-        raise ValueError(f"{path} has rows of one user only where two splits are needed; bring rows of more users.")
+        raise ValueError(
+            f"{path} has rows of one user only where two splits are needed, or of users whose histories go on from "
+            f"each other's; bring rows of more users, or a file for each split."
+        )
     drawn = np.argsort(keyed(seed, np.arange(len(users))), kind="stable")[: max(1, len(users) // one_in)]
     part = set(drawn.tolist())
     return [user for place, user in enumerate(users) if place not in part], [users[place] for place in sorted(part)]
 
 
-def _users(rows: Sequence[Row], first: int) -> list[list[Interaction]]:
-    """The rows by user, numbered from `first`."""
-    users: list[list[Interaction]] = []
-    expected: tuple[str, ...] = ()  # the last history and its chosen item
-    for history, chosen, candidates in rows:
-        if not users or history not in (expected, expected[1:]):  # a history at its full length drops the oldest item
-            users.append([])
-        users[-1].append(Interaction(first + len(users) - 1, history, chosen, candidates))
-        expected = (*history, chosen)
+def _check_names(path: Path, rows: Sequence[Row]) -> None:
+    """Raise ValueError if names in histories are joined by something else than "::"."""
+    taken = {name for history, _, _ in rows for name in history}
+    known = {name for _, _, candidates in rows for name in candidates}
+    joined = sorted(name for name in taken - known if _holds_names(name, known))
+    advice = "join names in historyList by '::', or write a list of them."
+    if 10 * len(joined) > len(taken):  # some titles are made of other titles
+        raise ValueError(f"{path}: {joined[0][:80]!r} in a history looks like several names, of candidates; {advice}")
+    if not taken & known:
+        raise ValueError(f"{path}: no name in a history, such as {min(taken)[:80]!r}, is any row's candidate; {advice}")
+
+
+def _holds_names(text: str, known: Container[str]) -> bool:
+    parts = SEPARATOR.split(text)
+    return len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts)
+
+
+def _users(rows: Sequence[Row], first: int, joined: Counter[str]) -> list[list[Interaction]]:
+    """The rows by user, numbered from `first` in the order in which users begin; what was joined counts in `joined`."""
+    user = _join([(*history, chosen) for history, chosen, _ in rows], joined)
+    number = {run: first + place for place, run in enumerate(dict.fromkeys(user))}
+    users: list[list[Interaction]] = [[] for _ in number]
+    for run, row in zip(user, rows, strict=True):
+        users[number[run] - first].append(Interaction(number[run], *row))
     return users
+
+
+def _join(lines: Sequence[Names], joined: Counter[str]) -> list[int]:
+    """For each row, by its line, which is its history and then its chosen item, a number of its user.
+
+    That is of the first of the user's runs: rows of which each goes on from the one before.
+    """
+    longest = max(map(len, lines)) - 1  # a history of that length may have dropped its oldest items
+    least = min(3, longest)  # in fewer items, users are alike by chance
+    runs: list[int] = []
+    starts = []
+    after: dict[tuple[Names, bool], list[int]] = defaultdict(list)  # runs by their last items: all of them, or a part?
+    for row, line in enumerate(lines):
+        if not row or line[:-1] not in (lines[row - 1], lines[row - 1][1:]):
+            starts.append(row)
+        runs.append(len(starts) - 1)
+        ends = row + 1 == len(lines) or lines[row + 1][:-1] not in (line, line[1:])
+        parts = max(1, len(line) - least + 1)
+        for start in range(
+            parts if ends else min(parts, 2)
+        ):  # past a row that is there, none goes on from those before
+            after[line[start:], start > 0].append(runs[row])
+    several = {items for items, found in after.items() if len(found) > 1}
+    user = list(range(len(starts)))
+
+    def of(run: int) -> int:
+        while user[run] != run:
+            user[run] = run = user[user[run]]
+        return run
+
+    times: Counter[tuple[Names, bool]] = Counter()
+    shortest = min(map(len, lines)) - 1
+    for run, row in enumerate(starts):
+        history = lines[row][:-1]
+        kinds = (False, True) if len(history) == longest else (False,)
+        beginnings = ((history[:length], part) for length in range(len(history), 0, -1) for part in kinds)
+        items = next((items for items in beginnings if items in after and after[items] != [run]), None)
+        if items is None:
+            joined["loose"] += len(history) > shortest
+            continue
+        times[items] += 1
+        for other in after[items]:
+            one, another = sorted((of(other), of(run)))
+            user[another] = one
+        after[items] = [run]  # the others are the same user's from here on
+    joined["rows"] += times.total()
+    joined["several"] += sum(count for items, count in times.items() if count > 1 or items in several)
+    return [of(run) for run in runs]
 
 
 def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
     """The file's rows; what cannot be used is left out and counted in `dropped`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = _parsed(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read; bring a list of LLaRA rows.") from None
     except ValueError as error:  # of JSON, of UTF-8, or a number with thousands of digits
@@ -133,6 +221,22 @@ def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
     return list(rows)
 
 
+def _parsed(text: str) -> Any:
+    """The JSON in `text`; of JSON lines, a list."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # something stands behind a whole value
+            raise
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
+
+
 def _row(fields: Any, dropped: Counter[str]) -> Row:
     """A row's history, chosen item and candidates, without empty and repeated names."""
     try:
@@ -150,7 +254,8 @@ def _row(fields: Any, dropped: Counter[str]) -> Row:
         "".join((*history, *candidates, chosen)).encode()
     except UnicodeEncodeError:
         raise ValueError("a name has half a letter, such as \\ud800; write whole ones.") from None
-    named, offered = ([item for item in names if item.strip()] for names in (history, candidates))
+    chosen = chosen.strip()
+    named, offered = ([item.strip() for item in names if item.strip()] for names in (history, candidates))
     distinct = tuple(dict.fromkeys(offered))
     if chosen not in distinct:
         raise ValueError(f"the chosen item {chosen!r} is not among the candidates; add it to itemList.")

@@ -18,15 +18,16 @@ from .by_time import LIKED, split_by_time
 _MOVED = re.compile(r"([^()]+), (The|A|An|Il|La|Le|Les|L'|Der|Die|Das|Det|O)(?= \(|\)|$)")
 
 
-def load(seed: int = 0) -> Splits:
+def load(seed: int = 0, ties: str = "file") -> Splits:
     """MovieLens-100K as splits; fetched on first use.
 
-    seed: of the negatives and of the candidates' order.
+    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`;
+    runs are recorded in the file's order.
     """
-    return read(fetch("ml-100k"), seed)
+    return read(fetch("ml-100k"), seed, ties)
 
 
-def read(folder: Path, seed: int = 0) -> Splits:
+def read(folder: Path, seed: int = 0, ties: str = "file") -> Splits:
     """The splits of the files ml-100k.inter and ml-100k.item (RecBole's format) in `folder`."""
     films = _table(folder / "ml-100k.item").sort_values("item_id", key=lambda ids: ids.astype(int))
     known = films[films["movie_title"] != "unkonwn"]  # so spelt: the one film without title, year or class
@@ -44,9 +45,10 @@ def read(folder: Path, seed: int = 0) -> Splits:
         dropped={
             "films without a title": len(films) - len(known),
             "ratings of films without a title": len(ratings) - len(rated),
-            f"ratings below {LIKED} (what they rate is no negative either)": int((~liked).sum()),
+            f"ratings below {LIKED} (what they rate counts as met)": int((~liked).sum()),
         },
         seed=seed,
+        ties=ties,
     )
 
 

@@ -25,18 +25,25 @@ OPINIONS = (
     "label", "event", "eventtype", "feedback", "like", "liked", "likes", "click", "clicked", "weight", "behavior",
     "behaviortype", "action", "actiontype", "reaction", "preference", "grade", "vote", "votes", "interaction",
 )  # fmt: skip
-MANY = 0.9  # from this share of the rows on, rows that tie in time are warned of
 
 
-def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: float | None = None) -> Splits:
+def read(
+    path: Path,
+    seed: int = 0,
+    *,
+    ties: str | None = None,
+    titles: Path | None = None,
+    liked_from: float | None = None,
+) -> Splits:
     """The splits by time of a table, see `by_time.split_by_time`; 10 million rows take about a minute and 3 GB.
 
     What cannot be used is left out and counted in the report: rows without a user, item, time or rating; duplicate
     rows; and a user's later rows of an item, of which the first counts. Names lose blanks around them. What was decided
     besides, or may be amiss, is a sentence under notes.
     Users keep their numbers if all are whole numbers, and are otherwise numbered in the order of their names.
-    seed: of the negatives and of the candidates' order. titles: a table of items' ids and titles; without it, one that
-    lies beside the interactions under a known name. liked_from: the least rating that counts as liked, on any scale.
+    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`.
+    titles: a table of items' ids and titles; without it, one that lies beside the interactions under a known name.
+    liked_from: the least rating that counts as liked, on any scale.
     Raises ValueError, in one sentence that says what is wrong, where, and what to do, if the file cannot be read, lacks
     a column, holds a time or a rating that is none, or has too few users, items or rows of a user.
     """
@@ -67,7 +74,8 @@ def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: f
         "rows without rating": unrated,
     }
 
-    # Of a user's rows of one item the earliest stays. The rest keep the file's order, which decides among equal times.
+    # Of a user's rows of one item the earliest stays, of several at that time a liked one: whatever the file's order,
+    # which the rest keep.
     rows = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
     if not len(rows):
         raise ValueError(f"{label} has no row with user, item and timestamp; bring one with rows.")
@@ -75,7 +83,7 @@ def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: f
     users, items = users.of(rows), items.of(rows)  # an item of other rows is no item
     when, who, what = times.numbers[rows], users.places[rows], items.places[rows]
     pairs = who * len(items.names) + what
-    order = np.lexsort((when, pairs))
+    order = np.lexsort((~liked[rows], when, pairs))
     again, same_time = (np.diff(of[order], prepend=np.nan) == 0 for of in (pairs, when))
     kept = np.sort(order[~again])
     when, who, what, liked = when[kept], who[kept], what[kept], liked[rows[kept]]
@@ -84,7 +92,7 @@ def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: f
         "items that appear only in rows left out": named_items - len(items.names),
         "duplicate rows": int((again & same_time).sum()),
         "later rows of the same user and item": int((again & ~same_time).sum()),
-        f"rows rated below {least:g} (what they rate is no negative either)": int((~liked).sum()),
+        f"rows rated below {least:g} (what they rate counts as met)": int((~liked).sum()),
     }
 
     names = items.names
@@ -109,9 +117,9 @@ def read(path: Path, seed: int = 0, *, titles: Path | None = None, liked_from: f
             )
         if doubtful := found.doubtful():
             notes.append(f"Kept as {column}s: {shown(doubtful)}; if that means missing, leave the cell empty.")
-    notes += [*times.notes, *_ties(who, when)]
+    notes += times.notes
     try:
-        splits = split_by_time("own", ids_of(users.names)[who], what, when, liked, names, dropped, seed)
+        splits = split_by_time("own", ids_of(users.names)[who], what, when, liked, names, dropped, seed, ties)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return replace(splits, report={**splits.report, "notes": [*splits.report["notes"], *notes]})
@@ -134,19 +142,6 @@ def _columns(table: tables.Table) -> list[str]:
             f"Every row counts as liked; if {shown(opinions)} says which are, give it as numbers in a column rating."
         )
     return notes
-
-
-def _ties(users: np.ndarray, times: np.ndarray) -> list[str]:
-    """What the report says of rows that share user and time."""
-    tied = int(pd.DataFrame({"user": users, "time": times}).duplicated(keep=False).sum())
-    if not tied:
-        return []
-    said = f"{tied:,} of {len(users):,} rows share user and time with another"
-    if tied < MANY * len(users):
-        return [f"{said}."]
-    return [
-        f"Warning: {said}, so the times do not say what came last; use finer times, or sort the rows, oldest first."
-    ]
 
 
 def example(users: int = 300, seed: int = 0) -> pd.DataFrame:

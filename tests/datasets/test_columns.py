@@ -154,20 +154,6 @@ def test_columns_of_other_kinds_hold_no_times(kind, said):
         times_of("plays", pa.chunked_array([pa.array([1, 0]).cast(kind)]))
 
 
-def test_rows_that_share_user_and_time_are_counted(table, save):
-    some = table.assign(timestamp=table["timestamp"].where(table["user"] != "user 1", 1_700_000_000))
-    count = (table["user"] == "user 1").sum()
-    assert load_dataset(save(some)).report["notes"] == [
-        f"{count} of {len(table)} rows share user and time with another."
-    ]
-    days = table.assign(timestamp="2024-01-01")
-    assert load_dataset(save(days)).report["notes"] == [
-        f"Warning: {len(table)} of {len(table)} rows share user and time with another, so the times do not say what "
-        f"came last; use finer times, or sort the rows, oldest first."
-    ]
-    assert load_dataset(save(table)).report["notes"] == []
-
-
 # ------------------------------------------------------------------------------------------------------------- ratings
 
 
@@ -197,7 +183,7 @@ def test_the_least_rating_that_counts_as_liked_can_be_given(table, save):
     plays = save(table.assign(rating=ratings))
     splits = load_dataset(plays, liked_from=70)
     assert splits == load_dataset(save(table.assign(rating=ratings / 20), "five.csv"))
-    below = "rows rated below 70 (what they rate is no negative either)"
+    below = "rows rated below 70 (what they rate counts as met)"
     assert splits.report["dropped"][below] == (ratings < 70).sum()
     assert load_dataset(plays, liked_from=60.0) == load_dataset(save(table, "plain.csv")) != splits
     with pytest.raises(

@@ -87,6 +87,21 @@ def test_a_negative_seed_is_refused():
         load_dataset("ml-100k", seed=-1)
 
 
+@pytest.mark.parametrize(
+    ("name", "ties", "message"),
+    [
+        ("ml-100k", "rows", "Unknown order of ties 'rows'. Known: file, random"),
+        ("catalog", "random", "catalog has no times, so there are no ties; leave ties out"),
+        ("lastfm", "file", "lastfm has no times"),
+        ("rows.json", "random", r"rows\.json holds rows of LLaRA, which have no times, so there are no ties"),
+    ],
+)
+def test_ties_are_for_data_with_times(tmp_path, name, ties, message):
+    (tmp_path / "rows.json").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name if name in DATASETS else tmp_path / name, ties=ties)
+
+
 def test_report_of_the_catalogue():
     assert load_dataset().report == {
         "users": 7000,

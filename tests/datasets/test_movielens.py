@@ -31,15 +31,30 @@ def test_films_in_order_of_time_from_four_stars_up(folder, monkeypatch):
         assert line.chosen == "Film, The 3"
     assert {len(line.history) for line in splits.train} == {3, 4, 5}
     assert splits.items == (*(f"Film, The {number}" for number in range(1, 29)), 'Les "Quoted" Nights')
-    rated = {f"Film, The {number}" for number in range(1, 11)}
-    assert all(not rated.intersection(line.negatives) and len(line.negatives) == 19 for line in splits.train)
+    rated = {f"Film, The {number}" for number in range(3, 11)}
+    assert all(not rated.intersection(line.negatives) and len(line.negatives) == 19 for line in splits.test)
     assert splits.report["rows"] == {"train": 12, "validation": 4, "test": 4}
     assert splits.report["dropped"] == {
         "films without a title": 1,
         "ratings of films without a title": 4,
-        "ratings below 4 (what they rate is no negative either)": 8,
+        "ratings below 4 (what they rate counts as met)": 8,
     }
     assert load_dataset("ml-100k", seed=123) is splits
+
+
+def test_the_files_order_decides_ties_unless_chance_is_to(folder):
+    path = folder / "ml-100k.inter"
+    header, *ratings = path.read_text().splitlines()
+    coarse = [f"{line[:-9]}{int(line[-9:]) // 4}" for line in ratings]  # four seconds are one time
+    path.write_text("\n".join([header, *coarse]))
+    found = movielens.read(folder)
+    assert found.report["ties"] == {"order": "file", "neighbours": 28, "tied": 20, "users": 4}
+    assert found.test[0].chosen == "Film, The 4"
+    path.write_text("\n".join([header, *coarse[::-1]]))
+    assert movielens.read(folder).test[0].chosen == "Film, The 3"
+    chance = movielens.read(folder, ties="random")
+    path.write_text("\n".join([header, *coarse]))
+    assert movielens.read(folder, ties="random") == chance != found
 
 
 def test_negatives_follow_the_seed(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minipo.datasets import load_dataset
+from minipo.datasets import describe, load_dataset
 from minipo.datasets.by_time import split_by_time
 
 
@@ -64,9 +64,12 @@ def test_ratings_from_four_up_count_as_liked_and_others_as_met(table, save):
     splits = load_dataset(save(rated))
     lines = [*splits.train, *splits.validation, *splits.test]
     assert min(item for line in lines for item in (*line.history, line.chosen)) >= "Item, 10"
-    met = table.groupby("user")["item"].agg(set)
-    assert all(not met[f"user {sorted(met.index)[line.user].split()[1]}"] & {*line.negatives} for line in lines)
-    below = splits.report["dropped"]["rows rated below 4 (what they rate is no negative either)"]
+    names, rows = sorted(set(table["user"])), rated.set_index(["user", "item"])["timestamp"]
+    for line in lines:
+        mine = rows[names[line.user]]
+        met = mine[mine <= mine[line.chosen]]
+        assert {*met.index}.intersection(line.candidates) == {line.chosen}
+    below = splits.report["dropped"]["rows rated below 4 (what they rate counts as met)"]
     assert below == (table["item"] < "Item, 10").sum() > 0
 
 
@@ -104,10 +107,19 @@ def test_rows_without_rating_are_left_out(table, save):
         assert splits == load_dataset(save(table.drop(index=3), "clean.csv"))
 
 
-def test_of_equal_times_the_files_order_counts(table, save):
-    splits = load_dataset(save(table.assign(timestamp=0)))
-    first = table[table["user"] == "user 0"]["item"].tolist()
-    assert (*splits.test[0].history, splits.test[0].chosen) == tuple(first)[-11:]
+def test_of_equal_times_chance_decides_or_the_files_order(table, save):
+    days = table.assign(timestamp=table["timestamp"] // 240, rating=4)  # of four rows each
+    splits = load_dataset(save(days))
+    assert splits.report["ties"]["order"] == "random"
+    assert "share their time: for 10 users chance" in describe(splits)
+    # A user's second rating of the moment counts if it is the better one, wherever it stands.
+    doubled = pd.concat([days, days.assign(rating=2).iloc[:20]]).sample(frac=1, random_state=2)
+    assert load_dataset(save(doubled)) == splits
+    in_order = load_dataset(save(days), ties="file")
+    mine = days[days["user"] == "user 0"].sort_values("timestamp", kind="stable")["item"]
+    assert (*in_order.test[0].history, in_order.test[0].chosen) == tuple(mine)[-11:]
+    assert load_dataset(save(days.sample(frac=1, random_state=1)), ties="file") != in_order
+    assert "the order of the rows in the file decides" in describe(in_order)
 
 
 HEADER = "user,item,timestamp\n"
