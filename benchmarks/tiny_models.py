@@ -61,9 +61,9 @@ SIZES = {
             2,
             "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads linear_num_key_heads "
             "num_global_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts "
-            "first_k_dense_replace depth num_blocks",
+            "depth num_blocks",
         ),
-        (1, "n_group topk_group num_expert_group n_groups"),
+        (1, "n_group topk_group num_expert_group n_groups n_shared_experts first_k_dense_replace num_dense_layers"),
         (
             CONTEXT,
             "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions max_source_positions "
@@ -158,6 +158,7 @@ TUNERS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
     "C3A": {"block_size": 16},
+    "SHIRA": {"r": 4},
     "TRAINABLE_TOKENS": {"token_indices": [5, 258, 259, 260]},
     "VBLORA": {"vector_length": 16},
     **dict.fromkeys(("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), VIRTUAL),
