@@ -130,10 +130,20 @@ def context_of(model: nn.Module) -> int | None:
 
 def longrope_limit(model: nn.Module) -> int | None:
     """Up to how many tokens longrope takes its short factors, for all rows of a forward alike; None without it."""
-    parameters = getattr(text_config(model), "rope_parameters", None) or {}
-    of_layers = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
-    limits = [each["original_max_position_embeddings"] for each in of_layers if each.get("rope_type") == "longrope"]
+    ropes = _ropes(model)
+    limits = [rope["original_max_position_embeddings"] for rope in ropes if rope.get("rope_type") == "longrope"]
     return min(limits, default=None)
+
+
+def remembers_lengths(model: nn.Module) -> bool:
+    """Whether the model's rotary frequencies stay as a longer row made them, until a shorter one comes."""
+    return any(rope.get("rope_type") == "dynamic" for rope in _ropes(model))
+
+
+def _ropes(model: nn.Module) -> list[dict[str, Any]]:
+    """The settings of rotary positions, of each kind of layer where they differ."""
+    parameters = getattr(text_config(model), "rope_parameters", None) or {}
+    return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:

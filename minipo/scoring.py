@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .forward import device_of, one_by_one, packed_forward
-from .model_checks import context_of, examine, longrope_limit, own_class
+from .forward import device_of, logits_of, one_by_one, packed_forward
+from .model_checks import context_of, examine, longrope_limit, own_class, remembers_lengths
 from .packing import PackedBatch, PackedGroups, TokenIds, pack_groups, pack_ids, row_tokens, sizes, unpack
 
 if TYPE_CHECKING:
@@ -223,6 +223,9 @@ def _scores(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Fl
         _warn(kind, "forward", f"{kind.__name__} scores each candidate on its own, which takes longer: {obstacle}.")
     if device_of(model).type == "cpu":
         reuse_memory()
+    if remembers_lengths(model):
+        with torch.no_grad():
+            logits_of(model, packed["input_ids"][:1, :1].to(device_of(model)))  # as short as can be: it forgets
     try:
         return packed_forward(model, packed) if obstacle is None else one_by_one(model, packed, read_end)
     except IndexError as error:  # a table of positions whose size the configuration does not say

@@ -101,6 +101,16 @@ def test_longrope_scores_each_side_of_its_limit_as_it_would_alone(name, length):
     torch.testing.assert_close(found, plain_logps(long, prompts, candidates), atol=1e-4, rtol=0)
 
 
+def test_dynamic_rope_forgets_the_longer_rows_of_earlier_calls():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = llama(max_position_embeddings=16, rope_parameters=rope)
+    prompts, candidates = ["Fox, " * 7 + "Fox"], [[" Fox", " Glass"]]  # with an answer as long as the context
+    expected = candidate_logps(model, TOKENIZER, prompts, candidates)
+    with torch.no_grad():
+        model(torch.arange(40)[None])
+    torch.testing.assert_close(candidate_logps(model, TOKENIZER, prompts, candidates), expected)
+
+
 @pytest.mark.parametrize(
     "text", [" Glass Fox Fox Fox Fox", " Iron, Lark"]
 )  # the second holds the invocation, a comma, too
