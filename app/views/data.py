@@ -162,9 +162,9 @@ def report(content: dict[str, Any], name: str | None) -> None:
             st.table(table.assign(what=table["what"].map(plain)), hide_index=True, border="horizontal")
         else:
             st.markdown("Nothing was left out.")
-        if content["notes"]:
+        if notes := content.get("notes"):  # a report of an earlier version has none
             st.subheader("Worth knowing", anchor=False)
-            st.markdown("\n".join(f"- {plain(note)}" for note in content["notes"]))
+            st.markdown("\n".join(f"- {plain(note)}" for note in notes))
     with first:
         st.subheader("The first lines of the test", anchor=False)
         lines = [(plain(history), plain(chosen)) for history, chosen in own_data.example_lines(content)]
