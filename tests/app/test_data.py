@@ -18,7 +18,7 @@ import shell  # isort: skip
 
 CSV = own.example(30).to_csv(index=False).encode()
 ROWS = [
-    {"historyList": f"a{row}::b{row}", "itemList": ["x", "y", "z", "w"], "trueSelection": "x"} for row in range(20)
+    {"historyList": f"a{row}::y", "itemList": ["x", "y", "z", "w"], "trueSelection": "x"} for row in range(20)
 ]  # fmt: skip
 
 
