@@ -49,6 +49,7 @@ ROWS = {
     "a full context": (["Fox, " * 45 + "Glass,", "Glass, Fox, " * 22 + "Fox, Fox,"], [CANDIDATES] * 2),
     "too many tokens": (["Fox, " * 52 + "Glass,"], [CANDIDATES]),
 }
+ROWS["short rows again"] = ROWS["short rows"]  # what a model keeps from longer ones changes nothing
 
 
 @torch.no_grad()
@@ -292,7 +293,7 @@ def _counts(rows: Sequence[Row]) -> str:
 
 def _line(row: Row) -> str:
     how = f"**{'; '.join(row.faults)}**" if row.faults else row.how
-    why = "; ".join(filter(None, [row.reason, row.trainer])).replace("|", "\\|")
+    why = "; ".join(filter(None, [row.reason, row.trainer and f"PreferenceTrainer: {row.trainer}"])).replace("|", "\\|")
     numbers = [row.difference if row.how not in ("refused", "not built") else None, row.training]
     cells = [row.name, row.cls] if " on " not in row.name else [row.name]
     numbers += [] if " on " not in row.name else [row.reference]

@@ -151,6 +151,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "longrope": LONGROPE,
     "bidirectional": {"use_bidirectional_attention": True},
     "bidirectional in all": {"use_bidirectional_attention": "all"},
+    "dynamic rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     "of tuples": {"return_dict": False},
 }
 VIRTUAL = {"num_virtual_tokens": 4}
@@ -158,9 +159,11 @@ TUNERS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
     "C3A": {"block_size": 16},
+    "ROAD": {"group_size": 16},
     "SHIRA": {"r": 4},
     "TRAINABLE_TOKENS": {"token_indices": [5, 258, 259, 260]},
     "VBLORA": {"vector_length": 16},
+    "WAVEFT": {"n_frequency": 256},
     **dict.fromkeys(("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), VIRTUAL),
     **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"), VIRTUAL),
 }
@@ -227,9 +230,12 @@ def adapted(name: str) -> tuple[nn.Module, peft.PeftConfig]:
     model: Any = architecture(base)
     if kind == "XLORA":  # it mixes adapters that were saved before
         model.config.use_cache = False
-        expert = tempfile.mkdtemp()
-        peft.get_peft_model(architecture(base), peft.LoraConfig(init_lora_weights=False)).save_pretrained(expert)
-        further |= {"adapters": {"0": expert, "1": expert}, "hidden_size": 64, "xlora_size": 16}
+        experts = [tempfile.mkdtemp() for _ in range(2)]
+        for seed, folder in enumerate(experts):
+            saved = architecture(base)
+            torch.manual_seed(seed)
+            peft.get_peft_model(saved, peft.LoraConfig(init_lora_weights=False)).save_pretrained(folder)
+        further |= {"adapters": dict(zip("01", experts, strict=True)), "hidden_size": 64, "xlora_size": 16}
     return model, cls(task_type="CAUSAL_LM", **noise | TUNERS.get(kind, {}) | further)
 
 
@@ -246,7 +252,7 @@ def names() -> list[str]:
             rows.append(f"{name}, causal")
         if "use_bidirectional_attention" in fields:
             rows.append(f"{name}, bidirectional{' in all' if name.startswith('gemma4') else ''}")
-    rows += ["llama, longrope", "qwen2, longrope", "phi3, longrope", "gpt2, of tuples"]
+    rows += ["llama, longrope", "qwen2, longrope", "phi3, longrope", "llama, dynamic rope", "gpt2, of tuples"]
     for base in ("gpt2", "llama"):
         for tuner in PEFT_TYPE_TO_CONFIG_MAPPING:
             rows.append(f"{tuner.value} on {base}")
