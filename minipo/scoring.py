@@ -205,6 +205,8 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
         groups = [packed_logps(model, group) for group in packed["groups"]]
         groups = [nn.functional.pad(logps, (0, width - logps.shape[1]), value=-torch.inf) for logps in groups]
         return torch.cat(groups)[packed["order"].argsort().to(groups[0].device)]
+    # What torch.compile wraps a model in does not see the hook by which the head computes only what is needed.
+    model = getattr(model, "_orig_mod", model)
     prompt_lengths = (packed["segments"] == 0).sum(1)
     counts, lengths = packed["mask"].sum(1), packed["lengths"][packed["mask"]]
     _check_context(model, *(tensor.cpu().numpy() for tensor in (prompt_lengths, counts, lengths)))

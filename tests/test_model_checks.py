@@ -123,6 +123,14 @@ def test_alora_begins_where_it_would_in_a_row_of_its_own(text):
     torch.testing.assert_close(found, plain_logps(model, candidates=candidates), atol=1e-4, rtol=0)
 
 
+def test_a_compiled_model_scores_as_the_model_does():
+    model = llama()
+    expected = candidate_logps(model, TOKENIZER, PROMPTS, CANDIDATES)
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.arange(8)[None])
+    assert torch.equal(candidate_logps(compiled, TOKENIZER, PROMPTS, CANDIDATES), expected)
+
+
 def japanese():
     return GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(vocab_size=SIZE, hidden_size=32, **SHAPE)).eval()
 
