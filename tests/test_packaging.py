@@ -75,7 +75,8 @@ def test_conda_and_pyproject_start_from_the_same_python() -> None:
 @pytest.mark.parametrize(("folder", "declared"), [("minipo", NEEDED), ("app", NEEDED), ("tests", NEEDED + DEVELOPMENT)])
 def test_what_the_code_imports_is_declared(folder: str, declared: list[Requirement]) -> None:
     providers, paths = packages_distributions(), sorted((ROOT / folder).rglob("*.py"))
-    scripts = {path.stem for path in (ROOT / "app").glob("*.py")}  # Streamlit puts their folder on the path
+    folders = ("app", "benchmarks")  # Streamlit, and a test, put them on the path
+    scripts = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
     known = sys.stdlib_module_names | {"minipo", "tests"} | scripts
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

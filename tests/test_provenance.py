@@ -277,13 +277,13 @@ def test_a_models_fingerprint_is_that_of_its_content(copied, tiny, tmp_path):
 class Later(PreferConfig):
     """The settings of a later version: one more, whose default is what runs did before it."""
 
-    ties: str = "file"
+    warmth: str = "cold"
 
 
 def test_a_setting_that_is_added_orphans_no_run(tiny):
     settings = {"dataset": "tiny", "steps": 7, "learning_rate": 1e-3}
     assert cache_folder(Later(**settings)) == cache_folder(PreferConfig(**settings))
-    assert cache_folder(Later(**settings, ties="random")) != cache_folder(PreferConfig(**settings))
+    assert cache_folder(Later(**settings, warmth="warm")) != cache_folder(PreferConfig(**settings))
 
 
 def test_other_settings_are_another_folder_and_the_same_value_is_the_same(tiny):
