@@ -4,12 +4,12 @@ A file is a JSON list of rows {"historyList": "a::b::c", "itemList": [candidates
 or has such a row on each line. In a folder, a file's name says its split: it holds "train", "val" or "test", as in
 lastfm-train.json.
 
-Rows carry no user, and a user's rows must not fall into two splits. As published, they follow each other, each history
-going on where the row before ended, so a row that goes on so is taken for the same user's. A row that does not may have
-been moved, by shuffling say: it is joined to the row, wherever it stands, whose items its history begins with: all of
-them or, where it has dropped its oldest items, the last of them, at least three. Where several rows fit, their users
-count as one. The report says how many rows were joined, how many of them so, and how many go on from rows that are not
-there.
+Rows carry no user. As published, a user's rows follow each other, each history going on where the row before ended, so
+a row that goes on so is taken for the same user's. In a file of which two splits are made, a user's rows must not fall
+into both, and a row that does not go on so may have been moved, by shuffling say. It is joined to the row, wherever
+that stands, whose items its history begins with: all of them or, where it has dropped its oldest items, the last of
+them, at least three. Where several rows fit, their users count as one. The report says how many rows were joined, how
+many of them so, and how many go on from rows that are not there.
 """
 
 import json
@@ -17,7 +17,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,14 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
     dropped: Counter[str] = Counter()
     found = {split: _rows(file, dropped) for split, file in _files(path).items()}
     _check_names(path, [row for rows in found.values() for row in rows])
+    # The file that a split is carved out of, if one is: there alone it matters that all of a user's rows are together.
+    carved = {"train", "validation", "all"} & found.keys() if len(found) < len(SPLITS) else set()
     number, joined = 0, Counter(rows=0, several=0, loose=0)
     users = {}
     for split, rows in found.items():
-        users[split] = _users(rows, number, joined)
+        lines = [(*history, chosen) for history, chosen, _ in rows]
+        runs = _runs(lines)
+        users[split] = _by_user(rows, _join(lines, runs, joined) if split in carved else runs, number)
         number += len(users[split])
 
     if "all" in users:
@@ -136,36 +140,36 @@ def _holds_names(text: str, known: Container[str]) -> bool:
     return len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts)
 
 
-def _users(rows: Sequence[Row], first: int, joined: Counter[str]) -> list[list[Interaction]]:
-    """The rows by user, numbered from `first` in the order in which users begin; what was joined counts in `joined`."""
-    user = _join([(*history, chosen) for history, chosen, _ in rows], joined)
-    number = {run: first + place for place, run in enumerate(dict.fromkeys(user))}
-    users: list[list[Interaction]] = [[] for _ in number]
-    for run, row in zip(user, rows, strict=True):
-        users[number[run] - first].append(Interaction(number[run], *row))
-    return users
+def _by_user(rows: Sequence[Row], users: Sequence[int], first: int) -> list[list[Interaction]]:
+    """The rows by user, of whom each row has one in `users`; numbered from `first` in the order in which they begin."""
+    number = {user: first + place for place, user in enumerate(dict.fromkeys(users))}
+    found: list[list[Interaction]] = [[] for _ in number]
+    for user, row in zip(users, rows, strict=True):
+        found[number[user] - first].append(Interaction(number[user], *row))
+    return found
 
 
-def _join(lines: Sequence[Names], joined: Counter[str]) -> list[int]:
-    """For each row, by its line, which is its history and then its chosen item, a number of its user.
+def _runs(lines: Sequence[Names]) -> list[int]:
+    """Which run each row is in, 0 and up; in a run, each row goes on from the one before.
 
-    That is of the first of the user's runs: rows of which each goes on from the one before.
+    lines: each row's history, then its chosen item. A history at its full length drops the oldest item.
     """
+    goes_on = [after[:-1] in (before, before[1:]) for before, after in pairwise(lines)]
+    return np.cumsum([0, *(not each for each in goes_on)]).tolist()
+
+
+def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> list[int]:
+    """For each row, the first run of the same user; what was joined counts in `joined`."""
     longest = max(map(len, lines)) - 1  # a history of that length may have dropped its oldest items
     least = min(3, longest)  # in fewer items, users are alike by chance
-    runs: list[int] = []
-    starts = []
     after: dict[tuple[Names, bool], list[int]] = defaultdict(list)  # runs by their last items: all of them, or a part?
-    for row, line in enumerate(lines):
-        if not row or line[:-1] not in (lines[row - 1], lines[row - 1][1:]):
-            starts.append(row)
-        runs.append(len(starts) - 1)
-        ends = row + 1 == len(lines) or lines[row + 1][:-1] not in (line, line[1:])
+    starts = [row for row, run in enumerate(runs) if not row or run != runs[row - 1]]
+    for row, (line, run) in enumerate(zip(lines, runs, strict=True)):
         parts = max(1, len(line) - least + 1)
-        for start in range(
-            parts if ends else min(parts, 2)
-        ):  # past a row that is there, none goes on from those before
-            after[line[start:], start > 0].append(runs[row])
+        if row + 1 < len(runs) and runs[row + 1] == run:
+            parts = min(parts, 2)  # past a row that is there, none goes on from those before it
+        for start in range(parts):
+            after[line[start:], start > 0].append(run)
     several = {items for items, found in after.items() if len(found) > 1}
     user = list(range(len(starts)))
 

@@ -212,6 +212,7 @@ def test_real_data_are_drawn_without_an_oracle_and_with_their_own_k(recorded: Pa
     levels = [note for note in titles(app) if "<br>" in note]
     assert levels == ["SFT<br>65.3 %", "more SFT<br>61.2 %"]
     assert "Means of 3 seeds" in text(app)
+    assert "Recorded on ml-100k as it was before (fingerprint 2a53be877b122b87" in text(app)
     assert "Its parts, in points against plain: selection alone" in text(app)
     assert "hardest |B|" in app.info[0].value
 

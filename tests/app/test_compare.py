@@ -131,7 +131,9 @@ def test_recorded_runs_of_other_data(recorded: Path) -> None:
     write_real(recorded)
     app = opened("compare")
     app.multiselect(key="runs").set_value(["SFT", "DPO, K = 1"]).run()
+    assert "as it was before" not in text(app)
     app.selectbox(key="data").select("MovieLens-100K").run()
+    assert "Recorded on ml-100k as it was before (fingerprint 2a53be877b122b87" in text(app)
     assert app.multiselect(key="runs").value == OPENING
     app.multiselect(key="runs").set_value(["SFT", "SmolLM2-135M: DMPO, K = 15"]).run()
     assert list(table(app)["model"]) == ["pocket-gpt2", "SmolLM2-135M"]

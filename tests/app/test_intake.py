@@ -52,9 +52,7 @@ def as_parquet(table: pd.DataFrame | pa.Table, **how: object) -> bytes:
 
 def llara(rows: int = 30, candidates: int = 4) -> list[dict[str, object]]:
     names = [f"item {number}" for number in range(candidates)]
-    return [
-        {"historyList": f"a{row}::b{row}::item 1", "itemList": names, "trueSelection": names[0]} for row in range(rows)
-    ]
+    return [{"historyList": f"a{row}::item 1", "itemList": names, "trueSelection": names[0]} for row in range(rows)]
 
 
 def zipped(content: bytes | str, method: int = zipfile.ZIP_DEFLATED, **others: bytes | str) -> bytes:
