@@ -273,8 +273,8 @@ def report(rows: Sequence[Row]) -> str:
         "- reference: the largest difference between the reference of a trainer that adds the adapter and the scores "
         "of the model without it, in nats.",
         "",
-        f"{datetime.now(UTC):%-d %B %Y}, {libraries}, float32 on a CPU. {_counts(tables[0])} "
-        f"Adapters: {_counts(tables[1])}",
+        f"{datetime.now(UTC):%-d %B %Y}, {libraries}, float32 on a CPU. {_counts(tables[0], 'architectures')} "
+        f"{_counts(tables[1], 'kinds of adapters')}",
         "",
     ]
     headers = [
@@ -286,9 +286,14 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _counts(rows: Sequence[Row]) -> str:
+def _counts(rows: Sequence[Row], what: str) -> str:
+    kinds = {row.name.split(" on ")[0].split(", ")[0] for row in rows}
     counts = Counter("wrong or failing" if row.faults else row.how for row in rows)
-    return f"{len(rows)} rows: " + ", ".join(f"{count} {how}" for how, count in counts.most_common()) + "."
+    return (
+        f"{len(kinds)} {what} in {len(rows)} rows: "
+        + ", ".join(f"{count} {how}" for how, count in counts.most_common())
+        + "."
+    )
 
 
 def _line(row: Row) -> str:

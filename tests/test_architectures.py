@@ -111,7 +111,7 @@ def test_the_table_counts_and_a_fault_is_the_exit_status(script, monkeypatch, tm
     assert ended.value.code == 1
     assert "wrong by 2.1" in capsys.readouterr().out
     written = (tmp_path / "architectures.md").read_text(encoding="utf-8")
-    assert "2 rows: 1 packed, 1 wrong or failing." in written
+    assert "2 architectures in 2 rows: 1 packed, 1 wrong or failing." in written
     assert "| llama | LlamaForCausalLM | packed |  | 1e-05 | 0 |" in written
     assert "| opt | OPTForCausalLM | **long rows: wrong by 2.1** |" in written
     assert "| LORA on gpt2 | packed |  | 0 | 0 | 0 |" in written
