@@ -20,7 +20,7 @@ MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
 VIEWER = "viewer-of-these-tests"
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
-FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "0123456789abcdef"}  # the catalogue's is the real one
+FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "2a53be877b122b87"}  # of the recorded grids
 SWITCHES = [("off", "off", "off"), ("on", "on", "on")]
 PARTS = [("on", "off"), ("off", "on"), ("random", "off"), ("hardest", "off")]
 
