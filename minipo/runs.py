@@ -160,6 +160,8 @@ class SFTConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
+        if (self.dataset, self.ties) == ("ml-100k", "file"):  # as by default, and the same runs
+            object.__setattr__(self, "ties", None)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)
         lookup("precision", self.precision, PRECISION)
@@ -214,6 +216,8 @@ class PreferConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
+        if (self.dataset, self.ties) == ("ml-100k", "file"):  # as by default, and the same runs
+            object.__setattr__(self, "ties", None)
         lookup("objective", self.objective, OBJECTIVES)
         lookup("tuning", self.tuning, TUNING)
         lookup("template", self.template, TEMPLATES)

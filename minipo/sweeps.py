@@ -79,13 +79,19 @@ def sweep(
     settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell that was
     trained before with the same settings is read from the cache, one that was cut off is resumed. out: a Parquet or CSV
     file for the table. In a script, call it under `if __name__ == "__main__":`, for the workers import the script.
-    Returns a row a run (DESIGN section 5's columns; unprefixed metrics are on the test split).
+    Returns a row a run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the unprefixed
+    metrics are on the test split.
     Raises ValueError on a setting that does not fit, before anything is trained; and what `train_all` raises.
     """
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
         raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}; give it such a name.")
-    runs = train_all(grid(**settings), workers=workers, progress=progress)
+    configs = grid(**settings)
+    runs = train_all(configs, workers=workers, progress=progress)
     table = pd.DataFrame([row(run) for run in runs])
+    cells = pd.DataFrame([asdict(config) for config in configs])
+    for name in cells.columns.difference(table.columns, sort=False):
+        if len(set(cells[name])) > 1:  # or rows could not be told apart
+            table.insert(len(table.columns) - len(RESULTS), name, cells[name])
     if out is not None:
         with whole_file(Path(out)) as draft:
             if draft.suffix == ".csv":

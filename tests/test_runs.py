@@ -841,6 +841,8 @@ def test_a_run_and_the_sft_run_it_starts_from_are_on_the_same_data(plays, tmp_pa
 
 
 def test_a_run_starts_from_an_sft_run_on_the_same_data():
+    data = {"dataset": "ml-100k", "ties": "file"}  # as by default: with the shipped SFT run
+    assert make_config(PreferConfig, data) == make_config(PreferConfig, {"dataset": "ml-100k"})
     data = {"dataset": "ml-100k", "dataset_seed": 3, "ties": "random"}
     assert start_config(make_config(PreferConfig, data)) == make_config(SFTConfig, data)
 

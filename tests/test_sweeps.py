@@ -325,6 +325,12 @@ def test_a_sweep_over_a_file_of_ones_own_and_over_tiny(tasks, plays):
     assert table["hr@1"].between(0, 1).all()
 
 
+def test_settings_that_differ_have_a_column_so_that_rows_can_be_told_apart(tasks):
+    table = sweep(**SMALL | {"negatives": 1, "batch_size": [8, 16], "progress": False})
+    assert table["batch_size"].tolist() == [8, 16]
+    assert "evaluate_every" not in table
+
+
 def test_a_table_that_cannot_be_written_leaves_the_old_one_whole(tasks, tmp_path, monkeypatch):
     out = tmp_path / "table.parquet"
     sweep(negatives=1, out=out, progress=False, **SMALL)
