@@ -20,6 +20,7 @@ from minipo.names import lookup
 # What a file of one's own may end in; text may be compressed, as .csv.gz is.
 FILES = (".csv", ".tsv", ".inter", ".dat", ".data", ".jsonl", ".json", ".parquet", ".zip")
 TITLES = (".csv", ".tsv", ".item", ".dat", ".jsonl", ".json", ".parquet")  # what a table of titles may end in
+ALMOST_ALL = 0.9  # of neighbouring liked items: with more ties than that there is a warning
 TIES = {"file": False, "random": True}  # what decides among equal times, to whether it is drawn
 
 
@@ -142,11 +143,13 @@ def describe(splits: Splits) -> str:
 def remarks(report: Mapping[str, Any]) -> dict[str, str]:
     """What a data report says of the order of rows, in words: of ties in time, of LLaRA rows that stood apart."""
     said = {}
-    if ties := report.get("ties"):
+    if (ties := report.get("ties")) and ties["tied"]:
         decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
         said["ties"] = (
             f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
             f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
+            + "; warning: with nearly all of them, the times say no order, so bring finer ones"
+            * (ties["tied"] > ALMOST_ALL * ties["neighbours"])
         )
     joined = report.get("joined", {"rows": 0, "loose": 0})
     if joined["rows"]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Shaped, UInt64
 
 from minipo.names import lookup
 
-from . import TIES, Interaction, Splits, with_report
+from . import ALMOST_ALL, TIES, Interaction, Splits, with_report
 
 HISTORY = 10  # the most items a line's history holds
 SHORTEST = 3  # the fewest
@@ -26,7 +26,6 @@ NEGATIVES = 19
 LIKED = 4  # ratings from here on, of 5, are liked
 FEWEST = SHORTEST + 3  # liked items of a user, so that each of the three splits gets a line
 MANY_TIES = 0.1  # of neighbouring liked items: with more, chance decides unless somebody says otherwise
-ALMOST_ALL = 0.9  # of them: the times say next to nothing
 LINES = 500_000  # the most lines in all; each takes about a kilobyte of memory
 
 
