@@ -271,7 +271,7 @@ def valid_ratio(
 
     What is generated may be one token longer than the longest of `items`.
     If the prompt lists the candidates, an answer is usable when it names exactly one of them, whatever else it says; if
-    not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4, and DESIGN section 2).
+    not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4).
     Prompts are shortened as in `score`. Raises ValueError if there are no users, and as `fit_prompts` does.
     """
     if not interactions:

@@ -171,7 +171,7 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class PreferConfig:
-    """One preference run, in the words of DESIGN section 5.
+    """One preference run.
 
     sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
     negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,

@@ -2,7 +2,7 @@
 
 A user has a taste over three genres and drifts slowly inside each of them, so that random negatives are mostly easy
 and a few sit right at the boundary. Because the generator is known, so is P(next item | visible history): `oracle`.
-DESIGN section 6 describes the world; `data/README.md` is its data card.
+`data/README.md` is its data card.
 """
 
 from collections.abc import Sequence
