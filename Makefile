@@ -29,6 +29,7 @@ test: .venv/installed-dev ## linter, type checker and the fast tests
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
 
 test-all: .venv/installed-dev ## every test: the fast ones, then one after the other the slow ones, a browser's too

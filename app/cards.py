@@ -10,10 +10,12 @@ import limits
 import pandas as pd
 import recorded
 import streamlit as st
+from figures.live import result_sentence
 from jobs import Job
 from shell import REMOVED, plain
 
-from minipo import evaluation, figures, runs
+from minipo.evaluation import paired_interval, ranking_metrics
+from minipo.experiments.runs import Run
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
 GONE = "This run is not on this server any more: it was removed, or its time was over."
@@ -53,7 +55,7 @@ def read(job: Job, name: str) -> Any:
 @st.cache_resource(max_entries=400, show_spinner=False)
 def _read(folder: str, name: str, time: int, size: int) -> Any:
     """Read anew only when the file has another time or size."""
-    return getattr(runs.Run(Path(folder)), name)
+    return getattr(Run(Path(folder)), name)
 
 
 def show(job: Job) -> None:
@@ -109,7 +111,7 @@ def state(job: Job) -> None:
         if not (summary := read(job, "summary")):
             raise ValueError(DAMAGED)
         recorded_runs = forms.neighbours(job.settings, summary.get("dataset_fingerprint"))
-        st.markdown(figures.result_sentence(summary, recorded_runs, gain(job)))
+        st.markdown(result_sentence(summary, recorded_runs, gain(job)))
         with st.container(horizontal=True):
             link = {"run": token}
             st.page_link("views/microscope.py", label="Microscope", icon=":material/search:", query_params=link)
@@ -152,7 +154,7 @@ def gain(job: Job) -> tuple[float, float, float] | None:
     """HR@1 of a finished run minus that of the SFT run it started from: mean and 95 % interval, paired over test users.
     None if either's ranks are not here any more, or if that SFT run is another by now."""
     try:
-        run = runs.Run(job.run)
+        run = Run(job.run)
         run.check_start()
         return _gain(str(job.run), str(Path(run.provenance["start"]).parent))
     except (ValueError, KeyError):
@@ -161,10 +163,8 @@ def gain(job: Job) -> tuple[float, float, float] | None:
 
 @st.cache_data(max_entries=200, show_spinner=False)
 def _gain(run: str, start: str) -> tuple[float, float, float]:
-    after, before = (
-        evaluation.ranking_metrics(runs.Run(Path(folder)).users["rank"].to_numpy())["hr@1"] for folder in (run, start)
-    )
-    interval = evaluation.paired_interval(after - before)
+    after, before = (ranking_metrics(Run(Path(folder)).users["rank"].to_numpy())["hr@1"] for folder in (run, start))
+    interval = paired_interval(after - before)
     return interval.mean, interval.low, interval.high
 
 

@@ -18,9 +18,11 @@ import jobs
 import limits
 import numpy as np
 import pandas as pd
+from figures import classroom
 
-from minipo import pairs, runs
-from minipo.figures import classroom
+from minipo.experiments import pairs
+from minipo.experiments.configuration import PreferConfig, make_config, splits_of
+from minipo.experiments.runs import Run
 
 LETTERS = "BCDFGHJKMNPQRSTVWXZ"  # none that is taken for another or for a digit, and no vowels: no words
 FIRST_SEED = 101  # the recorded runs have the seeds from 0: a class repeats none of them
@@ -113,7 +115,7 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
     settings: dict[str, Any] = {
         name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)
     }
-    settings["fingerprint"] = runs.splits_of(sides[0]).fingerprint
+    settings["fingerprint"] = splits_of(sides[0]).fingerprint
     code = "".join(secrets.choice(LETTERS) for _ in range(8))
     now = time.time()
     with database() as connection:
@@ -396,11 +398,11 @@ def progress(job: jobs.Job) -> float:
     """How far a pair's runs are, from 0 to 1: steps trained of all."""
     done = total = 0
     for name in ("left", "right"):
-        config = runs.make_config(runs.PreferConfig, job.settings[name])
+        config = make_config(PreferConfig, job.settings[name])
         folder = job.folder / "runs" / name
         total += config.steps
         if (folder / "config.json").is_file():
-            run = runs.Run(folder)
+            run = Run(folder)
             steps = run.metrics.get("step", pd.Series(dtype=int))
             done += config.steps if run.done else int(steps.max()) if len(steps) else 0
     return done / total

@@ -11,8 +11,12 @@ import recorded
 import streamlit as st
 from shell import WORDS
 
-from minipo import fetch, figures, files, runs
-from minipo.datasets import DATASETS
+from minipo import files
+from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments import fetch
+from minipo.experiments.configuration import PreferConfig, make_config, recipe, start_config
+from minipo.experiments.datasets.loading import DATASETS
+from minipo.experiments.runs import DATA, Run
 
 OPENING: dict[str, Any] = {
     "dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "negatives": 15, "dynamic": "on", "select": "on",
@@ -32,12 +36,12 @@ def defaults(dataset: str, model: str) -> dict[str, Any]:
 
     What the form does not ask for besides (tuning, batch, precision), the run takes from the library's recipe itself.
     """
-    settings = vars(runs.PreferConfig()) | runs.recipe("prefer", dataset, model)
+    settings = vars(PreferConfig()) | recipe("prefer", dataset, model)
     with suppress(ValueError, LookupError):
         grid = recorded.grid(recorded.WORLDS[dataset, model][0])
         settings = settings | dict(grid.rows(objective="dmpo").iloc[0])
     names = ("beta", "margin", "learning_rate", "steps", "clusters", "sft_epochs")
-    return {name: type(getattr(runs.PreferConfig, name))(settings[name]) for name in names}
+    return {name: type(getattr(PreferConfig, name))(settings[name]) for name in names}
 
 
 def fill(prefix: str, settings: Mapping[str, Any]) -> None:
@@ -77,7 +81,7 @@ def run_settings(
         )  # fmt: skip
 
     def number(name: str, label: str, low: float, high: float, step: float, help: str, **more: Any) -> Any:
-        kind = type(getattr(runs.PreferConfig, name))
+        kind = type(getattr(PreferConfig, name))
         return st.number_input(
             label, kind(low), kind(high), kind(opening[name]), kind(step), key=prefix + name, help=help, width=WIDTH,
             bind="query-params", **more,
@@ -103,7 +107,7 @@ def run_settings(
             "dataset": dataset,
             "model": model,
             "objective": choose(
-                "objective", "Objective", recorded.OBJECTIVES, figures.OBJECTIVE_LABELS.__getitem__, WORDS["objective"]
+                "objective", "Objective", recorded.OBJECTIVES, OBJECTIVE_LABELS.__getitem__, WORDS["objective"]
             ),
             "negatives": st.slider(
                 "K, negatives", 1, limits.NEGATIVES, opening["negatives"], key=prefix + "negatives", help=WORDS["K"],
@@ -139,7 +143,7 @@ def run_settings(
 
 def described(settings: Mapping[str, Any]) -> str:
     """A run's settings in a few words, for a name and a legend."""
-    parts = [figures.OBJECTIVE_LABELS[settings["objective"]]]
+    parts = [OBJECTIVE_LABELS[settings["objective"]]]
     switches = settings["select"], settings["adjust_beta"]
     if settings["dynamic"] == "on" and switches != ("off", "off"):  # with neither part it is the plain objective
         whole = {("on", "on"): "", ("on", "off"): " selection alone", ("off", "on"): " β alone"}
@@ -181,10 +185,10 @@ def lasting(seconds: float) -> str:
 def starts_at_once(settings: Mapping[str, Any]) -> bool:
     """Whether the SFT run from which a run with these settings starts has been trained."""
     with suppress(ValueError):  # its data are gone
-        wanted = runs.start_config(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
-        for folder in (*runs.DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
+        wanted = start_config(make_config(PreferConfig, jobs.with_paths(settings)))
+        for folder in (*DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
             with suppress(ValueError, OSError):  # damaged, or on other data
-                run = runs.Run(folder.parent)
+                run = Run(folder.parent)
                 if run.config == wanted and recorded.is_here(wanted.dataset):
                     if wanted.dataset in DATASETS:  # an upload never changes, and no page reads one
                         run.load_data()

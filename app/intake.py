@@ -16,11 +16,13 @@ import limits
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+from figures import own_data
 
 from minipo import files
-from minipo.datasets import Splits, delimited, load_dataset, tables
-from minipo.datasets.sources import Source, find, shown
-from minipo.figures import own_data
+from minipo.experiments.datasets import delimited, tables
+from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.datasets.sources import Source, find, shown
+from minipo.experiments.datasets.splits import Splits
 
 # What a file that is no text begins with.
 SIGNATURES = {

@@ -25,8 +25,12 @@ import limits
 import psutil
 from huey import SqliteHuey
 
-from minipo import fetch, files, pairs, runs
-from minipo.datasets import DATASETS, FILES, ending
+from minipo import files
+from minipo.experiments import fetch, pairs
+from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.datasets.loading import DATASETS
+from minipo.experiments.datasets.splits import FILES, ending
+from minipo.experiments.runs import DATA
 
 WORKER = Path(__file__).with_name("worker.py")
 ACTIVE = ("waiting", "running")
@@ -230,7 +234,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         data = find(dataset.removeprefix(OWN)) if str(dataset).startswith(OWN) else None
         if data is None or data.kind != "data" or data.state != "done":
             raise ValueError("These data are not on this server (any more): upload them again.")
-    config = runs.make_config(runs.PreferConfig, {**settings, "dataset": "catalog"})
+    config = make_config(PreferConfig, {**settings, "dataset": "catalog"})
     for name, most in (("steps", limits.STEPS), ("negatives", limits.NEGATIVES)):
         if getattr(config, name) > most:
             raise ValueError(f"{name} is {getattr(config, name):,}, and at most {most:,} are allowed here.")
@@ -441,7 +445,7 @@ def private(text: str) -> str:
     for token in re.findall(r"([\w-]+)[/\\]upload\.\w+", text):
         if (job := find(token)) is not None:
             text = text.replace(str(job.upload), job.name)
-    places = {files.home(): "minipo's folder", runs.DATA.parent: "minipo", Path(sys.prefix): "Python", Path.home(): "~"}
+    places = {files.home(): "minipo's folder", DATA.parent: "minipo", Path(sys.prefix): "Python", Path.home(): "~"}
     for path, name in places.items():
         if path != Path(path.anchor):  # a user without a home has the root of all paths for one
             text = text.replace(str(path.resolve()), name).replace(str(path), name)

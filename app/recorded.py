@@ -4,7 +4,12 @@ from typing import Any
 
 import streamlit as st
 
-from minipo import fetch, figures, files, sweeps
+from minipo import files
+from minipo.course.figures import why
+from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.course.figures.why import Mistake
+from minipo.experiments import fetch, records
+from minipo.experiments.records import Recorded, check_same_data, load_recorded
 
 OBJECTIVES = ["dpo", "dmpo", "sdpo", "mppo"]
 SELECT = {"on": "the boundary", "off": "all of them", "random": "as many, at random", "hardest": "as many, the hardest"}
@@ -16,7 +21,7 @@ MODELS = {
     "qwen2.5-0.5b": "Qwen2.5-0.5B",
 }  # fmt: skip
 # What a control, and so a link, calls a value.
-LABELS = {**figures.OBJECTIVE_LABELS, **DATASETS, **MODELS, **SELECT, "reward_win_rate": "win rate"}
+LABELS = {**OBJECTIVE_LABELS, **DATASETS, **MODELS, **SELECT, "reward_win_rate": "win rate"}
 World = tuple[str, str]  # dataset, model
 # Where the runs of a world are recorded: the grid of objectives and, if there is one, that of DynamicPO's parts.
 WORLDS: dict[World, tuple[str, ...]] = {
@@ -37,23 +42,23 @@ PARTS = [line for line in LINES if line not in ("plain", "dynamic")]
 
 
 @st.cache_resource(show_spinner=False)
-def grid(name: str) -> sweeps.Recorded:
+def grid(name: str) -> Recorded:
     """A recorded grid; what is missing or damaged raises ValueError in one sentence, and is looked for again later; so
     does a grid on other data than the first of its world, with which pages compare it."""
-    found = sweeps.load_recorded(name)
+    found = load_recorded(name)
     for first, *others in WORLDS.values():
         if name in others:
             try:
                 compared = grid(first)
             except ValueError:  # whoever asks for that one is told
                 continue
-            sweeps.check_same_data(compared, found)
+            check_same_data(compared, found)
     return found
 
 
 def is_recorded(name: str) -> bool:
     """Whether the grid is there; its JSON is written last."""
-    return (sweeps.RECORDED / name / "provenance.json").is_file()
+    return (records.RECORDED / name / "provenance.json").is_file()
 
 
 def worlds() -> list[World]:
@@ -76,18 +81,18 @@ def difference(
     left: dict[str, Any], left_grid: str, right: dict[str, Any], right_grid: str, metric: str = "hr@1"
 ) -> tuple[float, float, float]:
     """`metric` of the recorded runs `left` minus `right`: mean and 95 % interval, paired over users and seeds."""
-    interval = sweeps.difference(grid(left_grid).outcomes(metric, **left), grid(right_grid).outcomes(metric, **right))
+    interval = records.difference(grid(left_grid).outcomes(metric, **left), grid(right_grid).outcomes(metric, **right))
     return interval.mean, interval.low, interval.high
 
 
 def labelled(run: Any) -> str:
     """A recorded run in words: a row of a grid's table."""
-    label = figures.OBJECTIVE_LABELS[run["objective"]]
+    label = OBJECTIVE_LABELS[run["objective"]]
     return f"{label}{', DynamicPO' * (run['dynamic'] == 'on')}, K = {run['negatives']}, seed {run['seed']}"
 
 
 @st.cache_resource(show_spinner=False)
-def mistakes() -> list[tuple[figures.Mistake, str]]:
+def mistakes() -> list[tuple[Mistake, str]]:
     """Every recorded user with a mistake, and the run they come from: plain DMPO with many negatives first."""
     found = []
     for name in ("objectives", "parts", "settings"):
@@ -95,7 +100,7 @@ def mistakes() -> list[tuple[figures.Mistake, str]]:
             for number, path in grid(name).probes.items():
                 run = grid(name).table.to_dict("index")[number]
                 order = (run["dynamic"] == "on", run["objective"] != "dmpo", -run["negatives"])
-                found += [(order, mistake, labelled(run)) for mistake in figures.mistakes(files.read_parquet(path))]
+                found += [(order, mistake, labelled(run)) for mistake in why.mistakes(files.read_parquet(path))]
         except (ValueError, KeyError):  # a grid or a probe that cannot be read has no users to show
             continue
     return [(mistake, title) for _, mistake, title in sorted(found, key=lambda entry: entry[0])]
@@ -122,4 +127,4 @@ def probed() -> dict[str, tuple[str, int]]:
 
 def fault(error: ValueError) -> str:
     """What is wrong with a record, in words without a path of this machine."""
-    return str(error).replace(str(sweeps.RECORDED), "data/recorded")
+    return str(error).replace(str(records.RECORDED), "data/recorded")

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import recorded
 import streamlit as st
 
-from minipo import figures
+from minipo.course.figures.style import darkened
 
 PLOT = {"displayModeBar": False}
 COOKIE = "minipo_viewer"
@@ -90,7 +90,7 @@ def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
         content["layout"]["height"] = max(150, content["layout"].get("height", 400) - 18 - 20 * lines)
         st.html(f"<div class='figure-title'>{title}</div>")
     if st.context.theme.type == "dark":
-        content = figures.darkened(content)
+        content = darkened(content)
     ready = go.Figure(content, _validate=False)  # validated when it was made: again would take as long as making it
     return st.plotly_chart(ready, key=key, theme=None, config=PLOT, alt=alt, **more)
 

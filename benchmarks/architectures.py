@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import minipo
+from minipo.compatibility.architectures import disable_dropout
 from minipo.scoring import candidate_logps, pack, packed_logps
-from minipo.training import PreferenceTrainer, disable_dropout
+from minipo.trainers import PreferenceTrainer
 
 REPORT = Path(__file__).parent.parent / "docs" / "architectures.md"
 PATIENCE = 300  # seconds for a model
@@ -227,7 +228,7 @@ def reference(row: Row, base: nn.Module, adapter: peft.PeftConfig) -> None:
 def alone(name: str) -> Row:
     """`examine`, in a process of its own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minipo.training", "peft"])  # so that each process need not import them anew
+    context.set_forkserver_preload(["minipo.trainers", "peft"])  # so that each process need not import them anew
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(name, sender))
     process.start()

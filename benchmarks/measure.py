@@ -21,9 +21,10 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from minipo.datasets import Interaction, catalog
-from minipo.fetch import present
-from minipo.models import load_model
+from minipo.experiments.datasets import catalog
+from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.fetch import present
+from minipo.experiments.models import load_model
 from minipo.prompts import TEMPLATES, answer, render
 from minipo.scoring import reuse_memory
 

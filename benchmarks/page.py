@@ -18,7 +18,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from minipo.runs import versions
+from minipo.experiments.runs import versions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

@@ -30,9 +30,9 @@ from measure import (
 )
 from step import TOLERANCE, plain_logps
 
-from minipo.datasets import load_dataset
-from minipo.evaluation import score, valid_ratio
-from minipo.models import load_model
+from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.models import load_model
+from minipo.experiments.users import score, valid_ratio
 from minipo.scoring import tokenize, tokenize_answers
 
 WAYS = ("minipo", "plain", "generate")

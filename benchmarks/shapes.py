@@ -19,10 +19,10 @@ import torch
 from growth import ragged
 from measure import alone, arguments, prepare, provenance, smollm2, table, write
 
-from minipo.models import add_lora
+from minipo.compatibility.architectures import disable_dropout
+from minipo.experiments.models import add_lora
 from minipo.packing import pack_groups, padding_share
 from minipo.scoring import packed_logps
-from minipo.training import disable_dropout
 
 SIDES = ("least padding", "few shapes")
 FULL, QUICK = {"rows": 8, "steps": 100, "shown": 10}, {"rows": 2, "steps": 2, "shown": 1}

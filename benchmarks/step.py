@@ -25,13 +25,13 @@ from jaxtyping import Float
 from measure import alone, arguments, lastfm_shaped, peak_memory, prepare, provenance, smollm2, table, texts, write
 from torch import Tensor
 
-from minipo.datasets import load_dataset
+from minipo.compatibility.architectures import disable_dropout
 from minipo.dynamic import boundary, dual_margin_beta
-from minipo.models import add_lora, load_model
+from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.models import add_lora, load_model
 from minipo.packing import TokenIds, pack_groups
 from minipo.preference import preference_loss
 from minipo.scoring import packed_logps, tokenize, tokenize_answers
-from minipo.training import disable_dropout
 
 THEIRS, OURS = ("as it comes", "plain"), ("fresh", "cached")
 SIDES = THEIRS + OURS

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from minipo.models import pocket_tokenizer
+from minipo.experiments.models import pocket_tokenizer
 
 TOKENIZER = pocket_tokenizer(["Fox", "Glass", "Neon Fox", "Iron Lark Song"])
 CONTEXT, WINDOW = 96, 16

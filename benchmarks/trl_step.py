@@ -22,10 +22,10 @@ import torch
 from measure import alone, arguments, lastfm_shaped, peak_memory, prepare, provenance, smollm2, table, write
 from transformers import TrainerCallback, TrainingArguments
 
-from minipo.evaluation import preference_rows
-from minipo.models import add_lora
+from minipo.experiments.models import add_lora
+from minipo.experiments.users import preference_rows
 from minipo.scoring import packed_logps
-from minipo.training import PreferenceTrainer
+from minipo.trainers import PreferenceTrainer
 
 SIDES = {
     "TRL as it comes": {"trainer": "trl", "cached": False, "reuse": False},

@@ -19,30 +19,18 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from minipo.datasets import baselines, catalog, load_dataset
-from minipo.evaluation import ranking_metrics, ranks, score
-from minipo.figures import verdict
+from minipo.course.figures.style import verdict
+from minipo.evaluation import ranking_metrics, ranks
+from minipo.experiments.configuration import PreferConfig, SFTConfig
+from minipo.experiments.datasets import baselines, catalog
+from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.records import RECORDED, Outcomes, Recorded, difference, load_recorded, record, record_scores
+from minipo.experiments.runs import DATA, Run, cache_folder, versions
+from minipo.experiments.sweeps import grid
+from minipo.experiments.training import sft_run
+from minipo.experiments.users import score
+from minipo.experiments.workers import train_all
 from minipo.files import read_json, whole_file, write_json
-from minipo.runs import (
-    DATA,
-    PreferConfig,
-    Run,
-    SFTConfig,
-    cache_folder,
-    sft_run,
-    versions,
-)
-from minipo.sweeps import (
-    RECORDED,
-    Outcomes,
-    Recorded,
-    difference,
-    grid,
-    load_recorded,
-    record,
-    record_scores,
-    train_all,
-)
 
 SHIPPED_EPOCHS = (10, 20, 40)
 SFT_EPOCHS = (5, *SHIPPED_EPOCHS)

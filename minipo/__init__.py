@@ -3,27 +3,31 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .datasets import load_dataset
-from .dynamic import DynamicPO
-from .preference import PreferenceOutput, Push, preference_loss, preference_push
-from .runs import prefer, sft
+from minipo import moved  # noqa: F401
+from minipo.dynamic import DynamicPO
+from minipo.preference import PreferenceOutput, Push, preference_loss, preference_push
 
 if TYPE_CHECKING:
-    from .evaluation import evaluate, preference_rows
-    from .models import load_model
-    from .scoring import candidate_logps
-    from .sweeps import sweep
-    from .training import PreferenceTrainer, SFTTrainer
+    from minipo.experiments.datasets.loading import load_dataset
+    from minipo.experiments.models import load_model
+    from minipo.experiments.sweeps import sweep
+    from minipo.experiments.training import prefer, sft
+    from minipo.experiments.users import evaluate, preference_rows
+    from minipo.scoring import candidate_logps
+    from minipo.trainers import PreferenceTrainer, SFTTrainer
 
 # These bring transformers or pandas with them: imported when first asked for, so that a loss costs torch alone.
-_ROOMS = {
-    "PreferenceTrainer": "training",
-    "SFTTrainer": "training",
+_MODULES = {
+    "PreferenceTrainer": "trainers",
+    "SFTTrainer": "trainers",
     "candidate_logps": "scoring",
-    "evaluate": "evaluation",
-    "load_model": "models",
-    "preference_rows": "evaluation",
-    "sweep": "sweeps",
+    "evaluate": "experiments.users",
+    "load_dataset": "experiments.datasets.loading",
+    "load_model": "experiments.models",
+    "prefer": "experiments.training",
+    "preference_rows": "experiments.users",
+    "sft": "experiments.training",
+    "sweep": "experiments.sweeps",
 }
 
 __all__ = [
@@ -46,6 +50,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(import_module(f"minipo.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"minipo.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'minipo' has no attribute {name!r}")

@@ -1,3 +1,3 @@
-from .cli import main
+from minipo.cli import main
 
 main()

@@ -16,8 +16,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from .names import lookup
-from .runs import DATA, PreferConfig, Run, SFTConfig, arithmetic, prefer, rows_at_once, sft, sft_run
+from minipo.experiments.configuration import PreferConfig, SFTConfig, rows_at_once
+from minipo.experiments.runs import DATA, Run
+from minipo.experiments.training import arithmetic, prefer, sft, sft_run
+from minipo.names import lookup
 
 HELP = {
     "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
@@ -144,7 +146,7 @@ def _side(text: str) -> dict[str, Any]:
 
 
 def _pair(arguments: argparse.Namespace) -> None:
-    from .pairs import train_pair
+    from minipo.experiments.pairs import train_pair
 
     out = Path(arguments.out or f"pair-{arguments.seed}.json")
     left, right = _side(arguments.left), _side(arguments.right)
@@ -156,7 +158,7 @@ def _pair(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> None:
-    from .sweeps import sweep
+    from minipo.experiments.sweeps import sweep
 
     table = sweep(out=arguments.out, workers=arguments.workers, progress=not arguments.quiet, **_settings(arguments))
     shown = ["objective", "negatives", "select", "adjust_beta", "seed", "train_loss", "pair_loss", "hr@1", "sft_hr@1"]
@@ -165,7 +167,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .evaluation import evaluate, score, valid_ratio
+    from minipo.experiments.users import evaluate, score, valid_ratio
 
     run = Run(Path(arguments.run_folder))
     config, splits = run.config, run.load_data()
@@ -185,14 +187,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from .fetch import fetch
+    from minipo.experiments.fetch import fetch
 
     folders = {name: str(fetch(name, progress=not arguments.quiet)) for name in arguments.names}
     _print(arguments, folders, "\n".join(f"{name:16} {folder}" for name, folder in folders.items()))
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from .datasets import describe, load_dataset
+    from minipo.experiments.datasets.loading import load_dataset
+    from minipo.experiments.datasets.splits import describe
 
     splits = load_dataset(
         arguments.dataset,
@@ -250,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", help="the table's file, .parquet or .csv")
     command.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
 
-    from .fetch import SOURCES
+    from minipo.experiments.fetch import SOURCES
 
     command = add("fetch", _fetch, "bring models and datasets into minipo's folder (MINIPO_HOME)")
     command.add_argument("names", nargs="+", metavar="NAME", help=", ".join(SOURCES))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .packing import PackedBatch, pack_ids, unpack
+from minipo.packing import PackedBatch, pack_ids, unpack
 
 
 def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"]:

@@ -1,15 +1,45 @@
 """Preference losses on many negatives, from log-probs: an objective, with DynamicPO around it or without."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from minipo.dynamic import DynamicPO, boundary, dual_margin_beta
+from minipo.extensions import beta_dpo, mppo_by, simpo
 from minipo.names import lookup
-from minipo.objectives import OBJECTIVES, Aggregate, Objective, average, likelihood, log_ratio, pairwise_margins
+from minipo.objectives import (
+    Aggregate,
+    Candidates,
+    Counts,
+    Losses,
+    Margins,
+    Objective,
+    State,
+    Used,
+    dmpo,
+    dpo,
+    each,
+    equal_share,
+    log_ratio,
+    mean,
+    pairwise_margins,
+    sdpo,
+    share_of_the_hard,
+    soft_minimum,
+)
+
+# Objectives with settings of their own, by name, to what makes one of them.
+MAKERS: dict[str, Callable[..., Objective]] = {"mppo": mppo_by, "simpo": simpo, "beta-dpo": beta_dpo}
+
+OBJECTIVES = {
+    "dpo": Objective("dpo", dpo, each, equal_share, log_ratio, "arXiv 2305.18290", ("reference",)),
+    "dmpo": Objective("dmpo", dmpo, mean, equal_share, log_ratio, "arXiv 2405.16127", ("reference",)),
+    "sdpo": Objective("sdpo", sdpo, soft_minimum, share_of_the_hard, log_ratio, "arXiv 2406.09215", ("reference",)),
+    **{name: make() for name, make in MAKERS.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -21,13 +51,15 @@ class PreferenceOutput:
     used: (batch, negatives) bool, what entered the loss.
     beta: (batch, negatives), the strength used for each, 0 where unused.
     rewards: (batch, 1 + negatives), β ρ, or β s without a reference, with the β given; −inf where mask is False.
+    state: what an objective that remembers batches wants handed back with the next one; None for the others.
     """
 
-    losses: Float[Tensor, " batch"]
-    boundary: Bool[Tensor, "batch negatives"]
-    used: Bool[Tensor, "batch negatives"]
-    beta: Float[Tensor, "batch negatives"]
-    rewards: Float[Tensor, "batch candidates"]
+    losses: Losses
+    boundary: Used
+    used: Used
+    beta: Margins
+    rewards: Candidates
+    state: State | None = None
 
 
 @dataclass(frozen=True)
@@ -40,24 +72,25 @@ class Push:
     objective of one's own, whose parts are not known.
     """
 
-    push: Float[Tensor, "batch negatives"]
-    dilution: Float[Tensor, "batch negatives"]
-    saturation: Float[Tensor, "batch negatives"]
+    push: Margins
+    dilution: Margins
+    saturation: Margins
 
 
 def preference_loss(
     objective: str | Objective | Aggregate,
-    policy: Float[Tensor, "batch candidates"],
-    reference: Float[Tensor, "batch candidates"] | None = None,
+    policy: Candidates,
+    reference: Candidates | None = None,
     beta: float = 1.0,
-    mask: Bool[Tensor, "batch negatives"] | None = None,
-    lengths: Shaped[Tensor, "batch candidates"] | None = None,
+    mask: Used | None = None,
+    lengths: Counts | None = None,
     dynamic: DynamicPO | None = None,
+    state: State | None = None,
 ) -> PreferenceOutput:
     """The loss of each row; `.losses.mean()` is what one trains on.
 
     objective: "dpo", "dmpo", "sdpo", "mppo", or one of our extensions, "simpo" or "beta-dpo"; an `Objective`, as
-        `objectives.simpo(...)` and `objectives.beta_dpo(...)` return with settings of one's own; or a function of
+        `extensions.simpo(...)` returns with settings of one's own; or a function of
         (margins, used), both (batch, negatives), to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or
         β_k (s_w − s_k) without a reference, and 0 where unused.
     policy, reference: summed log-probs in nats, the chosen item in column 0. mppo and simpo need no reference.
@@ -65,23 +98,25 @@ def preference_loss(
     mask: False where a row has fewer negatives; whatever stands in the tensors there is not looked at.
     lengths: token counts, for mppo's average likelihood and simpo's average log-prob; the others ignore them.
     dynamic: DynamicPO's settings; None for the plain objective. beta-dpo takes none: both say which pairs count, and β.
+    state: `.state` of the batch before, for an objective that remembers batches (beta-dpo); None at first.
 
     Raises ValueError, in one sentence, for an unknown objective, shapes that do not fit, no negatives, numbers that are
     not finite, β ≤ 0, a missing reference, missing lengths, DynamicPO around beta-dpo, and a selection rule that
     returns something else than it should. Sources: `minipo.objectives`, `minipo.dynamic`.
     """
-    pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic)
-    return PreferenceOutput(_losses(pairs), pairs.boundary, pairs.used, pairs.beta, pairs.rewards)
+    pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic, state)
+    return PreferenceOutput(_losses(pairs), pairs.boundary, pairs.used, pairs.beta, pairs.rewards, pairs.state)
 
 
 def preference_push(
     objective: str | Objective | Aggregate,
-    policy: Float[Tensor, "batch candidates"],
-    reference: Float[Tensor, "batch candidates"] | None = None,
+    policy: Candidates,
+    reference: Candidates | None = None,
     beta: float = 1.0,
-    mask: Bool[Tensor, "batch negatives"] | None = None,
-    lengths: Shaped[Tensor, "batch candidates"] | None = None,
+    mask: Used | None = None,
+    lengths: Counts | None = None,
     dynamic: DynamicPO | None = None,
+    state: State | None = None,
 ) -> Push:
     """The push on each negative, by autograd through the loss, with its dilution and saturation; all detached.
 
@@ -90,7 +125,7 @@ def preference_push(
     _check_policy(policy)
     with torch.enable_grad():
         policy = policy.detach().clone().requires_grad_()
-        pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic)
+        pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic, state)
         (gradient,) = torch.autograd.grad(_losses(pairs).sum(), policy)
     margins, used = pairs.margins.detach(), pairs.used
     if pairs.objective is None:
@@ -111,6 +146,7 @@ class _Pairs:
     used: Tensor
     beta: Tensor
     rewards: Tensor
+    state: State | None
 
 
 def _pair(
@@ -121,6 +157,7 @@ def _pair(
     mask: Tensor | None,
     lengths: Tensor | None,
     dynamic: DynamicPO | None,
+    state: State | None,
 ) -> _Pairs:
     given = lookup("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
     known, aggregate = (given, given.aggregate) if isinstance(given, Objective) else (None, given)
@@ -133,22 +170,16 @@ def _pair(
     policy = _checked("policy", policy, policy, present, fill=0)
     if reference is not None:
         reference = _checked("reference", reference, policy, present, fill=0).detach()
-    value = utility = policy if reference is None else log_ratio(policy, reference)
-    if known is not None and known.utility != "log-ratio":
-        if lengths is not None:
-            lengths = _checked("lengths", lengths, policy, present, fill=1)
-        if known.utility == "likelihood":
-            utility = likelihood(policy, lengths)
-        elif lengths is not None:
-            utility = average(policy, lengths)
+    if lengths is not None and known is not None:
+        lengths = _checked("lengths", lengths, policy, present, fill=1)
+    value = policy if reference is None else log_ratio(policy, reference)
+    utility = value if known is None else known.utility(policy, reference, lengths)
 
     logps = policy.detach().masked_fill(~present, -torch.inf)
     census, used, strength = _select(logps, mask, beta, dynamic)
-    if known is not None and known.batch is not None:
+    if known is not None:
         gaps = pairwise_margins(value.detach(), torch.ones_like(strength))
-        batch = known.batch.after(gaps, mask)
-        used = batch.choose(gaps, mask)
-        strength = torch.full_like(strength, batch.beta(beta, gaps, used)).masked_fill(~used, 0)
+        used, strength, state = known.prepare(gaps, used, strength, state)
     return _Pairs(
         objective=known,
         aggregate=aggregate,
@@ -157,6 +188,7 @@ def _pair(
         used=used,
         beta=strength,
         rewards=(beta * value.detach()).masked_fill(~present, -torch.inf),
+        state=state,
     )
 
 
@@ -201,14 +233,17 @@ def _check_settings(
 ) -> None:
     if not callable(aggregate):
         raise ValueError(f"objective is {aggregate!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
-    if known is not None and known.utility == "log-ratio" and reference is None:
-        raise ValueError(f"{known.name} compares with a reference model: give reference, log-probs shaped like policy.")
-    if known is not None and known.utility == "average" and lengths is None:
-        raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
-    if known is not None and known.batch is not None and dynamic is not None:
-        raise ValueError(
-            f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
-        )
+    if known is not None:
+        if "reference" in known.needs and reference is None:
+            raise ValueError(
+                f"{known.name} compares with a reference model: give reference, log-probs shaped like policy."
+            )
+        if "lengths" in known.needs and lengths is None:
+            raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
+        if known.selects and dynamic is not None:
+            raise ValueError(
+                f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
+            )
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta is {beta}: give a finite number above 0.")
     if not (dynamic is None or isinstance(dynamic, DynamicPO)):

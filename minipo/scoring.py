@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .forward import device_of, logits_of, one_by_one, packed_forward
-from .model_checks import context_of, examine, longrope_limit, own_class, remembers_lengths
-from .packing import PackedBatch, PackedGroups, TokenIds, pack_groups, pack_ids, row_tokens, sizes, unpack
+from minipo.compatibility.architectures import context_of, examine, longrope_limit, own_class, remembers_lengths
+from minipo.forward import device_of, logits_of, one_by_one, packed_forward
+from minipo.packing import PackedBatch, PackedGroups, TokenIds, pack_groups, pack_ids, row_tokens, sizes, unpack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minipo.datasets import DATASETS, Splits, catalog
-from minipo.runs import Run, sft
+from minipo.experiments.datasets import catalog
+from minipo.experiments.datasets.loading import DATASETS
+from minipo.experiments.datasets.splits import Splits
+from minipo.experiments.runs import Run
+from minipo.experiments.training import sft
 
 TINY = {"train": 64, "validation": 32, "test": 32}  # users
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minipo.runs import DATA
+from minipo.experiments.runs import DATA
 
 FOLDER = DATA.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not (FOLDER / "measure.py").is_file(), reason="benchmarks/ is not there")

@@ -11,11 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minipo import cli, fetch, sweeps
+from minipo import cli
 from minipo.cli import main
-from minipo.datasets import load_dataset
-from minipo.runs import DATA, PreferConfig, Run, SFTConfig, cache_folder, make_config
-from minipo.sweeps import grid
+from minipo.experiments import fetch, sweeps
+from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config
+from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.records import RESULTS, SETTINGS
+from minipo.experiments.runs import DATA, Run, cache_folder
+from minipo.experiments.sweeps import grid
 
 SMALL = ["--dataset", "tiny", "--sft-epochs", "1", "--steps", "2", "--batch-size", "4", "--quiet"]
 
@@ -173,7 +176,7 @@ def test_a_number_that_is_none_is_null_in_json(capsys, tiny, tiny_sft, tmp_path)
 
 
 def test_sweep_prints_one_json_document_without_nan(capsys, monkeypatch):
-    row = dict.fromkeys([*sweeps.SETTINGS, *sweeps.RESULTS], 1) | {"hr@1": 0.1 + 0.2, "learning_rate": 1e-4}
+    row = dict.fromkeys([*SETTINGS, *RESULTS], 1) | {"hr@1": 0.1 + 0.2, "learning_rate": 1e-4}
     row |= {"boundary_share": np.nan}
     monkeypatch.setattr(sweeps, "sweep", lambda **_: pd.DataFrame([row, row | {"boundary_share": np.inf}]))
     main(["sweep", "--json"])

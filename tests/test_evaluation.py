@@ -11,23 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from tokenizers.processors import TemplateProcessing
 
-from minipo.datasets import Interaction
-from minipo.evaluation import (
-    Interval,
-    evaluate,
-    fit_prompts,
-    named,
-    pair_loss,
-    paired_interval,
-    preference_rows,
-    ranking_metrics,
-    ranks,
-    report,
-    reward_wins,
-    score,
-    valid_ratio,
-)
-from minipo.models import load_model, pocket_tokenizer
+from minipo.evaluation import Interval, pair_loss, paired_interval, ranking_metrics, ranks, report, reward_wins
+from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.models import load_model, pocket_tokenizer
+from minipo.experiments.users import evaluate, fit_prompts, named, preference_rows, score, valid_ratio
 
 # Small whole numbers, so that ties are common.
 SCORES = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=8), elements=st.integers(-3, 3))

@@ -5,20 +5,9 @@ import math
 import pytest
 import torch
 
-from minipo.objectives import (
-    OBJECTIVES,
-    BatchBeta,
-    average,
-    beta_dpo,
-    dmpo,
-    dpo,
-    likelihood,
-    log_ratio,
-    mppo,
-    pairwise_margins,
-    sdpo,
-    simpo,
-)
+from minipo.extensions import beta_dpo, mppo_by, simpo
+from minipo.objectives import average, dmpo, dpo, likelihood, log_ratio, mppo, pairwise_margins, sdpo
+from minipo.preference import OBJECTIVES
 
 
 def loss_of(z: float) -> float:
@@ -118,8 +107,16 @@ def test_no_gradient_reaches_the_reference():
 def test_likelihood_is_the_average_over_tokens_when_lengths_are_given():
     policy = torch.tensor([[-6.0, -2.0]], dtype=torch.float64)
     assert likelihood(policy).tolist()[0] == pytest.approx([math.exp(-6), math.exp(-2)])
-    averaged = likelihood(policy, torch.tensor([[3, 2]]))
+    averaged = likelihood(policy, None, torch.tensor([[3, 2]]))
     assert averaged.tolist()[0] == pytest.approx([math.exp(-2), math.exp(-1)])
+
+
+@pytest.mark.parametrize(("form", "expected"), [("token", [-2, -1]), ("answer", [-6, -2])])
+def test_mppo_has_the_papers_likelihood_and_the_releases(form, expected):
+    policy, lengths = torch.tensor([[-6.0, -2.0]], dtype=torch.float64), torch.tensor([[3, 2]])
+    assert mppo_by(form).utility(policy, None, lengths).log().tolist()[0] == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"^MPPO's likelihood_of is 'word': give token or answer\."):
+        mppo_by("word")
 
 
 # The extensions: SimPO and β-DPO with many negatives.
@@ -131,7 +128,7 @@ def test_only_the_extensions_are_marked_as_ours():
 
 def test_simpo_averages_over_tokens():
     policy = torch.tensor([[-6.0, -2.0]], dtype=torch.float64)
-    assert average(policy, torch.tensor([[3, 4]])).tolist() == [[-2.0, -0.5]]
+    assert average(policy, None, torch.tensor([[3, 4]])).tolist() == [[-2.0, -0.5]]
 
 
 @pytest.mark.parametrize("target", [-0.1, math.inf, math.nan])
@@ -166,33 +163,43 @@ def test_beta_dpo_is_the_mean_over_the_pairs_of_the_batch(margins, used):
 
 def test_the_running_gap_is_the_papers(margins, used):
     """M₀ ← m M₀ + (1 − m) mean, σ ← m σ + (1 − m) deviation, from 0 and 0, over the batch's pairs."""
-    state, mean, deviation = BatchBeta(momentum=0.7), 0.0, 0.0
+    objective, state, mean, deviation = beta_dpo(momentum=0.7), None, 0.0, 0.0
     for scale in (1.0, 3.0, -2.0):
         gaps = scale * margins
-        state = state.after(gaps, used)
+        state = objective.after(gaps, used, state)
         pairs = gaps[used].tolist()
         batch = sum(pairs) / len(pairs)
         spread = math.sqrt(sum((gap - batch) ** 2 for gap in pairs) / (len(pairs) - 1))
         mean, deviation = 0.7 * mean + 0.3 * batch, 0.7 * deviation + 0.3 * spread
-        assert state.mean == pytest.approx(mean)
-        assert state.deviation == pytest.approx(deviation)
+        assert state == pytest.approx({"mean": mean, "deviation": deviation})
     one = torch.tensor([[5.0]])
-    assert BatchBeta(momentum=0.9).after(one, torch.tensor([[True]])) == BatchBeta(mean=pytest.approx(0.5))
+    assert beta_dpo().after(one, torch.tensor([[True]]), None) == pytest.approx({"mean": 0.5, "deviation": 0})
 
 
 def test_the_batchs_beta_is_the_papers(margins, used):
-    state = BatchBeta(alpha=0.6, mean=0.4)
-    kept = sum(margins[used].tolist()) / int(used.sum())
-    assert state.beta(0.1, margins, used) == pytest.approx(0.1 * (1 + 0.6 * (kept - 0.4)))
-    assert state.beta(0.1, margins - 100, used) == 1e-3  # never 0 or below
-    assert BatchBeta(alpha=0.0).beta(0.1, margins, used) == 0.1
+    def strength(gaps, **settings):
+        kept, beta, _ = beta_dpo(keep=1, momentum=0, **settings).prepare(gaps, used, torch.full_like(gaps, 0.1), None)
+        assert torch.equal(kept, used)
+        assert (beta[~used] == 0).all()
+        return beta[used].unique().tolist()
+
+    # With momentum 0 the running mean is the batch's own, so that its β stays as it was.
+    assert strength(margins, alpha=0.6) == pytest.approx([0.1])
+    half = beta_dpo(keep=1, momentum=0.5)
+    _, beta, state = half.prepare(margins, used, torch.full_like(margins, 0.1), {"mean": 0.4, "deviation": 1.0})
+    seen = sum(margins[used].tolist()) / int(used.sum())
+    assert state["mean"] == pytest.approx((0.4 + seen) / 2)
+    assert beta[used].unique().tolist() == pytest.approx([0.1 * (1 + 0.6 * (seen - state["mean"]))])
+    _, beta, _ = half.prepare(margins - 100, used, torch.full_like(margins, 0.1), None)
+    assert beta[used].unique().tolist() == [1e-3]  # never 0 or below
+    assert strength(margins, alpha=0.0) == [0.1]
 
 
 def test_pairs_are_kept_with_the_papers_weights():
     """Without replacement, by exp(−(M − M₀)² / 2σ²): the first of two drawn, and what is left, as by hand."""
     gaps = torch.tensor([[0.0, 1.0], [3.0, 99.0]], dtype=torch.float64)
     present = torch.tensor([[True, True], [True, False]])
-    state = BatchBeta(keep=0.67, mean=0.5, deviation=1.5)
+    objective, state = beta_dpo(keep=0.67), {"mean": 0.5, "deviation": 1.5}
     weights = [math.exp(-((gap - 0.5) ** 2) / (2 * 1.5**2)) for gap in (0.0, 1.0, 3.0)]
     total = sum(weights)
     left_out = [  # two of three are kept: the one left out is neither drawn first nor second
@@ -202,7 +209,7 @@ def test_pairs_are_kept_with_the_papers_weights():
     torch.manual_seed(0)
     counts = torch.zeros(2, 2)
     for _ in range(repeats := 4000):
-        kept = state.choose(gaps, present)
+        kept = objective.choose(gaps, present, state)
         assert kept.sum() == 2
         counts += kept
     assert counts[1, 1] == 0
@@ -212,9 +219,11 @@ def test_pairs_are_kept_with_the_papers_weights():
 
 def test_how_many_pairs_are_kept(margins, used):
     for keep in (1.0, 0.8, 0.25, 1e-9):
-        kept = BatchBeta(keep=keep, deviation=1.0).choose(margins, used)
+        kept = beta_dpo(keep=keep).choose(margins, used, {"mean": 0.0, "deviation": 1.0})
         assert kept.sum() == max(1, int(keep * int(used.sum())))
         assert not (kept & ~used).any()
     # Before anything is learnt every gap is 0, and every pair as likely; and a far one underflows to no weight.
-    assert BatchBeta().choose(torch.zeros_like(margins), used).sum() == int(0.8 * int(used.sum()))
-    assert BatchBeta(deviation=1e-6).choose(margins * 1e6, used).sum() == int(0.8 * int(used.sum()))
+    assert beta_dpo().choose(torch.zeros_like(margins), used, {"mean": 0.0, "deviation": 0.0}).sum() == int(
+        0.8 * int(used.sum())
+    )
+    assert beta_dpo().choose(margins * 1e6, used, {"mean": 0.0, "deviation": 1e-6}).sum() == int(0.8 * int(used.sum()))

@@ -77,7 +77,7 @@ def test_what_the_code_imports_is_declared(folder: str, declared: list[Requireme
     providers, paths = packages_distributions(), sorted((ROOT / folder).rglob("*.py"))
     folders = ("app", "benchmarks")  # Streamlit, and a test, put them on the path
     scripts = {path.stem for folder in folders for path in (ROOT / folder).glob("*.py")}
-    known = sys.stdlib_module_names | {"minipo", "tests"} | scripts
+    known = sys.stdlib_module_names | {"minipo", "tests", "figures"} | scripts
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipo.dynamic import DynamicPO, boundary, hardest, random
-from minipo.objectives import OBJECTIVES, BatchBeta, beta_dpo, log_ratio, pairwise_margins, simpo
-from minipo.preference import preference_loss, preference_push
+from minipo.extensions import beta_dpo, simpo
+from minipo.objectives import log_ratio, pairwise_margins
+from minipo.preference import OBJECTIVES, preference_loss, preference_push
 
 CASES = json.loads((Path(__file__).parent / "data" / "objectives.json").read_text())
 NAMES = ["dpo", "dmpo", "sdpo", "mppo"]
@@ -375,7 +376,8 @@ def test_beta_dpo_takes_every_pair_of_the_batch_alike():
     kept = (ratio[:, :1] - ratio[:, 1:])[out.used]
     torch.testing.assert_close(strength, (0.3 * (1 + 0.6 * (kept.mean() - 0.1 * gaps.mean()))).view(1))
     torch.testing.assert_close(out.losses.mean(), pair_loss(strength * kept).mean())
-    assert objective.batch == BatchBeta()  # the loss is pure: whoever trains carries the state on
+    again = preference_loss(objective, junk, reference, beta=0.3, mask=mask, state=out.state)
+    assert again.state["mean"] == pytest.approx(1.9 * out.state["mean"])  # the same batch again, on the first's tenth
     torch.manual_seed(0)
     push = preference_push(objective, junk, reference, beta=0.3, mask=mask)
     torch.testing.assert_close(push.push, push.dilution * push.saturation * out.beta)

@@ -39,18 +39,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from minipo import scoring
-from minipo.model_checks import KNOWN
-from minipo.models import add_lora, pocket_tokenizer
+from minipo.compatibility.architectures import KNOWN
+from minipo.experiments.models import add_lora, pocket_tokenizer
 from minipo.packing import length_groups, pack_groups, pack_ids, padding_share
-from minipo.scoring import (
-    candidate_logps,
-    pack,
-    packed_logps,
-    reuse_memory,
-    tokenize,
-    tokenize_answers,
-    tokenize_rows,
-)
+from minipo.scoring import candidate_logps, pack, packed_logps, reuse_memory, tokenize, tokenize_answers, tokenize_rows
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Fox", "Iron Lark Song", "Redemption, The (1994)", "Glass"]
 # Prompts of different lengths; ragged K; candidates of one token, of several, and of bytes.

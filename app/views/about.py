@@ -7,10 +7,15 @@ import limits
 import pandas as pd
 import recorded
 import streamlit as st
+from figures import sources
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import evaluation, files, runs, sweeps
-from minipo.figures import OBJECTIVE_LABELS, sources
+from minipo import files
+from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.evaluation import Interval
+from minipo.experiments import records
+from minipo.experiments.records import Outcomes, Recorded, difference
+from minipo.experiments.runs import DATA
 
 PARTS = ["Numbers", "Unseen users", "Words", "Papers", "Data and limits"]
 GRIDS = [
@@ -75,7 +80,7 @@ def numbers() -> None:
     )
 
 
-def origin(name: str, grid: sweeps.Recorded) -> dict[str, Any]:
+def origin(name: str, grid: Recorded) -> dict[str, Any]:
     """A grid's row: what its provenance says."""
     made = grid.provenance
     chosen = made.get("chosen") or {}
@@ -107,14 +112,14 @@ def stamp(made: dict[str, Any]) -> dict[str, str]:
 
 def further_users() -> list[dict[str, Any]]:
     try:
-        content = files.read_json(sweeps.RECORDED / "fresh.json")
+        content = files.read_json(records.RECORDED / "fresh.json")
         held = f"the headline differences on {content['users']:,} users that played no part"
         return [{"Grid": "fresh", "Repeat it with": content["command"], "It holds": held, **stamp(content)}]
     except (ValueError, KeyError, TypeError):  # the part about unseen users says so
         return []
 
 
-def outcomes(label: str) -> sweeps.Outcomes:
+def outcomes(label: str) -> Outcomes:
     """Test users' HR@1 in the recorded runs that fresh.json calls by this name."""
     if label in ("SFT", "Markov", "oracle"):
         return recorded.grid("objectives").baseline(label.lower())
@@ -128,17 +133,17 @@ def outcomes(label: str) -> sweeps.Outcomes:
 
 
 @st.cache_data(show_spinner=False, max_entries=2)
-def headline(content: dict[str, Any]) -> list[tuple[str, str, evaluation.Interval, evaluation.Interval]]:
+def headline(content: dict[str, Any]) -> list[tuple[str, str, Interval, Interval]]:
     """Each headline difference on test users and on unseen users."""
     return [
-        (left, right, sweeps.difference(outcomes(left), outcomes(right)), found)
+        (left, right, difference(outcomes(left), outcomes(right)), found)
         for left, right, found in sources.unseen(content)
     ]
 
 
 def unseen_users() -> None:
     try:
-        content = files.read_json(sweeps.RECORDED / "fresh.json")
+        content = files.read_json(records.RECORDED / "fresh.json")
         sources.unseen(content)  # else it is damaged
         pairs = headline(content)
         users = len(recorded.grid("objectives").baselines["sft"]), content["users"]
@@ -188,7 +193,7 @@ def papers() -> None:
 def data_and_limits() -> None:
     st.subheader("Licences", anchor=False)
     try:
-        card = (runs.DATA / "README.md").read_text(encoding="utf-8")
+        card = (DATA / "README.md").read_text(encoding="utf-8")
         for part in (r"\*\*Licences\.\*\* (.+?)\n\n", r"## Licence\n\n(.+)"):
             if found := re.search(part, card, re.DOTALL):
                 st.markdown(found[1])

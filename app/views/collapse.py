@@ -7,13 +7,18 @@ import numpy as np
 import pandas as pd
 import recorded
 import streamlit as st
+from figures import collapse
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import comparison, figures, load_dataset, sweeps
-from minipo.datasets import Interaction
+from minipo import load_dataset
+from minipo.course.figures import style
+from minipo.course.figures.grid import VARIANTS, collapse_grid, collapse_sentence
+from minipo.course.figures.style import AVERAGES, OBJECTIVE_LABELS, level, verdict
 from minipo.evaluation import Interval, paired_interval
-from minipo.figures import collapse
-from minipo.runs import PreferConfig
+from minipo.experiments import comparison
+from minipo.experiments.configuration import PreferConfig
+from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.records import Recorded, difference
 
 STRENGTHS = {("catalog", "pocket-gpt2"): "strengths"}  # where other β and γ are recorded, for DMPO
 BETAS, MARGINS = (0.3, 1.0, 3.0), (2.0, 6.0, 12.0)
@@ -24,8 +29,8 @@ SETTINGS = {
     ("ml-100k", "smollm2-135m"): "ml-100k-smollm2-settings",
 }
 # Options are their own labels, as a link has them.
-OBJECTIVES = {figures.OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
-METRICS = {label: name for name, label in figures.METRICS.items()}
+OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
+METRICS = {label: name for name, label in style.METRICS.items()}
 GUESSES = [f"guess{k}" for k in range(2, 20)]
 RANKING = "What is compared. " + " ".join(f"{name}: {WORDS[name]}" for name in ("HR@1", "NDCG@5", "MRR", "win rate"))
 RANKING += " HR@5: share of users whose chosen item is among the first five."
@@ -121,13 +126,13 @@ def against_k(world: recorded.World) -> None:
     table = pd.concat(rows[line].assign(variant=line) for line in rows)
     change, repair, parts = changes(sources, rows, metric)
     levels = metric_levels(world, metric)
-    word = figures.verdict(*change[1:]) if change else ""
+    word = verdict(*change[1:]) if change else ""
     guesses = guess(controls, rows["plain"], metric) if predict else None
     hidden = guesses is not None and not st.session_state.get("revealed")
     if hidden:
         say(collapse.expect_sentence(rows["plain"], objective, metric))
     else:
-        sentence = figures.collapse_sentence(objective, table, change, repair, parts, metric)
+        sentence = collapse_sentence(objective, table, change, repair, parts, metric)
         if change is None:
             sentence += " These runs were recorded without the wins of single users, so there is no interval."
         if guesses:
@@ -135,15 +140,15 @@ def against_k(world: recorded.World) -> None:
         say(sentence)
     if missing := [line for line in lines if line not in rows]:
         at = "" if strengths == USUAL else f" at β = {strengths['beta']:g}, γ = {strengths['margin']:g}"
-        names = ", ".join(figures.VARIANTS[line][0] for line in missing)
+        names = ", ".join(VARIANTS[line][0] for line in missing)
         not_recorded(world, objective, missing[0], strengths, names + at)
     figure = grid_figure(table, objective, word, levels, metric, guesses, hidden)
-    name = figures.METRICS[metric]
+    name = style.METRICS[metric]
     draw(figure, "grid", f"Training loss{', pair_loss' * (not hidden)} and {name} against the number of negatives.")
     st.caption(figure_note(world, table, metric, "more SFT" in levels))
 
 
-grid_figure = st.cache_data(show_spinner=False, max_entries=300)(figures.collapse_grid)
+grid_figure = st.cache_data(show_spinner=False, max_entries=300)(collapse_grid)
 Source = tuple[str, dict[str, Any]]  # a grid, and the query that finds a line's runs in it
 
 
@@ -165,7 +170,7 @@ def source(world: recorded.World, line: str, objective: str, strengths: dict[str
     return None
 
 
-def drawn(sources: dict[str, Source | None]) -> list[tuple[str, sweeps.Recorded, dict[str, Any]]]:
+def drawn(sources: dict[str, Source | None]) -> list[tuple[str, Recorded, dict[str, Any]]]:
     return [(line, recorded.grid(found[0]), found[1]) for line, found in sources.items() if found]
 
 
@@ -212,7 +217,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
     """Controls for the guesses, and beside the others the switch that reveals; K to what was guessed."""
     first, *others = sorted(int(k) for k in plain_runs["negatives"].unique())
     start = float(plain_runs.loc[plain_runs["negatives"] == first, metric].mean())
-    highest, step, digits, unit = (1.0, 0.005, 3, "") if metric in figures.AVERAGES else (100.0, 0.5, 1, ", %")
+    highest, step, digits, unit = (1.0, 0.005, 3, "") if metric in AVERAGES else (100.0, 0.5, 1, ", %")
     with controls:
         shown = st.toggle("Reveal", key="revealed", bind="query-params", help="Show what the recorded runs did.")
     # What was guessed steps back once the curve is there.
@@ -220,7 +225,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
         guesses = {
             k: st.number_input(
                 f"K = {k}{unit}", 0.0, highest, round(start * highest, digits), step, f"%.{digits}f", f"guess{k}",
-                f"Your guess of {figures.METRICS[metric]} with {k} negatives. It begins where K = {first} is.",
+                f"Your guess of {style.METRICS[metric]} with {k} negatives. It begins where K = {first} is.",
                 bind="query-params", width=125, disabled=shown,
             )
             for k in others
@@ -231,7 +236,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
 def not_recorded(world: recorded.World, objective: str, line: str, strengths: dict[str, float], what: str) -> None:
     """Say in one sentence what is not recorded, and offer to train it."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.info(f"Not recorded for {figures.OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
+        st.info(f"Not recorded for {OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
         lab(world, objective, line, strengths)
 
 
@@ -242,7 +247,7 @@ def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, f
     asks = {
         "dataset": recorded.DATASETS[dataset],
         "model": recorded.MODELS[model],
-        "objective": figures.OBJECTIVE_LABELS[objective],
+        "objective": OBJECTIVE_LABELS[objective],
         "negatives": "19" if dataset == "catalog" else "15",
         "dynamic": query["dynamic"],
         **{name: f"{value:g}" for name, value in strengths.items()},
@@ -264,19 +269,19 @@ def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sf
         "users. Training losses at different K are different functions; pair_loss, over all 19 negatives of validation "
         "users, is the same for every K. "
     )
-    if metric in figures.AVERAGES:
+    if metric in AVERAGES:
         note += "A point is 0.01. "
     if metric == "reward_win_rate":
         note += "SFT has no win rate, for it is measured against SFT itself. "
     else:
         known = {"markov": "a first-order Markov chain", "popularity": "popularity", "random": "chance"}
         levels = [
-            f"{label}: {figures.level(grid.baseline(name, metric)[None].mean(), metric)}"
+            f"{label}: {level(grid.baseline(name, metric)[None].mean(), metric)}"
             for name, label in known.items()
             if name in grid.baselines
         ]
         note += "More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19. " * more_sft
-        note += f"{figures.METRICS[metric]} of {', '.join(levels)}. " * bool(levels)
+        note += f"{style.METRICS[metric]} of {', '.join(levels)}. " * bool(levels)
     note += "All runs start from one SFT checkpoint, so seeds are the preference runs' alone."
     if left := grid.provenance.get("missing"):
         note += f" Runs of this grid that are not trained yet: {left}."
@@ -307,11 +312,11 @@ def settings_maps(name: str, metric: str) -> dict[str, dict[tuple[float, float],
         for epochs, rate in cells.itertuples(index=False):
             at = {"objective": "dmpo", "sft_epochs": epochs, "learning_rate": rate}
             other = grid.outcomes(metric, **at, **right) if right else grid.baseline(sft_of(grid, epochs), metric)
-            found[label][epochs, rate] = sweeps.difference(grid.outcomes(metric, **at, **left), other)
+            found[label][epochs, rate] = difference(grid.outcomes(metric, **at, **left), other)
     return found
 
 
-def sft_of(grid: sweeps.Recorded, epochs: float) -> str:
+def sft_of(grid: Recorded, epochs: float) -> str:
     """The name of the SFT baseline of so many epochs; a grid with one SFT run calls it sft."""
     return "sft" if "sft" in grid.baselines else f"sft-{epochs:g}"
 
@@ -328,9 +333,7 @@ def where(world: recorded.World) -> None:
     maps = settings_maps(SETTINGS[world], metric)
     say(collapse.settings_sentence(maps, metric))
     epochs = sorted(grid.table["sft_epochs"].unique())
-    levels = {
-        each: f"SFT {figures.level(grid.baseline(sft_of(grid, each), metric)[None].mean(), metric)}" for each in epochs
-    }
+    levels = {each: f"SFT {level(grid.baseline(sft_of(grid, each), metric)[None].mean(), metric)}" for each in epochs}
     rows = grid.rows(objective="dmpo", negatives=1, dynamic="off")
     means = rows.pivot_table(index="sft_epochs", columns="learning_rate", values="val_hr@1")
     epoch, rate = map(int, np.unravel_index(np.argmax(means), means.shape))
@@ -345,7 +348,7 @@ def where(world: recorded.World) -> None:
             )
     seeds = rows["seed"].nunique()
     note = (
-        f"Differences in points ({'a point is 0.01, ' * (metric in figures.AVERAGES)}{seeds} seed{'s' * (seeds > 1)}, "
+        f"Differences in points ({'a point is 0.01, ' * (metric in AVERAGES)}{seeds} seed{'s' * (seeds > 1)}, "
         f"{grid.ranks.shape[1]:,} test users), with 95 % intervals paired over users and seeds; bold where zero is "
         "outside, orange worse, purple better. Framed: the setting of the recorded grids, chosen on validation users "
         "by HR@1 of DMPO at K = 1. Of twenty true zeros one would be bold by chance."

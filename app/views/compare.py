@@ -9,13 +9,16 @@ from typing import Any
 import jobs
 import pandas as pd
 import recorded
+import repeat
 import streamlit as st
+from figures.compared import compared, compared_sentence
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import comparison, figures, repeat, runs
-from minipo.comparison import METRICS, Difference, Line
+from minipo.course.figures.style import DYNAMIC_COLOUR, OBJECTIVE_COLOURS, OBJECTIVE_LABELS, in_points
 from minipo.evaluation import Interval
-from minipo.figures.compared import compared, compared_sentence
+from minipo.experiments import comparison
+from minipo.experiments.comparison import METRICS, Difference, Line
+from minipo.experiments.runs import Run
 
 KEYS = ("data", "runs", "run", "baseline", "metric", "repeat")
 # The grids of settings, beside those that recorded.WORLDS names.
@@ -109,7 +112,7 @@ def described(cell: Mapping[str, Any], usual: Mapping[str, Mapping[str, Any]]) -
         parts = ["more SFT", *apart]
     else:
         part = comparison.variant(cell)
-        parts = [figures.OBJECTIVE_LABELS[cell["objective"]], *([part] * (part != "plain"))]
+        parts = [OBJECTIVE_LABELS[cell["objective"]], *([part] * (part != "plain"))]
         parts += [f"K = {cell['negatives']}", *apart]
     begin = "" if cell["model"] == next(iter(usual), cell["model"]) else f"{recorded.MODELS[cell['model']]}: "
     return begin + ", ".join(parts)
@@ -187,7 +190,7 @@ def recorded_line(label: str, dataset: str, name: str, baseline: str | None, que
 
 @st.cache_resource(show_spinner=False, max_entries=100)
 def live_line(name: str, folder: Path, dataset: str | None, changed: int) -> Line:
-    return comparison.of_run(name, runs.Run(folder), dataset)
+    return comparison.of_run(name, Run(folder), dataset)
 
 
 @st.cache_data(show_spinner=False, max_entries=1000)
@@ -232,7 +235,7 @@ def said(name: str, value: Any) -> str:
     if pd.isna(value):
         return "–"
     words = {"dataset": recorded.DATASETS, "model": recorded.MODELS}.get(name, {})
-    words = words or ({**figures.OBJECTIVE_LABELS, "sft": "SFT"} if name == "objective" else {})
+    words = words or ({**OBJECTIVE_LABELS, "sft": "SFT"} if name == "objective" else {})
     return words.get(value, value.removeprefix("./")) if isinstance(value, str) else f"{value:g}"
 
 
@@ -254,7 +257,7 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     columns = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
     look = pd.DataFrame({"name": table["name"]})
     difference = [
-        figures.in_points(Interval(row["difference"], row["low"], row["high"]))
+        in_points(Interval(row["difference"], row["low"], row["high"]))
         if pd.notna(row["difference"])
         else row["paired_over"]
         for row in table.to_dict("records")
@@ -389,9 +392,9 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
     escaped = {plain(name): interval for name, interval in intervals.items()}
     say(compared_sentence(escaped, METRICS[metric], plain(base.name), number(metric, level)))
     colours = {
-        line.name: figures.DYNAMIC_COLOUR
+        line.name: DYNAMIC_COLOUR
         if line.settings.get("dynamic") == "on"
-        else figures.OBJECTIVE_COLOURS.get(line.settings.get("objective", "sft"))
+        else OBJECTIVE_COLOURS.get(line.settings.get("objective", "sft"))
         for line in lines
     }
     figure = compared(intervals, METRICS[metric], base.name, colours)

@@ -10,11 +10,14 @@ import jobs
 import limits
 import pandas as pd
 import streamlit as st
+from figures import own_data
 from shell import asked, draw, head, plain, say, viewer
 
-from minipo import files, runs
-from minipo.datasets import own, remarks
-from minipo.figures import own_data
+from minipo import files
+from minipo.experiments.configuration import SFTConfig
+from minipo.experiments.datasets import own
+from minipo.experiments.datasets.splits import remarks
+from minipo.experiments.runs import DATA, Run
 
 FORMAT = (
     "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count): CSV in "
@@ -177,7 +180,7 @@ def report(content: dict[str, Any], name: str | None) -> None:
 def step_seconds() -> tuple[float, str] | None:
     """How long an SFT step of a pocket model took where minipo's own was trained, and on which machine."""
     try:
-        summary = runs.Run(runs.DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
+        summary = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
         return summary["seconds"] / summary["steps"], summary["versions"]["machine"]
     except (ValueError, KeyError):
         return None
@@ -187,11 +190,11 @@ def how_long(settings: dict[str, Any], lines: int) -> str:
     """What a run with these settings does first, and how long that takes."""
     if forms.starts_at_once(settings):
         return "SFT on these data is trained already: the run starts from it."
-    steps = -(-int(settings["sft_epochs"] * lines) // runs.SFTConfig.batch_size)
+    steps = -(-int(settings["sft_epochs"] * lines) // SFTConfig.batch_size)
     epochs = settings["sft_epochs"]
     said = (
         f"These data are new, so SFT comes first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
-        f"{steps:,} steps of {runs.SFTConfig.batch_size}"
+        f"{steps:,} steps of {SFTConfig.batch_size}"
     )
     if settings["model"] == "pocket-gpt2" and (measured := step_seconds()):
         each, machine = measured

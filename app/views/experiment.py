@@ -14,10 +14,11 @@ import plotly.graph_objects as go
 import recorded
 import segno
 import streamlit as st
+from figures import classroom
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import pairs, runs
-from minipo.figures import classroom
+from minipo.experiments import pairs
+from minipo.experiments.configuration import PreferConfig, make_config
 
 SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has a seed of their own
 KEYS = ("code", "setup", "data", *(side + name for side in ("left_", "right_") for name in SIDE))
@@ -86,7 +87,7 @@ def example() -> Drawn:
     entries = pd.DataFrame(
         {"seed": seeds, "name": [f"seed {seed}" for seed in seeds], "guess": np.nan, "difference": differences.mean(1)}
     )
-    sides = [runs.make_config(runs.PreferConfig, side) for side in (LEFT, RIGHT)]
+    sides = [make_config(PreferConfig, side) for side in (LEFT, RIGHT)]
     labels = classroom.side_labels(*sides)
     intervals, colour = pairs.closing_in(differences), classroom.colour_of(sides[1])
     means = [100 * np.mean([side[seed] for seed in seeds]) for side in (left, right)]

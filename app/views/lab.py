@@ -7,10 +7,12 @@ import limits
 import plotly.graph_objects as go
 import recorded
 import streamlit as st
+from figures.live import Curves, live_runs, live_sentence
 from jobs import Job
 from shell import REMOVED, WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import figures, load_dataset
+from minipo import load_dataset
+from minipo.course.figures import style
 
 BENCH = 4
 METRICS = ["hr@1", "ndcg@5", "mrr", "reward_win_rate"]
@@ -43,10 +45,10 @@ def bench(me: str, active: bool) -> None:
     if active != any(job.active for job in here):
         st.rerun()  # of the page, which looks again every two seconds now, or no longer
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        words = [figures.METRICS[metric] for metric in METRICS]
+        words = [style.METRICS[metric] for metric in METRICS]
         metric = st.segmented_control(
             "Ranking metric", METRICS, default="hr@1", required=True, key="ranking",
-            format_func=figures.METRICS.__getitem__, bind="query-params",
+            format_func=style.METRICS.__getitem__, bind="query-params",
             help="What the lowest panel shows.\n" + "".join(f"\n- {word}: {WORDS[word]}" for word in words),
         )  # fmt: skip
         if known:
@@ -58,18 +60,18 @@ def bench(me: str, active: bool) -> None:
     for job in here:
         try:
             metrics, evaluation = cards.read(job, "metrics"), cards.read(job, "evaluation")
-            curves.append(figures.Curves(job.name, job.settings, metrics, evaluation))
+            curves.append(Curves(job.name, job.settings, metrics, evaluation))
         except ValueError:
             damaged.append(job)
     if here:
-        say(figures.live_sentence(curves, metric, [plain(curve.name) for curve in curves]))
+        say(live_sentence(curves, metric, [plain(curve.name) for curve in curves]))
     else:
         try:
             curves = example()
         except ValueError as error:
             st.warning(recorded.fault(error))
             return
-        say("Recorded, not live. " + figures.live_sentence(curves, metric))
+        say("Recorded, not live. " + live_sentence(curves, metric))
     drawn = [(curve.name, len(curve.metrics), len(curve.evaluations)) for curve in curves]
     figure = figure_of([job.token for job in here if job not in damaged], drawn, metric, curves)
     draw(figure, "lab_runs", "Training loss, pair_loss and a ranking metric over the steps.")
@@ -107,15 +109,13 @@ def put() -> None:
 
 
 @st.cache_data(max_entries=100, show_spinner=False)
-def figure_of(
-    tokens: list[str], drawn: list[tuple[str, int, int]], metric: str, _curves: list[figures.Curves]
-) -> go.Figure:
+def figure_of(tokens: list[str], drawn: list[tuple[str, int, int]], metric: str, _curves: list[Curves]) -> go.Figure:
     """Drawn anew only when a run has another name or more lines: of thirty viewers most wait."""
-    return figures.live_runs(_curves, metric)
+    return live_runs(_curves, metric)
 
 
 @st.cache_resource(show_spinner=False)
-def example() -> list[figures.Curves]:
+def example() -> list[Curves]:
     """Recorded runs, plain and under DynamicPO; ValueError if the record is missing or damaged."""
     grid = recorded.grid("objectives")
     examples = []
@@ -124,7 +124,7 @@ def example() -> list[figures.Curves]:
             lines = grid.curves[grid.curves["run"] == number]
             metrics, evaluations = (lines[lines["kind"] == kind] for kind in ("metrics", "evaluation"))
             settings = {str(name): value for name, value in run.items()}
-            examples.append(figures.Curves(recorded.labelled(run), settings, metrics, evaluations))
+            examples.append(Curves(recorded.labelled(run), settings, metrics, evaluations))
     return examples
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import jobs
 import recorded
 import streamlit as st
+from figures import microscope
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import diagnostics, figures, files, load_dataset, runs
-from minipo.figures import microscope
+from minipo import files, load_dataset
+from minipo.course import diagnostics
+from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments.runs import Run
 
 KEYS = (
     "run", "split", "among", "user", "step", "objective", "K", "rule", "adjust_beta", "beta", "gamma", "clusters",
@@ -24,7 +27,7 @@ AMONG = {
     "with mistakes": range(1, 1000),
     "without mistakes": (0,),
 }  # how many negatives are ranked above the chosen item
-OBJECTIVES = {figures.OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
+OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 RULES = {label: name for name, label in recorded.SELECT.items()}
 STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 TOKENS = {"catalog": 3.0}  # of an answer, its end included: what MPPO's average likelihood divides by
@@ -108,7 +111,7 @@ def source(run: str, split: str) -> Source:
             "Choose another run, or train it again."
         )
     seen = probe(job.run / "probe.parquet")
-    settings = asdict(runs.Run(job.run).config)
+    settings = asdict(Run(job.run).config)
     steps = f"step {seen[-1].step} of {settings['steps']}"
     told = f"Live run: {name}, {'training, ' * job.active}{steps}"
     return Source(settings, told, microscope.violations(seen[-1]), seen, training=job.active)
@@ -125,7 +128,7 @@ def loss_of(settings: dict[str, Any]) -> dict[str, Any]:
     """A run's own loss, as the controls say it."""
     off = settings["dynamic"] == "off"
     return {
-        "objective": figures.OBJECTIVE_LABELS[settings["objective"]],
+        "objective": OBJECTIVE_LABELS[settings["objective"]],
         "K": int(settings["negatives"]),
         "rule": recorded.SELECT["off" if off else settings["select"]],
         "adjust_beta": not off and settings["adjust_beta"] == "on",

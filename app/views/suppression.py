@@ -8,16 +8,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import recorded
 import streamlit as st
+from figures import suppression
 from shell import WORDS, asked, draw, head, say
 
-from minipo import DynamicPO, diagnostics, figures, files
-from minipo.figures import suppression
+from minipo import DynamicPO, files
+from minipo.course import diagnostics
+from minipo.course.figures.style import OBJECTIVE_LABELS
 
 GRID = "objectives"
 TOKENS = 3.0  # of an answer in the catalogue, its end included: what MPPO's average likelihood divides by
 OVER, AGAINST = "over training", "against K"
 ALL = "all four"
-NAMES = {figures.OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
+NAMES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 CENSUS = {"now": "boundary", "before training": "boundary_at_start"}
 KEYS = ("view", "objective", "K", "dynamic", "users", "census", "log", "seeds")
 PUSHES = {"push_boundary": "boundary", "push_discriminative": "discriminative"}

@@ -7,8 +7,18 @@ import streamlit as st
 import torch
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import DynamicPO, figures, preference_loss
-from minipo.datasets import catalog
+from minipo import DynamicPO, preference_loss
+from minipo.course.figures.why import (
+    Mistake,
+    guess_sentence,
+    loss_bars,
+    margin_line,
+    push_bars,
+    push_product,
+    push_sentence,
+    push_table,
+)
+from minipo.experiments.datasets import catalog
 
 EASY = 18  # easy negatives beside the mistake: a user has 19 negatives
 KEYS = ["easy", "boundary", "user", "mistake", "margin", "beta", "predict", "guess", "loss", "reveal"]
@@ -24,7 +34,7 @@ def ask_again() -> None:
     st.session_state["reveal"] = False
 
 
-def chosen_user() -> tuple[figures.Mistake, str, int] | None:
+def chosen_user() -> tuple[Mistake, str, int] | None:
     """The recorded user that the page is asked for, the run they come from, and how many there are."""
     number = st.session_state.get("user")
     if number is None:
@@ -119,27 +129,27 @@ def why() -> None:
             f"Validation user {user.user} after step {user.step} of a recorded run ({run}). The chosen item: "
             f"{plain(user.chosen)}. User {user_number} of {count} with one mistake."
         )
-    truth = figures.push_table(policy, reference, beta)
+    truth = push_table(policy, reference, beta)
     if hidden:  # the mistake alone
         policy, reference, names = policy[:, :2], reference[:, :2], names[:1]
     dynamic = DynamicPO(adjust_beta=False) if selected else None
-    table = figures.push_table(policy, reference, beta, dynamic) if selected or hidden else truth
+    table = push_table(policy, reference, beta, dynamic) if selected or hidden else truth
     output = preference_loss("dmpo", policy, reference, beta, dynamic=dynamic)
     guess = None
     if predicting and not hidden:
         guess = state["guess"]
-        say(figures.guess_sentence(truth, guess, state["loss"]))
+        say(guess_sentence(truth, guess, state["loss"]))
     if selected or not predicting:
-        say(figures.push_sentence(truth, table if selected else None))
-    line = figures.margin_line(output.rewards[0].numpy(), output.used[0].numpy(), names, span)
+        say(push_sentence(truth, table if selected else None))
+    line = margin_line(output.rewards[0].numpy(), output.used[0].numpy(), names, span)
     draw(line, "why_line", "One user's negatives by their margin to the chosen item.")
     left, right = st.columns([1, 2.6])
     with left:
-        draw(figures.loss_bars(table, selected), "why_loss", "Loss under three objectives.")
+        draw(loss_bars(table, selected), "why_loss", "Loss under three objectives.")
     with right:
-        bars = figures.push_bars(table, selected, guess)
+        bars = push_bars(table, selected, guess)
         draw(bars, "why_push", "Push on the mistake under three objectives, and what it lost.")
-    st.caption(f"{figures.push_product(table)} {note} {HONEST}")
+    st.caption(f"{push_product(table)} {note} {HONEST}")
 
 
 why()

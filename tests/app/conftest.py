@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
-from minipo import fetch, sweeps
+from minipo.experiments import fetch, records
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
@@ -173,7 +173,7 @@ def charts(app: AppTest) -> dict[str, Any]:
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the grids, to which the page looks; damage it before the page runs."""
-    monkeypatch.setattr(sweeps, "RECORDED", write_recorded(tmp_path / "recorded"))
+    monkeypatch.setattr(records, "RECORDED", write_recorded(tmp_path / "recorded"))
     _forget()
     yield tmp_path / "recorded"
     _forget()

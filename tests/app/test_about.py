@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from minipo.objectives import OBJECTIVES
+from minipo.preference import OBJECTIVES
 from tests.app.conftest import FINGERPRINTS, charts, opened, text
 
 pytestmark = pytest.mark.usefixtures("recorded")

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from figures import collapse
 from streamlit.testing.v1 import AppTest
 
-from minipo import load_dataset, sweeps
-from minipo.figures import collapse
+from minipo import load_dataset
+from minipo.experiments.records import load_recorded
 from tests.app.conftest import FINGERPRINTS, SWITCHES, USERS, _write, charts, opened, text, write_real
 
 pytestmark = pytest.mark.usefixtures("recorded")
@@ -168,7 +169,7 @@ def test_a_guess_comes_before_the_curve():
     app.toggle(key="revealed").set_value(True).run()
     assert "5 of 5 too high, 0 too low." in text(app)
     assert "it **collapses**" in text(app)
-    table = sweeps.load_recorded("objectives").rows(objective="dmpo", dynamic="off")
+    table = load_recorded("objectives").rows(objective="dmpo", dynamic="off")
     error = collapse.guess_error(table, dict.fromkeys((3, 5, 10, 15, 19), 90.0))
     assert f"**{error:.1f} points** off" in text(app)
     assert {"your guess", "DynamicPO"} <= set(lines(app))
@@ -284,7 +285,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_users_gained_and_lost_are_counted_and_told(users: list[int]):
     app = opened("collapse", view=USERS_VIEW)
-    recorded = sweeps.load_recorded("objectives")
+    recorded = load_recorded("objectives")
     before, after = (recorded.outcomes(objective="dmpo", dynamic="off", negatives=k)[0] == 1 for k in (1, 19))
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     assert f"**{gained} users are gained**" in text(app)
@@ -329,7 +330,7 @@ def test_the_microscope_is_offered_where_log_probs_are_recorded(recorded: Path, 
     app = opened("collapse", view=USERS_VIEW)
     assert "The microscope has test users of" in text(app)
     assert not app.get("page_link")
-    row = sweeps.load_recorded("objectives").rows(objective="dmpo", dynamic="off", negatives=19, seed=0).index[0]
+    row = load_recorded("objectives").rows(objective="dmpo", dynamic="off", negatives=19, seed=0).index[0]
     probes = recorded / "objectives" / "probes"
     (probes / f"{row}.parquet").write_bytes((probes / "110.parquet").read_bytes())
     (recorded / "objectives" / "scores").mkdir()

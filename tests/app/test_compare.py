@@ -10,9 +10,14 @@ import jobs
 import numpy as np
 import pandas as pd
 import pytest
+import repeat
 from streamlit.testing.v1 import AppTest
 
-from minipo import comparison, figures, repeat, runs, sweeps
+from minipo.course.figures.style import in_points
+from minipo.evaluation import paired_interval
+from minipo.experiments import comparison
+from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.records import RESULTS, difference, load_recorded
 from tests.app.conftest import FINGERPRINTS, USERS, VIEWER, charts, opened, text, write_real
 
 OPENING = ["DMPO, K = 1", "DMPO, K = 19", "DMPO, DynamicPO, K = 19", "SFT"]
@@ -38,12 +43,12 @@ def finished(name: str = "mine", viewer: str = "a-viewer-of-tests", users: int =
     jobs.begin()
     jobs.finish(job.token, "done", "")
     job.run.mkdir(parents=True)
-    config = asdict(runs.make_config(runs.PreferConfig, jobs.with_paths(settings)))
+    config = asdict(make_config(PreferConfig, jobs.with_paths(settings)))
     (job.run / "config.json").write_text(json.dumps(config))
     fingerprint = FINGERPRINTS.get(settings.get("dataset", "catalog"), "another")
     rank = np.where(np.arange(users) < 0.9 * users, 0, 4)
     pd.DataFrame({"user": range(users), "rank": rank, "reward_win": rank == 0}).to_parquet(job.run / "users.parquet")
-    results = dict.fromkeys(sweeps.RESULTS, 0.5) | {"hr@1": 0.9, "dataset_fingerprint": fingerprint, "status": "done"}
+    results = dict.fromkeys(RESULTS, 0.5) | {"hr@1": 0.9, "dataset_fingerprint": fingerprint, "status": "done"}
     (job.run / "summary.json").write_text(json.dumps(results))
     return job.token
 
@@ -53,14 +58,14 @@ def test_opens_with_dmpo_dynamicpo_and_sft_against_dmpo_at_k_1(recorded: Path) -
     assert app.multiselect(key="runs").value == OPENING
     assert app.selectbox(key="baseline").value == "DMPO, K = 1"
     assert labels(app) == OPENING[1:]
-    change = sweeps.difference(
-        *(sweeps.load_recorded("objectives").outcomes(objective="dmpo", dynamic="off", negatives=k) for k in (19, 1))
+    change = difference(
+        *(load_recorded("objectives").outcomes(objective="dmpo", dynamic="off", negatives=k) for k in (19, 1))
     )
     said = text(app)
-    assert f"**lower** with DMPO, K \\= 19 ({figures.in_points(change)} points)".replace("\\=", "=") in said
+    assert f"**lower** with DMPO, K \\= 19 ({in_points(change)} points)".replace("\\=", "=") in said
     assert "**higher** with DMPO, DynamicPO, K = 19" in said
     assert "300 test users" in said
-    assert table(app).loc["DMPO, K = 19", "difference"] == figures.in_points(change)
+    assert table(app).loc["DMPO, K = 19", "difference"] == in_points(change)
 
 
 def test_the_table_has_what_differs_as_columns_and_the_rest_in_words(recorded: Path) -> None:
@@ -97,10 +102,10 @@ def test_another_baseline_turns_the_difference_round(recorded: Path) -> None:
 def test_another_metric(recorded: Path, metric: str) -> None:
     app = opened("compare")
     app.segmented_control(key="metric").set_value(comparison.METRICS[metric]).run()
-    grid = sweeps.load_recorded("objectives")
+    grid = load_recorded("objectives")
     left, right = (grid.outcomes(metric, objective="dmpo", dynamic="off", negatives=k) for k in (19, 1))
     drawn = charts(app)["differences"]
-    assert drawn["data"][0]["x"][0] == pytest.approx(100 * sweeps.difference(left, right).mean)
+    assert drawn["data"][0]["x"][0] == pytest.approx(100 * difference(left, right).mean)
     assert drawn["layout"]["xaxis"]["title"]["text"] == f"difference of {comparison.METRICS[metric]}, points"
     assert f"{comparison.METRICS[metric]} is" in text(app)
 
@@ -186,9 +191,9 @@ def test_a_linked_run_is_paired_with_recorded_runs_of_its_seed(recorded: Path) -
     app = opened("compare", run=token)
     assert app.multiselect(key="own").value == [token]
     assert table(app).loc["A run", "paired_over"] == "users, seed 3"
-    recorded_ = sweeps.load_recorded("objectives").outcomes(objective="dmpo", dynamic="off", negatives=1)[3]
+    recorded_ = load_recorded("objectives").outcomes(objective="dmpo", dynamic="off", negatives=1)[3]
     live = (np.arange(USERS) < 0.9 * USERS).astype(float)
-    expected = figures.in_points(sweeps.paired_interval(live - recorded_))
+    expected = in_points(paired_interval(live - recorded_))
     assert table(app).loc["A run", "difference"] == expected
     assert list(table(app)["steps"]) == ["300", "300", "300", "–", "10"]
 
@@ -278,11 +283,11 @@ def test_csv_and_parquet_hold_the_table_and_no_formula(recorded: Path, monkeypat
     csv = pd.read_csv(io.BytesIO(files["comparison.csv"]))
     assert list(parquet["name"]) == [*OPENING, '=HYPERLINK("x")']
     assert list(csv["name"]) == [*OPENING, '\'=HYPERLINK("x")']
-    numbers = [*sweeps.RESULTS, "difference", "low", "high", "negatives", "learning_rate"]
+    numbers = [*RESULTS, "difference", "low", "high", "negatives", "learning_rate"]
     pd.testing.assert_frame_equal(csv[numbers], parquet[numbers], check_dtype=False)
     row = parquet.set_index("name").loc["DMPO, K = 19"]
-    grid = sweeps.load_recorded("objectives")
-    change = sweeps.difference(grid.outcomes(objective="dmpo", dynamic="off", negatives=19), grid.baseline("sft"))
+    grid = load_recorded("objectives")
+    change = difference(grid.outcomes(objective="dmpo", dynamic="off", negatives=19), grid.baseline("sft"))
     assert (row["difference"], row["low"], row["high"]) == pytest.approx((change.mean, change.low, change.high))
     assert row["baseline"] == "SFT"
     assert row["negatives"] == 19
@@ -301,6 +306,4 @@ def test_commands_and_notebook_hold_every_chosen_run(recorded: Path, monkeypatch
     app.segmented_control(key="repeat").set_value("notebook cell").run()
     cells = json.loads(files["comparison.ipynb"])["cells"]
     assert [cell["source"].split("\n", 1)[1] for cell in cells] == commands(app)
-    assert commands(app)[-1] == repeat.cell(
-        asdict(runs.make_config(runs.PreferConfig, {"negatives": 7, "steps": 10})), [3]
-    )
+    assert commands(app)[-1] == repeat.cell(asdict(make_config(PreferConfig, {"negatives": 7, "steps": 10})), [3])

@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from minipo import files
-from minipo.datasets import own
+from minipo.experiments.datasets import own
 from tests.app.conftest import charts, opened, text
 
 import intake  # isort: skip

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from figures import classroom
 from streamlit.testing.v1 import AppTest
 
-from minipo import load_dataset, pairs
-from minipo.datasets import DATASETS
+from minipo import load_dataset
 from minipo.evaluation import Interval
-from minipo.figures import classroom
+from minipo.experiments import pairs
+from minipo.experiments.datasets.loading import DATASETS
 from tests.app.conftest import charts, opened, text
 
 import experiments  # isort: skip

@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from minipo import files, runs
-from minipo.datasets import load_dataset, own
+from minipo import files
+from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.datasets import own
+from minipo.experiments.datasets.loading import load_dataset
 from tests.app.conftest import MAIN
 
 import intake  # isort: skip
@@ -349,7 +351,7 @@ def test_a_run_does_not_go_on_with_an_upload_that_has_changed():
     job = jobs.submit("prefer", {"dataset": jobs.OWN + data.token, "negatives": 2, "steps": 20}, "viewer", "mine")
     jobs.begin()
     jobs.stop(job.token)
-    config = runs.make_config(runs.PreferConfig, jobs.with_paths(job.settings))
+    config = make_config(PreferConfig, jobs.with_paths(job.settings))
     files.write_json(job.run / "provenance.json", {"dataset_fingerprint": before})
     files.write_json(job.run / "config.json", asdict(config))
     data.upload.write_bytes(as_csv(own.example(users=200)))

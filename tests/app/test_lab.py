@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from minipo import fetch, runs
+from minipo.experiments import configuration, fetch
+from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.runs import DATA, model_fingerprint
 from tests.app.conftest import FINGERPRINTS, charts, opened, place_fetched, text
 
 import forms  # isort: skip
@@ -29,7 +31,7 @@ def handed_in(name: str = "A run", viewer: str = "somebody", **settings: Any) ->
 def logged(job: jobs.Job, last: int = 120, hits: float = 0.7) -> None:
     """The files of a run that has come to step `last`; its last line is half written."""
     job.run.mkdir(parents=True, exist_ok=True)
-    (job.run / "config.json").write_text(json.dumps(vars(runs.PreferConfig())))
+    (job.run / "config.json").write_text(json.dumps(vars(PreferConfig())))
     lines = [{"step": step, "loss": 0.7 - step / 1000, "seconds": step / 20} for step in range(10, last + 1, 10)]
     (job.run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 130, "lo')
     ranking = {"ndcg@5": 0.8, "mrr": 0.75, "reward_win_rate": 0.5}
@@ -44,9 +46,9 @@ def finished(job: jobs.Job, hits: float = 0.662, fingerprint: str = FINGERPRINTS
     logged(job, 300)
     ranks = np.where(np.arange(2000) < 2000 * hits, 0, 3).astype(np.uint8)
     pd.DataFrame({"user": range(2000), "rank": ranks}).to_parquet(job.run / "users.parquet")
-    start = runs.DATA / "sft" / "catalog-pocket-gpt2-40" / "model"
+    start = DATA / "sft" / "catalog-pocket-gpt2-40" / "model"
     data = {"dataset_fingerprint": fingerprint}
-    made_from = {**data, "start": str(start), "start_fingerprint": runs.model_fingerprint(start)}
+    made_from = {**data, "start": str(start), "start_fingerprint": model_fingerprint(start)}
     (job.run / "provenance.json").write_text(json.dumps(made_from))
     (job.run / "summary.json").write_text(json.dumps({**data, "hr@1": hits, "sft_hr@1": 0.65}))
     jobs.finish(job.token, "done", "")
@@ -101,7 +103,7 @@ def test_training_hands_in_what_the_form_says_and_the_link_carries_it():
     job = jobs.find(token)
     assert job is not None
     assert job.name == "S-DPO, K = 5, seed 3"
-    config = runs.make_config(runs.PreferConfig, job.settings)
+    config = make_config(PreferConfig, job.settings)
     assert (config.objective, config.negatives, config.dynamic, config.steps, config.seed) == ("sdpo", 5, "off", 40, 3)
     assert (config.beta, config.learning_rate, config.evaluate_every) == (0.5, 0.001, 4)
     assert names(app) == ["S-DPO, K = 5, seed 3"]
@@ -336,7 +338,7 @@ def test_what_is_not_here_is_listed_with_the_command_that_brings_it(tmp_path: Pa
     assert app.selectbox(key="train_dataset").options == ["catalogue", "MovieLens-100K"]
     app.selectbox(key="train_dataset").set_value("ml-100k").run()
     app.selectbox(key="train_model").set_value("smollm2-135m").run()
-    recipe = runs.recipe("prefer", "ml-100k", "smollm2-135m")
+    recipe = configuration.recipe("prefer", "ml-100k", "smollm2-135m")
     assert app.number_input(key="train_learning_rate").value == recipe["learning_rate"]
     assert "A pretrained language model takes minutes on a CPU" in text(app)
     shutil.rmtree(tmp_path / "home" / "fetched")

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from minipo import files, runs, sweeps
+from minipo import files
+from minipo.experiments import records
+from minipo.experiments.configuration import PreferConfig
 from tests.app.conftest import MAIN, VIEWER, charts, opened, text
 
 OTHER = "S-DPO, K = 19, seed 0"
@@ -171,7 +173,7 @@ def test_an_unknown_run_is_told_in_one_sentence(probed):
 def test_test_users_that_were_not_recorded_are_told(probed):
     app = looked(split="test")
     assert "were not recorded" in app.warning[0].value
-    assert str(sweeps.RECORDED) not in text(app)
+    assert str(records.RECORDED) not in text(app)
 
 
 def test_mppo_needs_token_counts(probed):
@@ -201,7 +203,7 @@ def trained(probe: pd.DataFrame | None, name: str = "my run", state: str = "done
     jobs.begin()
     if probe is not None:
         job.run.mkdir(parents=True)
-        (job.run / "config.json").write_text(json.dumps(asdict(runs.PreferConfig(negatives=19))))
+        (job.run / "config.json").write_text(json.dumps(asdict(PreferConfig(negatives=19))))
         probe.to_parquet(job.run / "probe.parquet")
     if state != "running":
         jobs.finish(job.token, state, "")

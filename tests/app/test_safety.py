@@ -7,7 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from minipo import figures, files, runs
+from minipo import files
+from minipo.course.figures.style import as_text
+from minipo.experiments.configuration import PreferConfig
+from minipo.experiments.runs import DATA
 from tests.app.conftest import MAIN, charts, opened, text
 from tests.app.test_data import own_upload
 
@@ -60,7 +63,7 @@ def test_plain_parts_what_streamlit_finds_in_parsed_text(name: str):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_figure_takes_no_name_for_html(name: str):
-    assert not re.search("[<>]", figures.as_text(name))
+    assert not re.search("[<>]", as_text(name))
 
 
 def test_names_of_items_files_and_runs_are_text_on_the_page_of_an_upload():
@@ -77,7 +80,7 @@ def test_names_of_items_files_and_runs_are_text_on_the_page_of_an_upload():
 
 
 def runs_settings() -> dict[str, Any]:
-    settings = vars(runs.PreferConfig(dynamic="on"))
+    settings = vars(PreferConfig(dynamic="on"))
     return {name: value for name, value in settings.items() if name not in ("kind", "sft", "dataset")}
 
 
@@ -140,7 +143,7 @@ def test_a_cookie_that_we_did_not_write_is_replaced(cookie: str, monkeypatch: py
 
 def test_errors_name_no_path_of_this_machine():
     job = own_upload()
-    said = jobs.private(f"{job.upload}: lost; {files.home()}/x; {runs.DATA}/y")
+    said = jobs.private(f"{job.upload}: lost; {files.home()}/x; {DATA}/y")
     assert said == "plays.csv: lost; minipo's folder/x; minipo/data/y"
 
 

@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from minipo import fetch
+from minipo.experiments import fetch
 from minipo.files import home as minipo_home
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ NAMES = [
 
 # Runs behind a notebook's own cells: moves every control of every explorer, and makes every guess.
 MOVE = """
-from minipo.widgets import Choice as _Choice, Explorer as _Explorer, Numbers as _Numbers
+from minipo.course.widgets import Choice as _Choice, Explorer as _Explorer, Numbers as _Numbers
 
 def _elsewhere(control):
     if hasattr(control, "options"):
@@ -77,7 +77,7 @@ for _name, _thing in list(globals().items()):
 import json as _json
 print(_json.dumps(_moved))
 """
-# The first notebook's picture stands on its own two feet, without minipo.widgets.
+# The first notebook's picture stands on its own two feet, without minipo.course.widgets.
 MOVE_THE_FIRST_PICTURE = """
 assert easy.disabled and "First the guess" in tell()
 guess.value = "stays"

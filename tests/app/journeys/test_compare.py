@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
-from minipo import comparison, figures, sweeps
+from minipo.course.figures.style import in_points
+from minipo.experiments import comparison
+from minipo.experiments.records import RESULTS, difference, load_recorded
 from tests.app.journeys.conftest import settled
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -60,10 +62,10 @@ def test_choose_runs_change_the_baseline_and_take_the_table_home(visit: Visit, p
     expect(page.get_by_text("S-DPO, K = 19, seed 3 (")).to_be_visible()
     page.get_by_role("combobox", name="Baseline").click()
     page.get_by_role("option", name="SFT", exact=True).click()
-    grid = sweeps.load_recorded("objectives")
-    change = sweeps.difference(grid.outcomes(objective="dmpo", dynamic="off", negatives=19), grid.baseline("sft"))
+    grid = load_recorded("objectives")
+    change = difference(grid.outcomes(objective="dmpo", dynamic="off", negatives=19), grid.baseline("sft"))
     sentence = page.get_by_text("Against SFT (")
-    expect(sentence).to_contain_text(f"DMPO, K = 19 ({figures.in_points(change)} points)")
+    expect(sentence).to_contain_text(f"DMPO, K = 19 ({in_points(change)} points)")
     assert "baseline=SFT" in page.url
 
     csv = pd.read_csv(io.BytesIO(taken(page, "CSV"))).set_index("name")
@@ -75,7 +77,7 @@ def test_choose_runs_change_the_baseline_and_take_the_table_home(visit: Visit, p
         assert (row["difference"], row["low"], row["high"]) == pytest.approx((change.mean, change.low, change.high))
         assert (row["baseline"], row["metric"], row["negatives"]) == ("SFT", "hr@1", 19)
         assert table.loc[names[-1], "paired_over"] == "users, seed 3"
-        assert {*comparison.COMPARED, *sweeps.RESULTS} <= {*table.columns}
+        assert {*comparison.COMPARED, *RESULTS} <= {*table.columns}
     assert b"minipo sweep --dataset catalog" in taken(page, "Commands")
     assert b"minipo.sweep(" in taken(page, "Notebook")
 

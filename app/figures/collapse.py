@@ -1,0 +1,171 @@
+"""The page Collapse: guesses before the reveal, settings as a panel, and users one by one."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from minipo.course.figures.collapse import _cell, _title
+from minipo.course.figures.grid import loss_motion
+from minipo.course.figures.style import (
+    AVERAGES,
+    DILUTION_COLOUR,
+    FAINT,
+    INK,
+    METRICS,
+    OBJECTIVE_LABELS,
+    TEMPLATE,
+    level,
+    points,
+)
+from minipo.evaluation import Interval, Scores
+
+
+def expect_sentence(table: pd.DataFrame, objective: str, metric: str = "hr@1") -> str:
+    """What is known before a guess, in Markdown: the training loss at every K, and the metric at the smallest K alone.
+
+    table: one objective's plain runs, with `negatives`, `train_loss` and `metric`, a key of METRICS.
+    """
+    first, last = table["negatives"].min(), table["negatives"].max()
+    start = table.loc[table["negatives"] == first, metric].mean()
+    return (
+        f"From K = {first} to {last}, {OBJECTIVE_LABELS[objective]}'s training loss {loss_motion(table)}. Its "
+        f"{METRICS[metric]} is {level(start, metric)} at K = {first}. **What will it be with more negatives?**"
+    )
+
+
+def guess_error(table: pd.DataFrame, guesses: Mapping[int, float], metric: str = "hr@1") -> float:
+    """The mean absolute error of guesses in points, hundredths of the metric.
+
+    table: one objective's plain runs. guesses: K to per cent, or to the metric itself where it is no share of users.
+    Raises ValueError if there is no run at one of these K.
+    """
+    means = table.groupby("negatives")[metric].mean()
+    if missing := [k for k in guesses if k not in means]:
+        raise ValueError(f"There is no run at K = {missing[0]}; guess for one of {', '.join(map(str, means.index))}.")
+    unit = 1 if metric in AVERAGES else 100
+    return 100 * float(np.mean([abs(guess / unit - means[k]) for k, guess in guesses.items()]))
+
+
+def guess_sentence(table: pd.DataFrame, guesses: Mapping[int, float], metric: str = "hr@1") -> str:
+    """How far guesses were from the recorded means, in Markdown; arguments and raises as `guess_error`'s."""
+    means, unit = table.groupby("negatives")[metric].mean(), 1 if metric in AVERAGES else 100
+    error = guess_error(table, guesses, metric)
+    sides = [round(guess / unit - means[k], 4) for k, guess in guesses.items()]
+    high, low = (sum(sign * side > 0 for side in sides) for sign in (1, -1))
+    return f"Your guesses were **{error:.1f} points** off on average: {high} of {len(guesses)} too high, {low} too low."
+
+
+def settings_panel(
+    name: str,
+    cells: Mapping[tuple[float, float], Interval],
+    levels: Mapping[float, str] | None = None,
+    chosen: tuple[float, float] | None = None,
+) -> go.Figure:
+    """One comparison by epochs of SFT (rows) and learning rate (columns); bold: the 95 % interval leaves zero out.
+
+    cells: (epochs, learning rate) to the difference of a metric, in the same colours as `settings_map`. levels: what to
+    write beside a row's epochs. chosen: the cell to frame.
+    """
+    epochs, rates = sorted({epoch for epoch, _ in cells}), sorted({rate for _, rate in cells})
+    places = [(row, column) for row in epochs for column in rates if (row, column) in cells]
+    rows = {row: f"{row:g} epoch{'s' * (row != 1)}" + (f"<br>{levels[row]}" if levels else "") for row in epochs}
+    figure = go.Figure(layout={"template": TEMPLATE, "height": 112 + 62 * len(epochs), "margin": {"t": 40}})
+    figure.add_heatmap(
+        x=[f"{rate:g}" for rate in rates],
+        y=list(rows.values()),
+        z=[[100 * cells[row, rate].mean if (row, rate) in cells else None for rate in rates] for row in epochs],
+        text=[[_cell(cells[row, rate]) if (row, rate) in cells else "" for rate in rates] for row in epochs],
+        texttemplate="%{text}", textfont={"size": 13, "color": INK}, hoverinfo="text",
+        colorscale="PuOr", zmid=0, zmin=-6, zmax=6, showscale=False, xgap=3, ygap=3,
+    )  # fmt: skip
+    if chosen in places:
+        x, y = rates.index(chosen[1]), epochs.index(chosen[0])
+        edges = {"x0": x - 0.49, "x1": x + 0.49, "y0": y - 0.48, "y1": y + 0.48}
+        figure.add_shape(type="rect", **edges, line={"color": INK, "width": 3})
+    figure.update_layout(title=_title(name))
+    figure.update_xaxes(title_text="learning rate", type="category", showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
+    return figure
+
+
+def settings_sentence(maps: Mapping[str, Mapping[tuple[float, float], Interval]], metric: str = "hr@1") -> str:
+    """In how many settings each comparison is below and above zero, in Markdown.
+
+    maps: what is compared, to (epochs, learning rate) to the difference of `metric`.
+    """
+    told = []
+    for name, cells in maps.items():
+        low, high = sum(cell.high < 0 for cell in cells.values()), sum(cell.low > 0 for cell in cells.values())
+        told.append(f"{name} is **below zero in {low}** of {len(cells)} settings and **above in {high}**")
+    return f"{METRICS[metric]}: {'; '.join(told)}."
+
+
+# ------------------------------------------------------------------------------------------ users gained, users lost
+
+# Users by whether their chosen item is first before and after: label, colour, size. As in the settings' map, orange is
+# worse and purple better; the many that stay are neutral.
+GROUPS = {
+    (True, True): ("right in both", FAINT),
+    (False, True): ("gained", "#7A5195"),
+    (True, False): ("lost", "#E66101"),
+    (False, False): ("wrong in both", DILUTION_COLOUR),
+}
+USERS_ACROSS = 50
+
+
+def user_groups(before: Scores, after: Scores) -> dict[str, np.ndarray]:
+    """Positions of the users in each of GROUPS, in their order. before, after: ranks of the chosen item (users,)."""
+    first, then = np.asarray(before) == 0, np.asarray(after) == 0
+    return {label: np.flatnonzero((first == was) & (then == becomes)) for (was, becomes), (label, _) in GROUPS.items()}
+
+
+def user_grid(
+    users: Sequence[int], before: Scores, after: Scores, labels: tuple[str, str], shown: int | None = None
+) -> go.Figure:
+    """Every test user as a square, by whether the chosen item is first before, after, in both or in neither.
+
+    users: their numbers. before, after: ranks of the chosen item (users,), 0 is best; labels: what ranked them. A
+    square's `customdata` is the user's number. shown: the user to ring.
+    """
+    before, after, numbers = np.asarray(before), np.asarray(after), np.asarray(users)
+    groups = user_groups(before, after)
+    across = min(USERS_ACROSS, max(1, int(np.ceil(np.sqrt(1.25 * len(numbers))))))
+    place, down = np.empty(len(numbers), dtype=int), 0
+    for inside in groups.values():  # each begins a row
+        place[inside] = down * across + np.arange(len(inside))
+        down += -(-len(inside) // across)
+    figure = go.Figure(layout={"template": TEMPLATE, "height": 62 + 9 * down})
+    for (label, colour), inside in zip(GROUPS.values(), groups.values(), strict=True):
+        figure.add_scatter(
+            x=place[inside] % across, y=place[inside] // across, mode="markers", name=f"{label}: {len(inside):,}",
+            marker={"symbol": "square", "size": 6, "color": colour}, customdata=numbers[inside],
+            text=[f"place {1 + a} → {1 + b}" for a, b in zip(before[inside], after[inside], strict=True)],
+            hovertemplate="user %{customdata}: %{text}<extra></extra>",
+            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+        )  # fmt: skip
+    if shown is not None and shown in numbers:
+        at = place[np.flatnonzero(numbers == shown)[0]]
+        figure.add_scatter(
+            x=[at % across], y=[at // across], mode="markers", showlegend=False, hoverinfo="skip",
+            marker={"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 3}},
+        )  # fmt: skip
+    figure.update_layout(
+        title=_title(f"{labels[0]} → {labels[1]}"), clickmode="event+select", dragmode=False,
+        legend={"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False},
+    )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[-0.7, across - 0.3], fixedrange=True)
+    figure.update_yaxes(visible=False, range=[down - 0.3, -0.7], fixedrange=True)
+    return figure
+
+
+def user_sentence(before: Scores, after: Scores, labels: tuple[str, str], interval: Interval) -> str:
+    """Read `user_grid` aloud, in Markdown. interval: of HR@1 after minus before, for these users."""
+    groups = {label: len(inside) for label, inside in user_groups(before, after).items()}
+    gained, lost, users = groups["gained"], groups["lost"], len(np.asarray(before))
+    net = f"{gained - lost:+d}".replace("-", "−")
+    return (
+        f"From {labels[0]} to {labels[1]}, **{gained} users are gained** (their chosen item is now first) and **{lost} "
+        f"are lost**: net {net} of {users:,}, {points(interval.mean, interval.low, interval.high)}."
+    )

@@ -1,0 +1,114 @@
+"""What repeats a run: its command for a shell, and its cell for a notebook.
+
+Both take the settings of `SFTConfig` or `PreferConfig`, `kind` included and without the seed, as
+`minipo.experiments.comparison.Line.settings` has them, and the seeds of the runs.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from minipo.experiments.configuration import CONFIGS, recipe
+from minipo.experiments.records import SETTINGS
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call has to name: the settings that a sweep's table has, and whatever else is not minipo's recipe."""
+    usual = {field.name: field.default for field in fields(CONFIGS[settings["kind"]])}
+    usual |= recipe(settings["kind"], settings["dataset"], settings["model"])
+    told, untold = {*SETTINGS, "epochs"}, {"kind", "seed"}
+    if settings.get("dynamic") == "off":
+        told -= {"clusters", "margin"}
+        untold |= {"select", "adjust_beta"}  # which are off with it
+    if settings["kind"] == "sft" and settings["steps"]:
+        told -= {"epochs"}  # steps take their place
+    return {
+        name: _short(value)
+        for name, value in settings.items()
+        if name not in untold and value is not None and (name in told or value != usual[name])
+    }
+
+
+def _short(value: Any) -> Any:
+    """40.0 as 40."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def command(settings: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """The command that trains these runs again, quoted for a POSIX shell; several lines for several SFT runs."""
+    options = " ".join(
+        f"--{name.replace('_', '-')} {shlex.quote(_word(value))}" for name, value in named(settings).items()
+    )
+    if settings["kind"] == "prefer" and len(seeds) > 1:
+        return f"minipo sweep {options} --seeds {','.join(map(str, seeds))}"
+    return "\n".join(f"minipo {settings['kind']} {options} --seed {seed}" for seed in seeds)
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def cell(settings: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """The notebook cell that trains these runs again."""
+    given = named(settings)
+    several = len(seeds) > 1
+    sweep = several and settings["kind"] == "prefer"
+    if sweep:
+        given["seeds"] = list(seeds)
+    elif not several:
+        given["seed"] = seeds[0]
+    words = [f"{name}={_literal(value)}," for name, value in given.items()]
+    if several and not sweep:
+        call = [f"    minipo.{settings['kind']}(", *_lines([*words, "seed=seed,"], "        "), "    )"]
+        lines = ["runs = [", *call, f"    for seed in {list(seeds)}", "]", "[run.summary for run in runs]"]
+    elif sweep:
+        lines = ["table = minipo.sweep(", *_lines(words), ")", "table"]
+    else:
+        lines = [f"run = minipo.{settings['kind']}(", *_lines(words), ")", "run.summary"]
+    return "\n".join(["import minipo", "", *lines])
+
+
+def _lines(words: Iterable[str], indent: str = "    ", width: int = 88) -> list[str]:
+    """Words on as few lines as they fit on, none of them broken."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
+            lines[-1] += " " + word
+        else:
+            lines.append(indent + word)
+    return lines
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
+    """A shell script that trains the runs again; runs: name, settings and seeds of each."""
+    parts = [f"# {_line(name)}\n{command(settings, seeds)}\n" for name, settings, seeds in runs]
+    return "\n".join(["#!/bin/sh\nset -e\n", *parts])
+
+
+def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
+    """A Jupyter notebook, as JSON, that trains the runs again, a cell each; runs: name, settings and seeds of each."""
+    cells: list[dict[str, Any]] = [
+        {
+            "cell_type": "code",
+            "id": f"run-{number}",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": f"# {_line(name)}\n{cell(settings, seeds)}",
+        }
+        for number, (name, settings, seeds) in enumerate(runs, start=1)
+    ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _line(name: str) -> str:
+    """A name as a comment may have it: on one line."""
+    return " ".join(name.split())

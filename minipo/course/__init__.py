@@ -1,0 +1,1 @@
+"""Teaching: figures and their sentences, widgets, diagnostics and the exercises' checks."""

@@ -1,0 +1,363 @@
+"""Under the microscope: what a loss does to each negative while a model trains.
+
+`watch` trains a run and looks at it every few steps; `pushes` computes gap, push, dilution and saturation of every
+negative from the log-probs that were seen; `gradient_parts` takes the gradient of the model's own parameters apart.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minipo.compatibility.architectures import context_of
+from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
+from minipo.evaluation import Report, Scores, report
+from minipo.experiments.configuration import (
+    PRECISION,
+    PreferConfig,
+    check_negatives,
+    make_config,
+    rows_at_once,
+    splits_of,
+)
+from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.training import sft_run
+from minipo.experiments.users import fit_prompts, preference_rows
+from minipo.files import home
+from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
+from minipo.preference import OBJECTIVES, preference_loss, preference_push
+from minipo.prompts import answer
+from minipo.scoring import pack, packed_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+GROUPS = ("boundary", "discriminative")
+
+
+# ----------------------------------------------------------------------------- from log-probs: every negative's push
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A probe's log-probs at one step, chosen first; −inf where a user has fewer candidates than the longest row."""
+
+    step: int
+    users: tuple[int, ...]
+    items: tuple[tuple[str, ...], ...]
+    policy: Float[Tensor, "users candidates"]
+    reference: Float[Tensor, "users candidates"]
+
+
+def moments(probe: pd.DataFrame) -> list[Moment]:
+    """A run's probe (`Run.probe`: step, user, candidate, item, reference, policy) as tensors, step by step.
+
+    Raises ValueError if a column is missing.
+    """
+    needed = ("step", "user", "candidate", "item", "reference", "policy")
+    if missing := [name for name in needed if name not in probe]:
+        raise ValueError(f"The probe lacks the columns {', '.join(missing)}: give a run's probe, or what `watch` saw.")
+    found = []
+    for step, lines in probe.groupby("step"):
+        values = {name: lines.pivot(index="user", columns="candidate", values=name) for name in needed[3:]}
+        policy, reference = (
+            torch.from_numpy(values[name].to_numpy(np.float64, na_value=-np.inf)) for name in ("policy", "reference")
+        )
+        items = tuple(tuple(row[: int(np.isfinite(logps).sum())])
+                      for row, logps in zip(values["item"].to_numpy(), policy.numpy(), strict=True))  # fmt: skip
+        found.append(Moment(int(str(step)), tuple(values["policy"].index), items, policy, reference))
+    return found
+
+
+def pushes(
+    probe: pd.DataFrame,
+    objective: str | Objective | Aggregate = "dmpo",
+    beta: float = 1.0,
+    dynamic: DynamicPO | None = None,
+    negatives: int | None = None,
+    lengths: float | None = None,
+) -> pd.DataFrame:
+    """What the objective does to every negative of every probed user at every step: a row each.
+
+    probe: see `moments`. negatives: only the first so many of each user's, or all. lengths: tokens of an answer, the
+    same for all, for mppo's average likelihood and for simpo (3 in the catalogue, end of answer included).
+    Columns: step, user, negative (1..K), item; `gap` ρ_w − ρ_k and `logp_gap` s_w − s_k, in nats; `boundary`, the
+    census at this step, and `boundary_at_start`, that of the probe's first step; `used`, `beta`, `push`, `dilution`,
+    `saturation`: see `preference_loss` and `preference_push`, per user, not averaged over users.
+    Raises ValueError as `moments` and `preference_loss` do. Source of dilution and saturation: `minipo.objectives`.
+    """
+    tables: list[pd.DataFrame] = []
+    at_start: Tensor | None = None
+    for moment in moments(probe):
+        policy, reference = (
+            logps[:, : None if negatives is None else 1 + negatives] for logps in (moment.policy, moment.reference)
+        )
+        mask = policy[:, 1:].isfinite()
+        counts = None if lengths is None else torch.full_like(policy, lengths)
+        arguments = (objective, policy, reference, beta, mask, counts, dynamic)
+        output, push = preference_loss(*arguments), preference_push(*arguments)
+        at_start = output.boundary if at_start is None else at_start
+        ratio = policy - reference
+        columns = {
+            "gap": ratio[:, :1] - ratio[:, 1:],
+            "logp_gap": policy[:, :1] - policy[:, 1:],
+            "boundary": output.boundary,
+            "boundary_at_start": at_start,
+            "used": output.used,
+            "beta": output.beta,
+            "push": push.push,
+            "dilution": push.dilution,
+            "saturation": push.saturation,
+        }
+        rows, places = mask.nonzero(as_tuple=True)
+        tables.append(
+            pd.DataFrame(
+                {
+                    "step": moment.step,
+                    "user": np.asarray(moment.users)[rows],
+                    "negative": places.numpy() + 1,
+                    "item": [moment.items[row][place + 1] for row, place in zip(rows, places, strict=True)],
+                    **{name: values[rows, places].numpy() for name, values in columns.items()},
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_group(pushed: pd.DataFrame, census: str = "boundary") -> pd.DataFrame:
+    """`pushes`' table, averaged over the negatives of each group at each step.
+
+    census: "boundary", which negatives are at the boundary at that step, or "boundary_at_start", so that the groups
+    stay the same. Columns: step, group, `negatives` (how many), the means of gap, logp_gap, push, dilution and
+    saturation, and `push_share`, the group's part of the sum of all pushes.
+    """
+    group = np.where(pushed[census], *GROUPS)
+    grouped = pushed.assign(group=group).groupby(["step", "group"])
+    table = grouped[["gap", "logp_gap", "push", "dilution", "saturation"]].mean()
+    table.insert(0, "negatives", grouped.size())
+    total = grouped["push"].sum()
+    table["push_share"] = total / total.groupby("step").transform("sum")
+    return table.reset_index()
+
+
+# ------------------------------------------------------------------------------ from a model: the parameters' gradient
+
+
+def gradient_parts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    reference: Scores,
+    objective: str = "dmpo",
+    beta: float = 1.0,
+    dynamic: DynamicPO | None = None,
+    template: str = "line",
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """The gradient of the mean loss over all trainable parameters, taken apart by groups of negatives.
+
+    Each negative's part is push_k ∇(s_k − s_w), averaged over users; the parts add up to the whole. Groups: boundary
+    and discriminative, by the census of the model as it is. reference: the SFT model's log-probs (users, 1 + K), nats.
+    One row a group: `negatives` (how many), `push_share` (its part of the sum of all pushes: the log-probs' view),
+    `norm` of its gradient, `cosine` with the whole, and `share`, its projection on the whole over the whole's norm:
+    shares add up to 1, and a negative one works against the step.
+    Raises ValueError for an objective whose margins are no differences of log-ratios.
+    """
+    known = OBJECTIVES.get(objective)
+    if known is None or known.utility is not log_ratio or known.selects:
+        raise ValueError(
+            f"gradient_parts cannot take {objective!r} apart: give dpo, dmpo or sdpo, whose margins are differences of "
+            "log-ratios."
+        )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    prompts, _ = fit_prompts(tokenizer, interactions, template, context_of(model))
+    answers = [[answer(item) for item in user.canonical] for user in interactions]
+    parts = torch.zeros(len(GROUPS), sum(parameter.numel() for parameter in parameters))
+    pushed, counts = torch.zeros(len(GROUPS)), torch.zeros(len(GROUPS))
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(interactions), batch_size):
+            rows = slice(start, start + batch_size)
+            packed = pack(tokenizer, prompts[rows], answers[rows])
+            with torch.enable_grad():
+                policy = packed_logps(model, packed)
+                mask = packed["mask"][:, 1:]
+                old = torch.as_tensor(reference[rows, : policy.shape[1]]).to(policy)
+                arguments = (objective, policy.detach(), old, beta, mask, None, dynamic)
+                push, census = preference_push(*arguments).push, preference_loss(*arguments).boundary
+                above = (policy[:, 1:] - policy[:, :1]).masked_fill(~mask, 0)
+                groups = (census, mask & ~census)
+                for number, group in enumerate(groups):
+                    inside = (push * above * group).sum() / len(interactions)
+                    gradient = torch.autograd.grad(inside, parameters, retain_graph=number == 0, allow_unused=True)
+                    parts[number] += torch.cat([
+                        torch.zeros(parameter.numel()) if part is None else part.flatten().cpu()
+                        for part, parameter in zip(gradient, parameters, strict=True)
+                    ])  # fmt: skip
+                    pushed[number] += push[group].sum().cpu()
+                    counts[number] += group.sum().cpu()
+    finally:
+        model.train(training)
+    whole = parts.sum(0)
+    norms, along = parts.norm(dim=1), parts @ whole
+    return pd.DataFrame(
+        {
+            "group": GROUPS,
+            "negatives": counts.int(),
+            "push_share": pushed / pushed.sum(),
+            "norm": norms,
+            "cosine": along / (norms * whole.norm()).clamp(min=1e-30),
+            "share": along / whole.square().sum().clamp(min=1e-30),
+        }
+    )
+
+
+# -------------------------------------------------------------------------------------------- over training: a run
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A preference run that was looked at on its way.
+
+    config: its settings, but for a DynamicPO or a function that was given: those it cannot hold.
+    probe: as `Run.probe`, of the first validation users. metrics: as `Run.metrics`. test: the test users' report after
+    the last step. seen: step to what the `look` given to `watch` returned.
+    """
+
+    config: PreferConfig
+    probe: pd.DataFrame
+    metrics: pd.DataFrame
+    test: Report
+    seen: dict[int, Any]
+
+
+Look = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], Any]
+
+
+def watch(
+    objective: str | Objective | Aggregate = "dmpo",
+    dynamic: DynamicPO | None = None,
+    *,
+    every: int = 10,
+    probed: int = 64,
+    look: Look | None = None,
+    users: Sequence[Interaction] | None = None,
+    **settings: Any,
+) -> Watched:
+    """Train as `minipo.prefer` does with these settings, and look at the run every so many steps.
+
+    objective, dynamic: see `preference_loss`; either may be a function, or hold one, which a run's folder cannot.
+    settings: those of `PreferConfig` but for what they say of DynamicPO. every: steps between two looks; the first is
+    before the first step, the last after the last. probed: how many validation users' log-probs are kept at each. look:
+    called with model and tokenizer at each. users: who is ranked in the end, in the test users' place.
+    Nothing stays behind but the reference's log-probs in minipo's cache. Raises ValueError as `prefer` does.
+    """
+    from transformers import TrainerCallback
+
+    from minipo.experiments.models import add_lora
+    from minipo.trainers import Listen, PreferenceTrainer, training_arguments
+
+    if every < 1 or probed < 1:
+        raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
+    config = make_config(PreferConfig, {**settings, "objective": objective if isinstance(objective, str) else "dmpo"})
+    splits = splits_of(config)
+    check_negatives(splits, config.negatives)
+    model: Any
+    model, tokenizer = sft_run(config, progress=False).load_model()
+    probed_users, ranked = splits.validation[:probed], splits.test if users is None else users
+    train, probe, test = (
+        preference_rows(each, config.template, tokenizer, context_of(model))
+        for each in (splits.train, probed_users, ranked)
+    )
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
+    seen: dict[int, Any] = {}
+    logs: list[dict[str, float]] = []
+    scores: dict[int, Scores] = {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = PreferenceTrainer(
+            model,
+            training_arguments(
+                Path(folder), steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
+                learning_rate=config.learning_rate, seed=config.seed, progress=False, save_strategy="no",
+                bf16=PRECISION[config.precision], per_device_eval_batch_size=rows_at_once(config),
+            ),
+            train,
+            processing_class=tokenizer,
+            objective=objective,
+            negatives=config.negatives,
+            beta=config.beta,
+            dynamic=dynamic,
+            reference_cache=home() / "reference",
+        )  # fmt: skip
+        probe_reference, test_reference = trainer.reference_logps(probe), trainer.reference_logps(test)
+
+        class Watch(TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                self.see(0)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step % every == 0 or state.global_step == config.steps:
+                    self.see(state.global_step)
+
+            def see(self, step: int) -> None:
+                scores[step] = trainer.score(probe)
+                if look is not None:
+                    seen[step] = look(model, tokenizer)
+
+        trainer.add_callback(Watch())
+        trainer.add_callback(Listen(lambda step, line: logs.append({"step": step, **line}) if "loss" in line else None))
+        trainer.train()
+        ranking = report(trainer.score(test), test_reference)
+    return Watched(config, _probe_table(probed_users, scores, probe_reference), pd.DataFrame(logs), ranking, seen)
+
+
+def _probe_table(users: Sequence[Interaction], scores: dict[int, Scores], reference: Scores) -> pd.DataFrame:
+    """`Run.probe`'s columns."""
+    there = np.isfinite(reference)
+    counts = there.sum(1)
+    same = {
+        "user": np.repeat([user.user for user in users], counts),
+        "candidate": np.nonzero(there)[1],
+        "item": [item for user in users for item in user.canonical],
+        "reference": reference[there],
+    }
+    return pd.concat(
+        [pd.DataFrame({"step": step, **same, "policy": logps[there]}) for step, logps in scores.items()],
+        ignore_index=True,
+    )
+
+
+# ------------------------------------------------------------------------------------- a causal swap: weights alone
+
+
+def boundary_with_dmpo_weights() -> tuple[Aggregate, DynamicPO]:
+    """An experiment: only boundary negatives are pushed, each as DMPO among all K would push it.
+
+    DMPO's weight is σ(−z) / K with z the mean of all K margins. Against DMPO, the easy negatives' own pushes are gone
+    and the suppression stays; against the selection (DynamicPO with `adjust_beta=False`), the suppression is back.
+    Returns an objective and the `DynamicPO` it needs, for `watch`. The loss it reports is a vehicle for the gradient,
+    no measure of anything. A new pair for every run: the two share a note.
+    """
+    kept: list[Selection] = []
+
+    def everyone(logps: LogProbs) -> Selection:
+        kept[:] = [boundary(logps)]
+        return logps[:, 1:].isfinite()
+
+    def loss(margins: Margins, used: Used) -> Losses:
+        z = margins.masked_fill(~used, 0).sum(1, keepdim=True) / used.sum(1, keepdim=True)
+        weight = torch.sigmoid(-z).detach() / used.sum(1, keepdim=True)
+        return -(weight * margins * kept[0]).sum(1)
+
+    return loss, DynamicPO(select=everyone, adjust_beta=False)

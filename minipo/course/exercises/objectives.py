@@ -1,0 +1,269 @@
+"""Assignment 1, the objectives: unlabelled curves of the push, and planted wrong losses for a test to catch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log10
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from minipo.course.exercises.checks import Wrong, task
+from minipo.course.figures.style import INK, OBJECTIVE_LABELS, TEMPLATE, short
+from minipo.names import lookup
+from minipo.preference import preference_loss, preference_push
+
+# ------------------------------------------------------------------------------------------------- unlabelled curves
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Rows of negatives along an axis; drawn is the push on negative 1, which stands in column 0."""
+
+    title: str
+    axis: str
+    at: Tensor  # (points,)
+    likelihood: float  # π of the chosen item, which MPPO's push depends on
+    margins: Tensor  # (points, negatives), nan where a row has fewer
+    letters: dict[str, str]
+
+    def push(self, objective: str) -> Tensor:
+        """Push on negative 1, its dilution and its saturation: (3, points). The reference is alike for all."""
+        chosen = torch.full_like(self.at, self.likelihood).log()[:, None]
+        policy = torch.cat([chosen, chosen - self.margins], dim=1)
+        result = preference_push(objective, policy, chosen.expand_as(policy), mask=~self.margins.isnan())
+        return torch.stack([result.push[:, 0], result.dilution[:, 0], result.saturation[:, 0]])
+
+
+def _beside(own: Tensor, others: Tensor, number: int) -> Tensor:
+    """Margins of a negative (points,), and of `number` others that share one, (points,) or (points, number)."""
+    return torch.cat([own[:, None], others.reshape(len(own), -1).expand(-1, number)], dim=1)
+
+
+_UP = torch.linspace(-1, 9, 57, dtype=torch.float64)
+_ACROSS = torch.linspace(-5, 9, 57, dtype=torch.float64)
+_NUMBERS = torch.arange(19, dtype=torch.float64)
+_PANELS = {
+    "one": _Panel(
+        "Push on a mistake at margin −1, as eighteen other negatives get easier",
+        "margin of each of the eighteen others, nats",
+        _UP,
+        0.3,
+        _beside(torch.full_like(_UP, -1), _UP, 18),
+        {"A": "mppo", "B": "sdpo", "C": "dmpo", "D": "dpo"},
+    ),
+    "two": _Panel(
+        "Push on one negative, as it gets easier itself; nine others stay at margin 2",
+        "own margin of this negative, nats",
+        _ACROSS,
+        0.0025,
+        _beside(_ACROSS, torch.full_like(_ACROSS, 2), 9),
+        {"A": "dmpo", "B": "dpo", "C": "mppo", "D": "sdpo"},
+    ),
+    "three": _Panel(
+        "Push on a mistake at margin −1, as easy negatives at margin 4 are added",
+        "number of easy negatives",
+        _NUMBERS,
+        0.3,
+        _beside(
+            torch.full_like(_NUMBERS, -1),
+            torch.where(torch.arange(18) < _NUMBERS[:, None], 4.0, torch.nan).double(),
+            18,
+        ),
+        {"A": "dpo", "B": "mppo", "C": "sdpo", "D": "dmpo"},
+    ),
+}
+_DASHES = {"A": "solid", "B": "dash", "C": "dot", "D": "dashdot"}
+
+
+def unlabelled(panel: str) -> go.Figure:
+    """Push curves of DPO, DMPO, S-DPO and MPPO without their names: panel "one", "two" or "three".
+
+    β is 1. Every candidate has the same log-prob under the reference, so that a margin in log-ratios is one in
+    log-probs. Raises ValueError for an unknown panel.
+    """
+    drawn = lookup("panel", panel, _PANELS)
+    at = drawn.at.tolist()
+    figure = go.Figure(layout={"template": TEMPLATE, "width": 820, "height": 440, "showlegend": False})
+    for letter, objective in drawn.letters.items():
+        pushes = drawn.push(objective)[0].tolist()
+        figure.add_scatter(
+            x=at, y=pushes, mode="lines", name=letter, line={"color": INK, "dash": _DASHES[letter], "width": 2},
+            hovertemplate=f"{letter}: %{{y:.2g}} at %{{x:.1f}}<extra></extra>",
+        )  # fmt: skip
+        figure.add_annotation(x=at[-1], y=log10(pushes[-1]), text=f"<b>{letter}</b>", xanchor="left", xshift=6)
+    note = f"Chosen item's likelihood π<sub>w</sub> = {drawn.likelihood:g}, β = 1"
+    figure.update_layout(
+        title={"text": f"{drawn.title}<br><sup>{note}</sup>", "font": {"size": 16}}, margin={"t": 70, "r": 32}
+    )
+    figure.update_xaxes(title=drawn.axis, range=[at[0], at[-1]])
+    figure.update_yaxes(
+        title="push −∂loss/∂s, log scale", type="log", exponentformat="power", dtick=1, tickfont={"size": 12}
+    )
+    return figure
+
+
+def _matched(panel: _Panel, answer: Any) -> str:
+    given = answer() if callable(answer) else answer
+    if not isinstance(given, dict) or set(given) != set(panel.letters):
+        raise Wrong('Give a dict from each letter, "A" to "D", to the name of an objective.')
+    given = {letter: str(name).lower().replace("-", "") for letter, name in given.items()}
+    if sorted(given.values()) != sorted(panel.letters.values()):
+        raise Wrong(
+            f"The names are {', '.join(given.values())}: give each of dpo, dmpo, sdpo and mppo to exactly one letter."
+        )
+    wrong = [letter for letter in panel.letters if given[letter] != panel.letters[letter]]
+    if not wrong:
+        return "All four letters are matched."
+    # Say it of the curve and the place where the claim is furthest from the drawing.
+    drawn = torch.stack([panel.push(panel.letters[letter])[0] for letter in wrong])  # (letters, points)
+    claimed = torch.stack([panel.push(given[letter]) for letter in wrong], dim=1)  # (3, letters, points)
+    which, where = divmod(int((claimed[0] / drawn).log().abs().argmax()), len(panel.at))
+    letter, name = wrong[which], OBJECTIVE_LABELS[given[wrong[which]]]
+    push, dilution, saturation = (short(number) for number in claimed[:, which, where].tolist())
+    likelihood = " × π of the negative" if given[letter] == "mppo" else ""
+    raise Wrong(
+        f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {_minus(panel.at[where])}, curve "
+        f"{letter} stands at {short(drawn[which, where].item())}, but {name}'s push is {push} there: dilution "
+        f"{dilution} × saturation {saturation}{likelihood}. {len(wrong)} letters are matched wrongly."
+    )
+
+
+def _minus(number: Tensor) -> str:
+    return f"{number.item():g}".replace("-", "−")
+
+
+@task("1.1 panel one")
+def _panel_one(answer: Any) -> str:
+    return _matched(_PANELS["one"], answer)
+
+
+@task("1.2 panel two")
+def _panel_two(answer: Any) -> str:
+    return _matched(_PANELS["two"], answer)
+
+
+@task("1.3 panel three")
+def _panel_three(answer: Any) -> str:
+    return _matched(_PANELS["three"], answer)
+
+
+# ---------------------------------------------------------------------------------------------- planted wrong losses
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]  # policy, reference (B, 1 + K), β → losses (B,)
+
+
+def right(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """DMPO, the library's."""
+    return preference_loss("dmpo", policy, reference, beta).losses
+
+
+def _right_in_another_order(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    rewards = beta * (policy - reference.detach())
+    return torch.log1p(torch.exp(rewards[:, 1:].mean(1) - rewards[:, 0]))
+
+
+def _loss_w(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    ratio = policy - reference
+    return -logsigmoid(beta * (ratio[:, :1] - ratio[:, 1:])).mean(1)
+
+
+def _loss_x(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    rewards = beta * (policy - reference)
+    return -logsigmoid(beta * (rewards[:, 0] - rewards[:, 1:].mean(1)))
+
+
+def _loss_y(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    gap = policy[:, 0] - policy[:, 1:].mean(1)
+    expected = reference[:, 0] - reference[:, 1:].mean(1)
+    return -logsigmoid(beta * (gap + expected))
+
+
+def _loss_z(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    ratio = policy - reference
+    ratio = torch.cat([ratio[:, :1].detach(), ratio[:, 1:]], dim=1)
+    return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1:].mean(1)))
+
+
+def _value(loss: Loss, policy: list[float], reference: list[float], beta: float) -> float:
+    return loss(torch.tensor([policy]).double(), torch.tensor([reference]).double(), beta).item()
+
+
+def _caught(test: Callable[[Loss], Any], planted: Loss, visible: str) -> str:
+    """The student's test passes two right losses and fails the planted one; `visible` is what it could have seen."""
+    if not callable(test):
+        raise Wrong(f"The answer is {type(test).__name__}: give the function, test_dmpo(loss).")
+    for loss, which in (
+        (right, "the right loss"),
+        (_right_in_another_order, "a right loss that sums in another order"),
+    ):
+        try:
+            test(loss)
+        except AssertionError as error:
+            raise Wrong(
+                f"Your test fails on {which}{_said(error)}. A test that fails on everything catches nothing: check its "
+                "numbers by hand, compare with a tolerance (torch.allclose), and remember that a push is minus a "
+                "gradient."
+            ) from None
+    try:
+        test(planted)
+    except AssertionError as error:
+        return f"Caught{_said(error)}."
+    raise Wrong(f"The planted loss passed your test. {visible}")
+
+
+def _said(error: AssertionError) -> str:
+    return f", saying: {error}" if str(error) else ""
+
+
+@task("1.4 loss W")
+def _catch_w(test: Callable[[Loss], Any]) -> str:
+    one, two = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, 1.0, -4.0], [0.0, 0.0, 0.0], 1.0)
+    return _caught(
+        test,
+        _loss_w,
+        f"With one negative at margin 2 it gives {_value(_loss_w, *one):.3f}, as DMPO does. With two, at margins −1 "
+        f"and 4, it gives {_value(_loss_w, *two):.3f} and DMPO {_value(right, *two):.3f}. What does DMPO do with a "
+        "mistake beside an easy negative?",
+    )
+
+
+@task("1.5 loss X")
+def _catch_x(test: Callable[[Loss], Any]) -> str:
+    one, tenth = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, -2.0], [0.0, 0.0], 0.1)
+    return _caught(
+        test,
+        _loss_x,
+        f"At β = 1 it is DMPO: a log-ratio gap of 2 gives {_value(_loss_x, *one):.3f}. At β = 0.1 that gap gives "
+        f"{_value(_loss_x, *tenth):.3f}, and DMPO {_value(right, *tenth):.3f}. Which β does your test use?",
+    )
+
+
+@task("1.6 loss Y")
+def _catch_y(test: Callable[[Loss], Any]) -> str:
+    none, some = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, -2.0], [0.0, -2.0], 1.0)
+    return _caught(
+        test,
+        _loss_y,
+        f"Under a reference that holds all candidates equal it gives {_value(_loss_y, *none):.3f} for a gap of 2, as "
+        "DMPO does. Where policy and reference are the same model, with that gap in both, it gives "
+        f"{_value(_loss_y, *some):.3f} and DMPO {_value(right, *some):.3f}. What is the loss of a model that has not "
+        "moved?",
+    )
+
+
+@task("1.7 loss Z")
+def _catch_z(test: Callable[[Loss], Any]) -> str:
+    gradients = []
+    for loss in (_loss_z, right):
+        policy = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(loss(policy, torch.zeros_like(policy), 1.0).sum(), policy)
+        gradients.append(", ".join(f"{value:.2f}" for value in gradient[0].tolist()).replace("-", "−"))
+    return _caught(
+        test,
+        _loss_z,
+        "Its value is DMPO's everywhere. Its gradient is not: with log-ratios 0, 1, −1 and β = 1 the derivatives by "
+        f"the three log-probs are {gradients[0]}, and DMPO's are {gradients[1]}. What must they add up to, and why?",
+    )

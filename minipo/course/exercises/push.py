@@ -1,0 +1,448 @@
+"""Assignment 4, push by hand: an answer is compared with `minipo.preference_push` on a recorded run, and if it differs,
+with what the usual slips would give."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minipo.course.exercises.checks import Wrong, task
+from minipo.preference import preference_push
+
+USER, MISTAKE = 4036, "Twangy Compasses"  # ranked above the chosen item in the recorded run, and staying there
+OTHERS = (4060, 4053, 4000)
+STEPS = (0, 100, 200, 300)
+ROUNDING = 1e-4  # of a number's size: float32 in an answer is no mistake
+
+
+@cache
+def recorded_probe() -> pd.DataFrame:
+    """The probe of a recorded run: DMPO, K = 19, no DynamicPO, seed 0; see `minipo.course.diagnostics.moments`."""
+    from minipo.experiments.records import load_recorded
+    from minipo.files import read_parquet
+
+    grid = load_recorded("objectives")
+    (run,) = grid.rows(objective="dmpo", negatives=19, dynamic="off", seed=0).index
+    return read_parquet(grid.probes[run])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A user's candidates at one step of the recorded run, the chosen item first; log-probs in nats, float64."""
+
+    items: tuple[str, ...]
+    policy: Float[Tensor, " candidates"]
+    reference: Float[Tensor, " candidates"]
+
+
+def recorded(user: int = USER, step: int = 300) -> Seen:
+    """What the recorded run saw of `user` at `step`. Raises ValueError for one that was not recorded."""
+    probe = recorded_probe()
+    lines = probe[(probe["user"] == user) & (probe["step"] == step)].sort_values("candidate")
+    if lines.empty:
+        users = probe["user"]
+        raise ValueError(
+            f"User {user} was not recorded at step {step}: take a user from {users.min()} to {users.max()} and a step "
+            f"of {', '.join(map(str, STEPS))}."
+        )
+    policy, reference = (torch.from_numpy(lines[name].to_numpy("float64")) for name in ("policy", "reference"))
+    return Seen(tuple(lines["item"]), policy, reference)
+
+
+# ------------------------------------------------------------------------------------------------- comparing numbers
+
+Suspects = Sequence[tuple[Any, str]]  # numbers that a slip gives, and what to say then: {yours}, of negative {place}
+
+
+def _numbers(answer: Any, wanted: Tensor, what: str) -> Tensor:
+    """An answer as float64 of `wanted`'s shape, one number standing for all; `Wrong` if it is none."""
+    try:
+        numbers = torch.as_tensor(answer).detach().double()
+        if numbers.numel() == 1:
+            return numbers.reshape(()).expand_as(wanted)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"{what} is {type(answer).__name__}: give a tensor of {wanted.numel()} numbers.") from None
+    if numbers.numel() == wanted.numel() + 1:
+        raise Wrong(
+            f"{what} has {numbers.numel()} numbers for {wanted.numel()} negatives: the chosen item is no negative, and "
+            "has no number of its own."
+        )
+    if numbers.numel() != wanted.numel():
+        raise Wrong(f"{what} has {numbers.numel()} numbers: give one for each of the {wanted.numel()} negatives.")
+    if numbers.isnan().any():
+        raise Wrong(f"{what} holds nan: is there a 0 / 0, or ∞ − ∞?")
+    return numbers.reshape(wanted.shape)
+
+
+def _same(left: Tensor, right: Any) -> bool:
+    return torch.allclose(left, torch.as_tensor(right).double().expand_as(left), rtol=ROUNDING, atol=1e-9)
+
+
+def _compare(what: str, where: str, answer: Any, truth: Tensor, suspects: Suspects) -> None:
+    """`Wrong`, with the likely slip, unless `answer` is `truth`."""
+    numbers = _numbers(answer, truth, what)
+    if _same(numbers, truth):
+        return
+    place = int((numbers - truth).abs().argmax())
+    yours = f"{numbers[place]:.4g}".replace("-", "−")
+    for suspect, why in suspects:
+        if _same(numbers, suspect):
+            raise Wrong(f"{where}: {why.format(yours=yours, place=place + 1)}")
+    ratio = (numbers[place] / truth[place]).item() if truth[place] else math.inf
+    raise Wrong(
+        f"{where}: {what.lower()} of negative {place + 1} is {yours}, {ratio:.3g} times what the loss gives. Take the "
+        "formula apart, one factor at a time."
+    )
+
+
+def _cases() -> Iterator[tuple[str, Seen, float]]:
+    """Where answers are compared: what to call it, log-probs, β."""
+    for user, step, beta, negatives in [
+        (USER, 300, 1.0, 19),
+        (USER, 300, 0.5, 19),
+        (USER, 100, 2.0, 19),
+        *((user, step, 0.5, 19) for user in OTHERS for step in (100, 300)),
+        (USER, 300, 1.0, 5),
+        (USER, 300, 0.5, 1),
+    ]:
+        seen = recorded(user, step)
+        kept = slice(1 + negatives)
+        yield (
+            f"User {user}, step {step}, K = {negatives}, β = {beta:g}",
+            Seen(seen.items[kept], seen.policy[kept], seen.reference[kept]),
+            beta,
+        )
+
+
+def _margins(seen: Seen, beta: float) -> Tensor:
+    ratio = seen.policy - seen.reference
+    return beta * (ratio[0] - ratio[1:])
+
+
+def _library(objective: str, seen: Seen, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Push, dilution (or share) and saturation of each negative."""
+    found = preference_push(objective, seen.policy[None], seen.reference[None], beta)
+    return found.push[0], found.dilution[0], found.saturation[0]
+
+
+def _function(answer: Any, signature: str) -> Callable[..., Any]:
+    if not callable(answer):
+        raise Wrong(f"The answer is {type(answer).__name__}: give the function, {signature}.")
+    return answer
+
+
+def _dictionary(answer: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
+        raise Wrong(
+            f"Your function returned {answer!r}: return a dictionary with the keys {', '.join(map(repr, keys))}."
+        )
+    return {key: answer[key] for key in keys}
+
+
+def _factors(answer: Any, keys: tuple[str, ...]) -> dict[str, float]:
+    given = _dictionary(answer, keys)
+    try:
+        numbers = {key: float(value) for key, value in given.items()}
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"Give one number for each of {', '.join(keys)}.") from None
+    for key, number in numbers.items():
+        if not (math.isfinite(number) and number > 0):
+            raise Wrong(f"{key!r} is {number:g}: a factor is a finite number above 0.")
+    return numbers
+
+
+# ----------------------------------------------------------------------------------------------------------- the push
+
+
+@task("4.1 prediction")
+def _prediction(function: Any) -> str:
+    given = _factors(_function(function, "prediction()")(), ("dilution", "saturation", "together"))
+    seen = recorded()
+    number = seen.items.index(MISTAKE)
+    only = Seen((seen.items[0], MISTAKE), seen.policy[[0, number]], seen.reference[[0, number]])
+    among, alone = _library("dmpo", seen, 1.0), _library("dmpo", only, 1.0)
+    truth = {
+        name: (alone[part][0] / among[part][number - 1]).item()
+        for part, name in enumerate(("together", "dilution", "saturation"))
+    }
+    for name, factor in given.items():
+        if factor < 1:
+            raise Wrong(f"{name!r} is {factor:g}: you are asked how many times *smaller*, a factor above 1.")
+    if not math.isclose(given["dilution"], truth["dilution"], rel_tol=0.01):
+        raise Wrong(
+            f"Your dilution is {given['dilution']:g}. With one negative the mean inside σ has one term, with 19 it "
+            "has 19 (the chosen item is in every term, and is none of them). What is a term's weight?"
+        )
+    if not 0.5 < given["saturation"] / truth["saturation"] < 2:
+        raise Wrong(
+            f"Your saturation is {given['saturation']:g}, not within a factor of 2. Compare σ(−z) at two z: alone, z "
+            "is the mistake's own margin, below zero; among all, z is the mean margin. For large z, σ(−z) ≈ exp(−z)."
+        )
+    product = given["dilution"] * given["saturation"]
+    if not math.isclose(given["together"], product, rel_tol=0.05):
+        raise Wrong(
+            f"Your factors are {given['dilution']:g} and {given['saturation']:g}, and together you have "
+            f"{given['together']:g}. The push is one factor times the other: what do two reductions in turn come to?"
+        )
+    return (
+        f"Measured: {truth['together']:.0f} times smaller, {truth['dilution']:.0f} by dilution and "
+        f"{truth['saturation']:.1f} by saturation."
+    )
+
+
+@task("4.2 margins")
+def _check_margins(function: Any) -> str:
+    function = _function(function, "margins(policy, reference, beta)")
+    for where, seen, beta in _cases():
+        truth = _margins(seen, beta)
+        one_side = beta * (seen.policy[0] - seen.reference[0]) - (seen.policy - seen.reference)[1:]
+        suspects = [
+            (-truth, "the signs are turned round. An item that fell behind the chosen one since SFT has a margin above "
+             "zero; yours of negative {place} is {yours}."),
+            (beta * (seen.policy[0] - seen.policy[1:]), "these are differences of log-probs, {yours} for negative "
+             "{place}. At step 0 every margin is zero: against what is a log-ratio measured?"),
+            (truth / beta, "β is missing: yours are the same at any strength, {yours} for negative {place}."),
+            (truth * beta, "β is in there twice: {yours} for negative {place}."),
+            (one_side, "β multiplies one side alone, {yours} for negative {place}: it scales the whole difference."),
+        ]  # fmt: skip
+        _compare("The margin", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
+    seen = recorded()
+    margins = _margins(seen, 1.0)
+    own = margins[seen.items.index(MISTAKE) - 1]
+    return f"At step 300 {MISTAKE} has {own:.2f} and the mean of all is {margins.mean():.2f}.".replace("-", "−")
+
+
+def _parts(answer: Any, first: str) -> tuple[Any, Any]:
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise Wrong(f"Your function returned {type(answer).__name__}: return two things, {first} and saturation.")
+    return answer[0], answer[1]
+
+
+@task("4.3 DMPO")
+def _check_dmpo_parts(function: Any) -> str:
+    function = _function(function, "dmpo_parts(margins)")
+    for where, seen, beta in _cases():
+        margins = _margins(seen, beta)
+        number, z = len(margins), margins.mean()
+        _, share, left = _library("dmpo", seen, beta)
+        dilution, saturation = _parts(function(margins.clone()), "dilution")
+        at = f"{where}, z = {z:.2f}".replace("-", "−")
+        diluted = [
+            (1.0, "your dilution is {yours}, so that no negative loses anything to the others. What is ∂z/∂d_k, when z "
+             "is the mean?"),
+            (1 / (number + 1), f"your dilution is {{yours}}, one part in {number + 1}: the chosen item is in each "
+             "margin, and has none of its own."),
+            (1 / 19, "your dilution is {yours}, whatever K is: count the margins."),
+            (torch.softmax(-margins, 0), "your dilution is {yours} for negative {place}: it depends on the margins. A "
+             "mean treats all alike; which objective does not?"),
+        ]  # fmt: skip
+        saturated = [
+            (torch.sigmoid(z), "your saturation is σ(z), and it should fall as z grows: you have {yours}. What is the "
+             "derivative of −log σ(z)?"),
+            (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}, as "
+             "DPO does. In DMPO one z stands inside σ, the same for all."),
+            (torch.sigmoid(-margins.sum()), "your saturation takes the sum of the margins, which is MPPO's z: {yours}. "
+             "DMPO's is the mean."),
+            (torch.sigmoid(z) * torch.sigmoid(-z), "your saturation is {yours}, the derivative of σ(z). The loss is "
+             "−log σ(z); differentiate that."),
+        ]  # fmt: skip
+        _compare("The dilution", at, dilution, share, diluted)
+        _compare("The saturation", at, saturation, left, saturated)
+    _, share, left = _library("dmpo", recorded(), 1.0)
+    return f"At step 300: dilution {share[0]:.4f} for each negative, saturation {left[0]:.4f} for all of them."
+
+
+@task("4.4 push")
+def _check_push(function: Any) -> str:
+    function = _function(function, "dmpo_push(policy, reference, beta)")
+    for where, seen, beta in _cases():
+        truth, share, left = _library("dmpo", seen, beta)
+        turned = share * beta * (1 - left)
+        suspects = [
+            (-truth, "you have minus the push, {yours}. Push is the speed at which descending the loss lowers a "
+             "negative: positive, where training pushes down."),
+            (truth / beta, "β is missing: {yours} for negative {place}. Before it reaches s_k, the chain rule goes "
+             "through d_k."),
+            (truth * beta, "β is in there twice: {yours} for negative {place}. It stands in the margins that σ takes, "
+             "and once more where the chain rule goes from d_k to s_k; nowhere else."),
+            (truth / share, "the dilution is missing: {yours}, as if each negative had the sigmoid to itself."),
+            (truth * share, "the dilution is in there twice: {yours} for negative {place}."),
+            (truth / left, "the saturation is missing: {yours}, the same at every step of training."),
+            (turned, "your push, {yours}, grows as the row gets easier: σ(z) in the place of σ(−z)."),
+            (turned / share, "the dilution is missing, and σ(z) stands in the place of σ(−z): {yours}."),
+        ]  # fmt: skip
+        _compare("The push", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
+    seen = recorded()
+    number = seen.items.index(MISTAKE) - 1
+    dmpo, dpo, sdpo = (float(_library(name, seen, 1.0)[0][number]) for name in ("dmpo", "dpo", "sdpo"))
+    return (
+        f"At step 300 {MISTAKE} is pushed with {dmpo:.4f}. On the same log-probs DPO would push with {dpo:.4f}, S-DPO "
+        f"with {sdpo:.4f}."
+    )
+
+
+@task("4.5 S-DPO")
+def _check_sdpo_parts(function: Any) -> str:
+    function = _function(function, "sdpo_parts(margins)")
+    for where, seen, beta in _cases():
+        margins = _margins(seen, beta)
+        z = -torch.logsumexp(-margins, 0)
+        _, wanted, left = _library("sdpo", seen, beta)
+        share, saturation = _parts(function(margins.clone()), "share")
+        at = f"{where}, z = {z:.2f}".replace("-", "−")
+        shares = [
+            (torch.softmax(margins, 0), "your shares turn to the easy ones; negative {place} has {yours}. Which "
+             "margins does a soft *minimum* listen to?"),
+            (1 / len(margins), "your shares are equal, {yours}: that is the mean's. What is the derivative of "
+             "−log Σ exp(−d)?"),
+            (torch.exp(-margins), "your shares, {yours} for negative {place}, do not add up to 1. What does the "
+             "derivative of the logarithm put below them?"),
+            (torch.sigmoid(-margins), "your share of negative {place} is {yours}, its own saturation: that is DPO's. "
+             "S-DPO's shares add up to 1."),
+        ]  # fmt: skip
+        saturated = [
+            (torch.sigmoid(z), "your saturation is {yours}, which is σ(z): a sign is lost, either in σ(−z) or in "
+             "z = −log Σ exp(−d)."),
+            (torch.sigmoid(-margins.mean()), "your saturation takes the mean margin, {yours}: that is DMPO's z. "
+             "S-DPO's is the soft minimum."),
+            (torch.sigmoid(-margins.min()), "your saturation takes the smallest margin alone, {yours}: the minimum is "
+             "soft, and the others pull it lower."),
+            (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}: "
+             "here too one z stands inside σ."),
+        ]  # fmt: skip
+        _compare("The share", at, share, wanted, shares)
+        _compare("The saturation", at, saturation, left, saturated)
+    seen = recorded()
+    number = seen.items.index(MISTAKE) - 1
+    _, share, left = _library("sdpo", seen, 1.0)
+    return f"At step 300 {MISTAKE} has a share of {share[number]:.2f}, and the sigmoid leaves {left[number]:.2f}."
+
+
+@task("4.6 fall")
+def _fall(function: Any) -> str:
+    function = _function(function, "fall(user, negative, start, end)")
+    keys = ("push", "dilution", "saturation")
+    said = []
+    for user, start, end in [(USER, 0, 300), (USER, 100, 300), (OTHERS[0], 100, 200), (OTHERS[1], 100, 200)]:
+        before, after = recorded(user, start), recorded(user, end)
+        negative = int(after.policy[1:].argmax()) + 1
+        given = _factors(function(user, negative, start, end), keys)
+        parts = zip(keys, _library("dmpo", before, 1.0), _library("dmpo", after, 1.0), strict=True)
+        truth = {name: (left[negative - 1] / right[negative - 1]).item() for name, left, right in parts}
+        where = f"User {user}, negative {negative}, steps {start} to {end}"
+        if not math.isclose(given["dilution"], 1, rel_tol=ROUNDING):
+            raise Wrong(
+                f"{where}: you give dilution a factor of {given['dilution']:.3g}. K is 19 before and after: within a "
+                "run, what could change 1/K? (Between *runs* at K = 1 and K = 19 it differs. This is one run.)"
+            )
+        for name in ("saturation", "push"):
+            if math.isclose(given[name], 1 / truth[name], rel_tol=ROUNDING):
+                raise Wrong(
+                    f"{where}: your factor of the {name} is {given[name]:.3g}, after over before. Asked is how many "
+                    "times smaller it became: before over after."
+                )
+            if not math.isclose(given[name], truth[name], rel_tol=ROUNDING):
+                raise Wrong(
+                    f"{where}: your factor of the {name} is {given[name]:.4g}, and z goes from "
+                    f"{_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Which way must "
+                    "the saturation go then? And whose z stands in it, the negative's own margin or the row's?"
+                )
+        said.append(f"{user}, {start} to {end}: {truth['push']:.3g}")
+    return f"Push before over after, all of it saturation. {'; '.join(said)}. Below 1 the push has grown: z had fallen."
+
+
+# ------------------------------------------------------------------------------------------- the parameters' gradient
+
+COLUMNS = ("group", "push_share", "norm", "cosine", "share")
+
+
+def _two_groups(parts: Any) -> dict[str, dict[str, float]]:
+    """A table of `gradient_parts` by group and column."""
+    if not isinstance(parts, pd.DataFrame) or not set(COLUMNS) <= set(parts.columns) or len(parts) != 2:
+        raise Wrong("There is no table: run the cell above, which watches a run and calls gradient_parts.")
+    return {row["group"]: {name: float(row[name]) for name in COLUMNS[1:]} for _, row in parts.iterrows()}
+
+
+def _made_up() -> Iterator[pd.DataFrame]:
+    """Tables as `gradient_parts` could give, in which any group may lead in any column."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        norm, cosine, push = 0.1 + torch.rand(3, 2, generator=generator).double()
+        along = norm * cosine
+        columns = (("boundary", "discriminative"), push / push.sum(), norm, cosine / 1.2, along / along.sum())
+        yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+
+
+@task("4.7 two views")
+def _two_views(function: Any, parts: Any) -> str:
+    function = _function(function, "two_views(parts)")
+    _two_groups(parts)
+    truth = 1.0
+    for table in (*_made_up(), parts):
+        groups = _two_groups(table)
+        given = _dictionary(function(table.copy()), ("pushes", "gradient", "ratio"))
+        for view, column in (("pushes", "push_share"), ("gradient", "share")):
+            if given[view] not in groups:
+                raise Wrong(f"{view!r} is {given[view]!r}: name the group with the larger part, {' or '.join(groups)}.")
+            if given[view] != max(groups, key=lambda group: groups[group][column]):
+                shown = "; ".join(
+                    f"{group}: " + ", ".join(f"{name} {number:.3f}" for name, number in values.items())
+                    for group, values in groups.items()
+                )
+                raise Wrong(
+                    f"On this table {view!r} is {given[view]!r}: {shown}. What counts is how far a part takes the "
+                    "whole; norm is the length of a part, in whatever direction."
+                )
+        boundary = groups["boundary"]
+        truth, ratio = boundary["share"] / boundary["push_share"], float(given["ratio"])
+        if not math.isclose(ratio, truth, rel_tol=0.02):
+            turned = " Yours is turned round." if math.isclose(ratio, 1 / truth, rel_tol=0.02) else ""
+            raise Wrong(
+                f"Your ratio is {ratio:.3g}; the boundary's part of the gradient is {boundary['share']:.3f}, of the "
+                f"pushes {boundary['push_share']:.3f}.{turned} Asked is the gradient's over the pushes'."
+            )
+    more = "more" if truth > 1 else "less"
+    return f"The boundary's part of the gradient is {truth:.2f} times its part of the pushes: {more} than they say."
+
+
+@task("4.8 disagreement")
+def _disagreement(function: Any, parts: Any) -> str:
+    function = _function(function, "disagreement(parts)")
+    _two_groups(parts)
+    truth: dict[str, float] = {}
+    for table in (*_made_up(), parts):
+        groups = _two_groups(table)
+        odds = {name: groups["boundary"][name] / groups["discriminative"][name] for name in COLUMNS[1:]}
+        truth = {
+            "length": odds["norm"] / odds["push_share"],
+            "direction": odds["cosine"],
+            "total": odds["share"] / odds["push_share"],
+        }
+        given = _dictionary(function(table.copy()), tuple(truth))
+        numbers = {name: float(value) for name, value in given.items()}
+        what = {name: f"{value:.3g} (boundary over discriminative)" for name, value in odds.items()}
+        if math.isclose(numbers["length"], odds["norm"], rel_tol=0.01):
+            raise Wrong(
+                f"Your length is {numbers['length']:.3g}, that of the two gradients: norm is {what['norm']}. But the "
+                f"groups were not pushed alike, push_share is {what['push_share']}: length *per push* is asked."
+            )
+        hints = {
+            "length": f"norm is {what['norm']}, push_share {what['push_share']}: length per push, of the one over the "
+            "other.",
+            "direction": f"cosine is {what['cosine']}. How do the groups compare in pointing along the whole?",
+            "total": f"share is {what['share']}, push_share {what['push_share']}: how far are the two odds apart?",
+        }
+        for name, value in truth.items():
+            if math.isclose(numbers[name], 1 / value, rel_tol=1e-3) and not math.isclose(value, 1, rel_tol=0.01):
+                raise Wrong(f"Your {name} is {numbers[name]:.3g}, the discriminative over the boundary: turn it round.")
+            if not math.isclose(numbers[name], value, rel_tol=1e-3):
+                raise Wrong(f"On a table in which {hints[name]} Your {name} is {numbers[name]:.3g}.")
+    return (
+        f"In your run {truth['total']:.2f} = {truth['length']:.2f} by length × {truth['direction']:.2f} by direction."
+    )

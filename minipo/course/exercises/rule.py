@@ -1,0 +1,437 @@
+"""Assignment 5, a rule of your own: what makes a selection rule a fair partner of the boundary, and its experiment.
+
+`experiment` trains DMPO at K = 19 under three selections, the student's, as many negatives drawn at random, and the
+boundary, with the same seeds, and ranks users that no choice has used. Whatever comes out, the verdict must follow from
+the interval; that it does not exclude zero is no fault.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from minipo.course.exercises.checks import Wrong, task
+from minipo.dynamic import DynamicPO, LogProbs, Selection, SelectionRule, boundary, random
+from minipo.evaluation import Interval, paired_interval, ranking_metrics
+from minipo.experiments.datasets.splits import Interaction
+
+NEGATIVES = 19
+SEEDS, STEPS, USERS = (10, 11, 12, 13, 14), 300, 2000
+RECORDED_SEEDS = range(5)  # of the recorded grids, in which many have looked
+PARTNERS: dict[str, bool | SelectionRule] = {"random": random, "boundary": True}
+VERDICTS = ("helps", "hurts", "undecided")
+
+_tried: list[SelectionRule] = []  # rules that were given to `experiment` in this session
+
+
+# ------------------------------------------------------------------------------------------ a rule, before it trains
+
+
+@cache
+def cases() -> dict[str, LogProbs]:
+    """Log-probs (rows, 1 + K) that a rule is tried on, by what is special about them."""
+    from minipo.course.diagnostics import moments
+    from minipo.course.exercises.push import recorded_probe
+
+    seen = torch.cat([moment.policy for moment in moments(recorded_probe())]).float()[::2]
+    generator = torch.Generator().manual_seed(0)
+    few = seen[:32].clone()
+    absent = torch.rand(32, NEGATIVES, generator=generator) < 0.6
+    absent[torch.arange(32), torch.randint(NEGATIVES, (32,), generator=generator)] = False  # one stays, at least
+    few[:, 1:].masked_fill_(absent, -torch.inf)
+    all_above = seen[:16].clone()
+    all_above[:, 0] -= 60
+    return {
+        "a recorded model's log-probs": seen,
+        "some negatives are absent, at −inf": few,
+        "many ties": (seen[:32] / 2).round() * 2,
+        "all negatives above the chosen item": all_above,
+        "one negative": seen[:16, :2],
+        "all log-probs equal": torch.zeros(2, 3),
+    }
+
+
+def _selection(rule: SelectionRule, logps: LogProbs, case: str) -> Selection:
+    """What `rule` keeps; `Wrong` if that is no selection."""
+    if not callable(rule):
+        raise Wrong(f"The answer is {type(rule).__name__}: give the function, rule(logps).")
+    given = logps.clone()
+    kept = rule(given)
+    wanted = (logps.shape[0], logps.shape[1] - 1)
+    if not isinstance(kept, torch.Tensor):
+        raise Wrong(f"Your rule returned {type(kept).__name__}: return a torch.bool tensor of shape (rows, negatives).")
+    if kept.shape != wanted or kept.dtype != torch.bool:
+        raise Wrong(
+            f"For log-probs of shape {tuple(logps.shape)} your rule returned {kept.dtype} of shape "
+            f"{tuple(kept.shape)}: return torch.bool of shape {wanted}, a column for each negative and none for the "
+            "chosen item."
+        )
+    if not torch.equal(given, logps):
+        raise Wrong(f"Your rule changed the log-probs it was given ({case}): it may only read them.")
+    return kept
+
+
+def _check_valid(rule: SelectionRule) -> int:
+    for case, logps in cases().items():
+        kept, again = _selection(rule, logps, case), _selection(rule, logps, case)
+        if not torch.equal(kept, again):
+            rows = int((kept != again).any(1).sum())
+            raise Wrong(
+                f"Asked twice about the same log-probs your rule keeps different negatives in {rows} of {len(kept)} "
+                "rows. A rule here is a function of log-probs; drawing at random is what the control does."
+            )
+        taken = kept & logps[:, 1:].isneginf()
+        if taken.any():
+            row = int(taken.any(1).nonzero()[0])
+            raise Wrong(
+                f"In a row with {int(logps[row, 1:].isfinite().sum())} negatives your rule keeps "
+                f"{int(taken[row].sum())} absent ones, whose log-prob is −inf ({int(taken.any(1).sum())} such rows of "
+                f"{len(kept)}). What does your score make of −inf, and where does it stand in the order?"
+            )
+    return sum(map(len, cases().values()))
+
+
+def _check_number(rule: SelectionRule) -> int:
+    number = 0
+    for case, logps in cases().items():
+        kept, wanted = _selection(rule, logps, case).sum(1), boundary(logps).sum(1)
+        differs = kept != wanted
+        if differs.any():
+            row = int(differs.nonzero()[0])
+            raise Wrong(
+                f"Your rule keeps {int(kept[row])} negatives where the boundary keeps {int(wanted[row])}; the numbers "
+                f"differ in {int(differs.sum())} of {len(kept)} rows ({case}). The boundary's number differs from "
+                f"{int(wanted.min())} to {int(wanted.max())} there. With another number, a difference in the end could "
+                "be the number's doing."
+            )
+        number += len(kept)
+    return number
+
+
+def _check_own_row(rule: SelectionRule) -> int:
+    for case, logps in cases().items():
+        together = _selection(rule, logps, case)
+        turned = _selection(rule, logps.flip(0), case).flip(0)
+        alone = torch.cat([_selection(rule, row[None], case) for row in logps[:16]])
+        for kept, how in ((turned, "with the batch in reverse order"), (alone, "alone")):
+            differs = (together[: len(kept)] != kept).any(1)
+            if differs.any():
+                row = int(differs.nonzero()[0])
+                raise Wrong(
+                    f"A user's negatives depend on who else is in the batch: row {row} keeps {_places(together[row])} "
+                    f"in its batch of {len(logps)} and {_places(kept[row])} {how} ({case}). Along which axis do you "
+                    "sort, count or average?"
+                )
+    return len(cases()["a recorded model's log-probs"])
+
+
+def _places(kept: Selection) -> str:
+    return f"{{{', '.join(str(place + 1) for place in kept.nonzero().flatten().tolist())}}}"
+
+
+def _check_new(rule: SelectionRule) -> str:
+    case = "a recorded model's log-probs"
+    kept, same = _selection(rule, cases()[case], case), boundary(cases()[case])
+    rows = int((kept != same).any(1).sum())
+    if not rows:
+        raise Wrong(
+            f"On all {len(kept)} recorded rows your rule keeps exactly the boundary. That is DynamicPO's rule, in "
+            "other words: B always consists of the highest log-probs. Which other |B| would your mechanism choose?"
+        )
+    return (
+        f"It differs from the boundary in {rows} of {len(kept)} recorded rows; "
+        f"{(kept & same).sum() / same.sum():.0%} of what it keeps is in B."
+    )
+
+
+@task("5.1 valid")
+def _valid(rule: SelectionRule) -> str:
+    return f"A bool for every negative, twice the same, and no absent one kept, in {_check_valid(rule)} rows."
+
+
+@task("5.2 same number")
+def _same_number(rule: SelectionRule) -> str:
+    return f"As many negatives as the boundary in each of {_check_number(rule)} rows."
+
+
+@task("5.3 own row")
+def _own_row(rule: SelectionRule) -> str:
+    return f"Each of {_check_own_row(rule)} recorded rows keeps the same negatives in any company."
+
+
+@task("5.4 new")
+def _new(rule: SelectionRule) -> str:
+    return _check_new(rule)
+
+
+# ---------------------------------------------------------------------------------------------------- the experiment
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `experiment` found.
+
+    hits: "rule", "random" and "boundary" to HR@1 of every fresh user, 0 or 1, (seeds, users); rows and columns are
+    paired across the three. kept: how many negatives each kept a user on average while it trained. unequal: in how many
+    rows of training the rule kept another number than the boundary does on the same log-probs. tried: how many rules
+    this session has tried, this one included.
+    """
+
+    seeds: tuple[int, ...]
+    steps: int
+    users: int
+    hits: dict[str, Float[NDArray[np.float64], "seeds users"]]
+    kept: dict[str, float]
+    unequal: int
+    tried: int
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """HR@1 by seed under each selection, and the rule minus each partner in points."""
+        levels = pd.DataFrame({name: hits.mean(1) for name, hits in self.hits.items()})
+        levels.insert(0, "seed", self.seeds)
+        for other in PARTNERS:
+            levels[f"rule − {other}, points"] = 100 * (levels["rule"] - levels[other])
+        return levels
+
+
+@dataclass
+class _Count:
+    """Selections over a run, counted: rows, negatives kept, and rows whose number is not the boundary's."""
+
+    select: bool | SelectionRule
+    rows: int = 0
+    kept: int = 0
+    unequal: int = 0
+
+    def __call__(self, logps: LogProbs) -> Selection:
+        census = boundary(logps)
+        selected = self.select(logps) if callable(self.select) else census
+        self.rows += len(logps)
+        self.kept += int(selected.sum())
+        self.unequal += int((selected.sum(1) != census.sum(1)).sum())
+        return selected
+
+
+@dataclass(frozen=True)
+class _Trained:
+    hits: Float[NDArray[np.float64], " users"]
+    count: _Count = field(repr=False)
+
+
+def experiment(rule: SelectionRule, seeds: Sequence[int] = SEEDS, steps: int = STEPS, users: int = USERS) -> Experiment:
+    """Train with `rule`, with `random` and with the boundary, a run a seed each, and rank fresh users.
+
+    DMPO, K = 19, selection alone (β stays as it is), from the shipped SFT checkpoint; the users come from the stream
+    that `data/record.py fresh` draws from, which no split and no choice of a setting uses. A run's seed decides the
+    order of users, of negatives, and what `random` draws, so that the same seeds give the same result. The two partners
+    are trained once a session. Prints a line a seed. Raises `Wrong` for a rule that fails 5.1 to 5.4, or seeds that are
+    not five new ones, before anything is trained.
+    """
+    seeds = tuple(seeds)
+    _check_seeds(seeds)
+    try:
+        for checked in (_check_valid, _check_number, _check_own_row, _check_new):
+            checked(rule)
+    except NotImplementedError:
+        raise Wrong("There is no rule yet: write it first, then run the experiment once.") from None
+    except Wrong as error:
+        raise Wrong(f"The experiment was not started, for the rule is not ready. {error}") from None
+    _tried.append(rule)
+    hits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("rule", *PARTNERS)}
+    counts: dict[str, list[_Count]] = {name: [] for name in hits}
+    for seed in seeds:
+        trained = {"rule": _train(rule, seed, steps, users)}
+        trained |= {name: _partner(name, seed, steps, users) for name in PARTNERS}
+        for name, run in trained.items():
+            hits[name].append(run.hits)
+            counts[name].append(run.count)
+        print(f"seed {seed}: HR@1 " + ", ".join(f"{name} {run.hits.mean():.3f}" for name, run in trained.items()))
+    return Experiment(
+        seeds=seeds,
+        steps=steps,
+        users=users,
+        hits={name: np.stack(runs) for name, runs in hits.items()},
+        kept={name: sum(run.kept for run in runs) / sum(run.rows for run in runs) for name, runs in counts.items()},
+        unequal=sum(run.unequal for run in counts["rule"]),
+        tried=len(_tried),
+    )
+
+
+@cache
+def _fresh(users: int) -> tuple[Interaction, ...]:
+    from minipo.experiments.datasets.catalog import fresh_users
+
+    return fresh_users(0, users)
+
+
+@cache
+def _partner(name: str, seed: int, steps: int, users: int) -> _Trained:
+    return _train(PARTNERS[name], seed, steps, users)
+
+
+def _train(select: bool | SelectionRule, seed: int, steps: int, users: int) -> _Trained:
+    from minipo.course.diagnostics import watch
+
+    count = _Count(select)
+    watched = watch(
+        "dmpo", DynamicPO(select=count, adjust_beta=False), negatives=NEGATIVES, seed=seed, steps=steps, every=steps,
+        probed=1, users=_fresh(users),
+    )  # fmt: skip
+    return _Trained(ranking_metrics(watched.test.ranks)["hr@1"], count)
+
+
+# ---------------------------------------------------------------------------------------------- what it lets one say
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    known = sorted(set(seeds) & set(RECORDED_SEEDS))
+    if len(set(seeds)) != 5 or len(seeds) != 5:
+        raise Wrong(
+            f"The seeds are {', '.join(map(str, seeds)) or 'none'}: the budget is five different ones, each for all "
+            "three selections. Fewer say little of how runs vary, more are not what was agreed."
+        )
+    if known:
+        raise Wrong(
+            f"Seeds {', '.join(map(str, known))} are those of the recorded grids, on which the boundary's fame rests: "
+            "a fair trial takes seeds that nobody has looked at."
+        )
+
+
+def _result(result: Any) -> Experiment:
+    if not isinstance(result, Experiment):
+        raise Wrong("There is no result: the experiment above has not run, and its cell says why.")
+    return result
+
+
+@task("5.5 budget")
+def _budget(result: Any) -> str:
+    found = _result(result)
+    _check_seeds(found.seeds)
+    shapes = {name: hits.shape for name, hits in found.hits.items()}
+    if set(shapes.values()) != {(len(found.seeds), found.users)}:
+        raise Wrong(f"The three sides are not paired any more: {shapes}. Give the experiment's result as it came.")
+    if found.unequal:
+        raise Wrong(
+            f"While it trained, your rule kept another number of negatives than the boundary in {found.unequal} rows "
+            f"({found.kept['rule']:.2f} a row on average). A difference could be the number's doing."
+        )
+    notes = []
+    if found.steps < STEPS or found.users < USERS:
+        notes.append(
+            f" Note: {found.steps} steps and {found.users:,} users are a rehearsal; your text must rest on {STEPS} "
+            f"steps and {USERS:,} users."
+        )
+    if found.tried > 1:
+        notes.append(
+            f" Note: this was experiment {found.tried} of this session on the same users. Report all of them: the best "
+            "of several is no test."
+        )
+    return (
+        f"Five paired seeds that no recorded grid used, {found.users:,} fresh users, as many negatives as the "
+        f"boundary: {found.kept['rule']:.2f} a row ({found.kept['random']:.2f} and {found.kept['boundary']:.2f} with "
+        "random's and the boundary's own models)." + "".join(notes)
+    )
+
+
+def _difference(result: Experiment, other: str) -> Float[NDArray[np.float64], "seeds users"]:
+    return result.hits["rule"] - result.hits[other]
+
+
+def _three(answer: Any, other: str) -> NDArray[np.float64]:
+    if isinstance(answer, Interval):
+        answer = (answer.mean, answer.low, answer.high)
+    try:
+        three = np.asarray(answer, dtype=np.float64)
+    except (TypeError, ValueError):
+        three = np.empty(0)
+    if three.shape != (3,):
+        raise Wrong(
+            f"Against {other!r} your function returned {type(answer).__name__}: return an Interval, or the three "
+            "numbers mean, low, high."
+        )
+    return three
+
+
+@task("5.6 interval")
+def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
+    found = _result(result)
+    if not callable(function):
+        raise Wrong(f"The answer is {type(function).__name__}: give the function, interval(result, other).")
+    said = []
+    for other in PARTNERS:
+        three = _three(function(found, other), other)
+        difference = _difference(found, other)
+        truth = _three(paired_interval(difference), other)
+        said.append(f"rule minus {other}: {_points(truth)}")
+        if _close(three, truth, 1e-9):
+            continue
+        own, its = (_three(paired_interval(found.hits[name]), other) for name in ("rule", other))
+        suspects = {
+            "is the partner minus the rule: a rule that helps would come out below zero": -truth[[0, 2, 1]],
+            "is in points; leave it as a difference of HR@1, a number between −1 and 1": 100 * truth,
+            "subtracts the ends of two intervals, as if the two sides had nothing in common. They share every user and "
+            "every seed: what should be subtracted first?": np.array([truth[0], own[1] - its[2], own[2] - its[1]]),
+            "draws users anew but not seeds, as if five runs were all that could ever be": _three(
+                paired_interval(difference.mean(0)), other
+            ),
+            "draws seeds anew but not users, as if there were no others": _three(
+                paired_interval(difference.mean(1, keepdims=True)), other
+            ),
+        }  # fmt: skip
+        shown = f"Against {other} you have {_points(three)}. This"
+        for why, suspect in suspects.items():
+            if _close(three, suspect, 1e-9):
+                raise Wrong(f"{shown} {why}.")
+        # A bootstrap of one's own draws otherwise: its ends may be off by a tenth of the width.
+        if not _close(three[:1], truth[:1], 1e-9):
+            raise Wrong(
+                f"{shown} has another mean than the differences, {100 * truth[0]:+.2f} points over {difference.size:,} "
+                "pairs of user and seed: subtract user by user and seed by seed, then average."
+            )
+        if not _close(three, truth, 0.1 * (truth[2] - truth[1])):
+            raise Wrong(
+                f"{shown} has the right mean, but ends that resampling users and seeds does not give. Which paired "
+                "numbers does `paired_interval` want, and in which shape?"
+            )
+    return f"Paired by user and seed. {'; '.join(said).capitalize()}."
+
+
+def _close(left: NDArray[np.float64], right: NDArray[np.float64], within: float) -> bool:
+    return bool((np.abs(left - right) <= within).all())
+
+
+def _points(three: NDArray[np.float64]) -> str:
+    mean, low, high = (100 * three).tolist()
+    return f"{mean:+.2f} points, interval {low:+.2f} to {high:+.2f}".replace("-", "−")
+
+
+@task("5.7 verdict")
+def _verdict(function: Any, result: Any) -> str:
+    found = _result(result)
+    if not callable(function):
+        raise Wrong(f"The answer is {type(function).__name__}: give the function, verdicts().")
+    verdicts = function()
+    if not isinstance(verdicts, dict) or not set(PARTNERS) <= set(verdicts):
+        raise Wrong("Return a verdict for each partner: a dictionary with the keys 'random' and 'boundary'.")
+    said = []
+    for other in PARTNERS:
+        verdict = verdicts[other]
+        if verdict not in VERDICTS:
+            raise Wrong(f"Against {other} your verdict is {verdict!r}: say one of {', '.join(map(repr, VERDICTS))}.")
+        three = _three(paired_interval(_difference(found, other)), other)
+        follows = "helps" if three[1] > 0 else "hurts" if three[2] < 0 else "undecided"
+        if verdict != follows:
+            where = {"helps": "lies above zero", "hurts": "lies below zero", "undecided": "includes zero"}[follows]
+            raise Wrong(
+                f"Against {other} you say {verdict!r}, and the rule minus {other} is {_points(three)}: the interval "
+                f"{where}. What would another five seeds and other users be likely to show?"
+            )
+        said.append(f"against {other}: {verdict} ({_points(three)})")
+    return "The verdicts follow from the intervals. " + "; ".join(said).capitalize() + "."

@@ -1,0 +1,222 @@
+"""The collapse as a grid of figures: loss, common yardstick and ranking against the number of negatives."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from minipo.course.figures.style import (
+    AVERAGES,
+    DYNAMIC_COLOUR,
+    INK,
+    METRICS,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_LABELS,
+    QUIET,
+    TEMPLATE,
+    level,
+    points,
+    short,
+    verdict,
+)
+
+# Variants of a run in `collapse_grid`: label, colour (None: the objective's own), dash, marker.
+VARIANTS = {
+    "plain": ("plain", None, "solid", "circle"),
+    "dynamic": ("DynamicPO", DYNAMIC_COLOUR, "solid", "circle"),
+    "selection alone": ("selection alone", "#56B4E9", "dot", "diamond"),
+    "β alone": ("β alone", "#7A5195", "dot", "square"),
+    "random |B|": ("random |B|", "#8A8F98", "dot", "x"),
+    "hardest |B|": ("hardest |B|", "#1B2430", "dot", "triangle-up"),
+}
+# Levels drawn as lines in `collapse_grid`, and their dash.
+LEVELS = {"oracle": "dot", "more SFT": "dashdot", "SFT": "dash"}
+
+
+def collapse_sentence(
+    objective: str,
+    table: pd.DataFrame,
+    change: tuple[float, float, float] | None,
+    repair: tuple[float, float, float] | None = None,
+    parts: Mapping[str, tuple[float, float, float]] | None = None,
+    metric: str = "hr@1",
+) -> str:
+    """Read `collapse_grid` aloud, in Markdown.
+
+    `change` is `metric` of plain runs at the largest K minus the smallest, `repair` DynamicPO minus plain at the
+    largest K: mean, low and high of a paired 95 % interval; None where single users were not recorded. `parts` are
+    further such differences, by the name of the variant. Where the table has a column `seed` and the seeds disagree on
+    whether the training loss falls, it says so.
+    """
+    plain = table[table["variant"] == "plain"]
+    first, last = plain["negatives"].min(), plain["negatives"].max()
+    text = (
+        f"From K = {first} to {last}, {OBJECTIVE_LABELS[objective]}'s training loss {loss_motion(plain)}; "
+        f"its {METRICS[metric]} "
+    )
+    if change is None:
+        few, many = plain.groupby("negatives")[metric].mean()[[first, last]]
+        return text + f"goes from {level(few, metric)} to {level(many, metric)}."
+    word = verdict(*change[1:])
+    said = {"stable": "it is **stable**", "undecided": "that leaves it **undecided**"}.get(word, f"it **{word}**")
+    text += f"changes by {points(*change)}: {said}."
+    if repair is not None:
+        effect = "repairs it" if word == "collapses" else "helps"
+        if repair[1] <= 0:
+            effect = "hurts" if repair[2] < 0 else "makes no clear difference"
+        text += f" At K = {last}, DynamicPO {effect}: {points(*repair)}."
+    if parts:
+        told = [
+            f"{VARIANTS[part][0]} {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            for part, (mean, low, high) in parts.items()
+        ]
+        text += f" Its parts, in points against plain: {', '.join(told)}.".replace("-", "−")
+    return text
+
+
+def loss_motion(plain: pd.DataFrame) -> str:
+    """How the training loss of plain runs moves from the smallest K to the largest, and in how many seeds otherwise."""
+    means = plain.groupby("negatives")["train_loss"].mean()
+    falls = means.iloc[-1] < means.iloc[0]
+    text = f"{'falls' if falls else 'rises'} {abs(means.iloc[-1] / means.iloc[0] - 1):.0%}".replace("%", " %")
+    against, seeds = _seeds_against(plain)
+    if against:
+        text += f" on average, but {'rises' if falls else 'falls'} in {against} of {seeds} seeds"
+    return text
+
+
+def _seeds_against(plain: pd.DataFrame) -> tuple[int, int]:
+    """In how many seeds the training loss moves against the mean from the smallest to the largest K; of how many."""
+    if "seed" not in plain:
+        return 0, 0
+    seeds = plain.pivot_table(index="seed", columns="negatives", values="train_loss").sort_index(axis=1)
+    change = (seeds.iloc[:, -1] - seeds.iloc[:, 0]).dropna()
+    return int((change * change.mean() < 0).sum()), len(change)
+
+
+def _motion(values: pd.Series, name: str) -> str:
+    first, last = values.iloc[0], values.iloc[-1]
+    word = "stays" if short(first) == short(last) else "falls" if last < first else "rises"
+    return f"{name} {word}: {short(first)} → {short(last)}"
+
+
+def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Where to write each level's name so that no two are closer than `gap`: as near to the level as that allows."""
+    names = sorted(levels, key=lambda name: levels[name])
+    places = np.array([levels[name] for name in names])
+    for _ in range(len(names)):
+        for low in range(len(names) - 1):
+            push = max(0.0, gap - (places[low + 1] - places[low])) / 2
+            places[low] -= push
+            places[low + 1] += push
+    return dict(zip(names, places.tolist(), strict=True))
+
+
+def collapse_grid(
+    table: pd.DataFrame,
+    objective: str,
+    word: str,
+    levels: Mapping[str, float],
+    metric: str = "hr@1",
+    guesses: Mapping[int, float] | None = None,
+    hidden: bool = False,
+) -> go.Figure:
+    """Training loss, pair_loss and a ranking metric against K, in stacked panels: means, in bands over the seeds.
+
+    `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss` and `metric`, a key
+    of METRICS. `word` is `verdict`'s or empty; it goes into the last panel's title. `levels` are levels of the metric
+    drawn as lines, of those in LEVELS; the oracle's stands above a break of the axis. `guesses`: a viewer's, K to per
+    cent, or to the metric itself where it is no share. `hidden`: the plain runs' training loss alone, and of the metric
+    only where K is smallest.
+    """
+    name_of, unit = METRICS[metric], 1 if metric in AVERAGES else 100
+    plain = table[table["variant"] == "plain"]
+    means = plain.groupby("negatives")[["train_loss", "pair_loss", metric]].mean()
+    ticks = sorted(table["negatives"].unique())
+    loss = _motion(means["train_loss"], "Training loss")
+    if _seeds_against(plain)[0]:
+        loss = loss.replace(":", " on average:")
+    ends = f"{level(means[metric].iloc[0], metric)} → {level(means[metric].iloc[-1], metric)}"
+    panels = {
+        "train_loss": loss,
+        "pair_loss": _motion(means["pair_loss"], "pair_loss"),
+        metric: f"{name_of}{' ' * bool(word)}{word}: {ends}",
+    }
+    if hidden:
+        panels = {"train_loss": loss, metric: f"{name_of}: what do you expect?"}
+        table = plain
+    heights = {"train_loss": 0.24, "pair_loss": 0.24, metric: 0.52}
+    bottom = len(panels)
+    figure = make_subplots(
+        rows=bottom, cols=1, shared_xaxes=True, row_heights=[heights[column] for column in panels],
+        vertical_spacing=0.09, subplot_titles=list(panels.values()),
+    )  # fmt: skip
+    for variant, (name, colour, dash, symbol) in VARIANTS.items():
+        runs = table[table["variant"] == variant]
+        if runs.empty:
+            continue
+        colour = colour or OBJECTIVE_COLOURS[objective]
+        name = f"{name} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else name
+        for row, column in enumerate(panels, start=1):
+            scale = unit if column == metric else 1
+            spread = (runs.groupby("negatives")[column].agg(["mean", "min", "max"]) * scale).sort_index()
+            if hidden and column == metric:
+                spread = spread.head(1)
+            if variant in ("plain", "dynamic"):
+                figure.add_scatter(
+                    x=[*spread.index, *spread.index[::-1]], y=[*spread["max"], *spread["min"][::-1]],
+                    fill="toself", fillcolor=colour, opacity=0.18, line_width=0, mode="lines",
+                    hoverinfo="skip", showlegend=False, row=row, col=1,
+                )  # fmt: skip
+            figure.add_scatter(
+                x=spread.index, y=spread["mean"], name=name, legendgroup=variant, showlegend=row == bottom,
+                mode="lines+markers", line={"color": colour, "width": 2.5, "dash": dash},
+                marker={"symbol": symbol, "size": 8},
+                customdata=spread[["min", "max"]],
+                hovertemplate=f"{name}, K = %{{x}}<br>%{{y:.3~f}} (seeds %{{customdata[0]:.3~f}} to "
+                "%{customdata[1]:.3~f})<extra></extra>",
+                row=row, col=1,
+            )  # fmt: skip
+    seen = [unit * means[metric].iloc[0]] if hidden else [*(unit * table[metric])]
+    if guesses:
+        seen += guesses.values()
+        figure.add_scatter(
+            x=list(guesses), y=list(guesses.values()), name="your guess", mode="lines+markers",
+            line={"color": INK, "width": 2, "dash": "dot"}, marker={"symbol": "diamond-open", "size": 11},
+            hovertemplate="your guess, K = %{x}: %{y:.3~f}<extra></extra>", row=bottom, col=1,
+        )  # fmt: skip
+    # The oracle is far above every run: it has a strip of its own, so that a point can be seen below it.
+    near = {name: unit * height for name, height in levels.items() if name != "oracle"}
+    seen += near.values()
+    places = apart(near, 0.38 * max(max(seen) - min(seen), 0.001 * unit))
+    x_axis, y_axis = (f"{letter}{bottom}" for letter in "xy")
+    top = figure.layout[f"yaxis{bottom}"].domain[1]
+    if "oracle" in levels:
+        oracle = places["oracle"] = unit * levels["oracle"]
+        around = [0.99 * oracle, 1.01 * oracle]
+        strip = {"domain": [top - 0.03, top], "range": around, "anchor": x_axis, "visible": False}
+        figure.update_layout({f"yaxis{bottom}": {"domain": [0, top - 0.06]}, f"yaxis{bottom + 1}": strip})
+        figure.add_annotation(text="≈", x=0, xref="paper", y=top - 0.045, yref="paper", name="break", xanchor="center")
+    for name, height in levels.items():
+        axis = f"y{bottom + 1}" if name == "oracle" else y_axis
+        figure.add_shape(
+            type="line", x0=0, x1=1, xref=f"{x_axis} domain", y0=unit * height, y1=unit * height, yref=axis,
+            line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]},
+        )  # fmt: skip
+        figure.add_annotation(
+            text=f"{name}<br>{level(height, metric)}", x=1.01, xref=f"{x_axis} domain", y=places[name], yref=axis,
+            xanchor="left", align="left", font={"size": 13, "color": QUIET},
+            yanchor="bottom" if name == "oracle" else "middle", yshift=-10 if name == "oracle" else 0,
+        )  # fmt: skip
+    figure.update_annotations(selector={"yref": "paper", "name": None}, x=0, xanchor="left", font={"size": 15})
+    rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
+    height = (350 if hidden else 392) + 28 * rows
+    figure.update_layout(template=TEMPLATE, height=height, margin={"t": 20 + 26 * rows, "r": 66}, legend={"y": 1.065})
+    figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])
+    figure.update_xaxes(title_text="K, negatives per training example", row=bottom, col=1)
+    figure.update_yaxes(title_text="nats", nticks=4)
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="mean, 0 to 1" if unit == 1 else "% of test users", nticks=7, row=bottom, col=1)
+    return figure

@@ -1,0 +1,243 @@
+"""Figures of the course's last notebook: a real language model on real data.
+
+A packed row of `minipo.scoring.pack` as the model reads it, levels of HR@1, intervals of paired differences in several
+worlds, and the recorded runs of a language model seed by seed. All are pure functions of arrays or tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Bool, Int
+from plotly.subplots import make_subplots
+from torch import Tensor
+
+from minipo.course.figures.grid import VARIANTS
+from minipo.course.figures.style import (
+    DYNAMIC_COLOUR,
+    FAINT,
+    GRID,
+    INK,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_LABELS,
+    QUIET,
+    TEMPLATE,
+)
+
+# ------------------------------------------------------------------------------------------------ train it now: a run
+
+
+def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """A run while it trains: loss, pair_loss and validation HR@1 over its steps, beside the SFT level it started from.
+
+    metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss`, `hr@1`; both may be empty. settings: the run's
+    `objective`, `dynamic` and `steps`.
+    """
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        horizontal_spacing=0.07,
+        subplot_titles=("Training loss (nats)", "pair_loss, validation (nats)", "HR@1, validation (%)"),
+    )
+    colour = DYNAMIC_COLOUR if settings["dynamic"] == "on" else OBJECTIVE_COLOURS[settings["objective"]]
+    for column, (frame, name, scale) in enumerate(
+        ((metrics, "loss", 1), (evaluations, "pair_loss", 1), (evaluations, "hr@1", 100)), start=1
+    ):
+        if not frame.empty:
+            figure.add_scatter(
+                x=frame["step"], y=frame[name] * scale, mode="lines" if column == 1 else "lines+markers",
+                line={"color": colour, "width": 2.5}, marker={"size": 7}, showlegend=False,
+                hovertemplate="step %{x}: %{y:.4~f}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
+    if not evaluations.empty:
+        start = 100 * float(evaluations["hr@1"].iloc[0])
+        figure.add_hline(
+            y=start, line={"color": QUIET, "width": 1.5, "dash": "dash"}, row=1, col=3,
+            annotation={"text": f"SFT, {start:.1f} %", "font": {"size": 13, "color": QUIET}, "x": 0, "xanchor": "left"},
+        )  # fmt: skip
+    figure.update_layout(template=TEMPLATE, height=260)
+    figure.update_annotations(font_size=15)
+    steps = int(settings["steps"])
+    figure.update_xaxes(title_text="step", range=[-0.02 * steps, 1.02 * steps])
+    figure.update_yaxes(nticks=5)
+    return figure
+
+
+PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token looks at: the prompt; its own answer
+SYMBOLS = ("diamond", "circle", "square")  # of the worlds in `intervals`, in their order
+SEED_DASHES = ("solid", "dot", "dash", "dashdot")
+
+
+def packed_row(
+    segments: Int[Tensor, " T"],
+    positions: Int[Tensor, " T"],
+    may_look: Bool[Tensor, "T T"],
+    tokens_alone: int,
+) -> go.Figure:
+    """Who sees whom in one packed row, and each token's position under it.
+
+    segments: 0 in the prompt, 1 + c in candidate c. may_look: whether the token of a row may attend to that of a
+    column. tokens_alone: how many tokens a row for each candidate would take.
+    """
+    total, owner, looks = len(segments), segments.numpy(), may_look.numpy()
+    kind = np.where(looks, np.where(owner == 0, 1, 2), 0).astype(np.uint8)  # of the token that is looked at
+    sees_sibling = bool((looks & (owner > 0) & (owner != owner[:, None])).any())
+    seen = "a sibling too" if sees_sibling else "never a sibling"
+    figure = make_subplots(
+        rows=2,
+        cols=1,
+        shared_xaxes=True,
+        row_heights=[0.76, 0.24],
+        vertical_spacing=0.05,
+        subplot_titles=(
+            f"{total:,} tokens instead of {tokens_alone:,}: an answer sees the prompt and itself, {seen}",
+            "",
+        ),
+    )
+    figure.add_heatmap(
+        z=kind, zmin=0, zmax=2, showscale=False,
+        colorscale=[[0, "white"], [0.5, PROMPT_COLOUR], [1, OWN_COLOUR]], hoverinfo="skip", row=1, col=1,
+    )  # fmt: skip
+    for name, colour in (("sees the prompt", PROMPT_COLOUR), ("sees its own answer so far", OWN_COLOUR)):
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, marker={"symbol": "square", "size": 12, "color": colour},
+            row=1, col=1,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=np.arange(total), y=positions.numpy(), mode="markers", marker={"size": 4, "color": INK}, showlegend=False,
+        hovertemplate="token %{x}: position %{y}<extra></extra>", row=2, col=1,
+    )  # fmt: skip
+    prompt = int((owner == 0).sum())
+    figure.add_vline(x=prompt - 0.5, line={"color": FAINT, "width": 1, "dash": "dot"})
+    figure.add_annotation(
+        text=f"{owner.max()} answers", x=(prompt + total) / 2, y=0, yanchor="top", font={"color": QUIET},
+        row=1, col=1,
+    )  # fmt: skip
+    figure.update_annotations(selector={"yref": "paper"}, x=0, xanchor="left", y=1.045, font_size=15)
+    figure.update_layout(template=TEMPLATE, height=620, margin={"t": 62}, legend={"y": 1.0})
+    figure.update_xaxes(showgrid=False, range=[-0.5, total - 0.5], constrain="domain")
+    figure.update_xaxes(title_text="token of the row that is looked at", row=2, col=1)
+    figure.update_yaxes(title_text="token that looks", autorange="reversed", showgrid=False, row=1, col=1)
+    figure.update_yaxes(title_text="position", nticks=4, row=2, col=1)
+    return figure
+
+
+def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
+    """HR@1 of a few ways to rank, as bars in their order, one of them in ink; the title says where that one stands.
+
+    hits: from a name to HR@1, a share of users. shown: the name of the one that the figure is about.
+    """
+    names = sorted(hits, key=lambda name: hits[name])
+    place = len(names) - names.index(shown)
+    figure = go.Figure()
+    figure.add_bar(
+        x=[100 * hits[name] for name in names], y=names, orientation="h",
+        marker_color=[INK if name == shown else FAINT for name in names],
+        text=[f"{hits[name]:.1%}".replace("%", " %") for name in names], textposition="outside", cliponaxis=False,
+        hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
+    )  # fmt: skip
+    title = f"{shown}: place {place} of {len(names)} by HR@1"
+    figure.update_layout(template=TEMPLATE, height=70 + 40 * len(names), title={"text": title, "font": {"size": 15}})
+    figure.update_layout(title={"x": 0, "y": 1, "yanchor": "top", "pad": {"t": 8}}, margin={"t": 36, "r": 60})
+    figure.update_xaxes(title_text="HR@1, % of test users", rangemode="tozero")
+    figure.update_yaxes(showgrid=False)
+    return figure
+
+
+def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
+    """Paired differences with their 95 % intervals; filled where the interval excludes zero, open where it does not.
+
+    table: a row a difference: `name` of its line; `world`; `mean`, `low`, `high` in points; `objective` and `variant`
+    (a key of VARIANTS), which give the colour. worlds: all worlds, in the order of their symbols, so that a world's is
+    the same in every figure. what: the difference in words, with its metric; it begins the title, which goes on with
+    how many are below zero, above, and undecided.
+    """
+    names, symbols = list(dict.fromkeys(table["name"])), dict(zip(worlds, SYMBOLS, strict=False))
+    lines = table.assign(line=table["name"].map(names.index), part=table["world"].map(list(worlds).index))
+    lines = lines.sort_values(["line", "part"])
+    # One height a difference, from the top, with a gap between names.
+    heights = -(np.arange(len(lines)) + 0.6 * lines["line"].to_numpy())
+    figure = go.Figure()
+    for world in (world for world in worlds if world in set(table["world"])):
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=world, marker={"symbol": symbols[world], "size": 10, "color": INK}
+        )
+    for height, line in zip(heights, lines.to_dict("records"), strict=True):
+        colour = VARIANTS[line["variant"]][1] or OBJECTIVE_COLOURS[line["objective"]]
+        decided = line["low"] > 0 or line["high"] < 0
+        figure.add_scatter(
+            x=[line["mean"]], y=[height], mode="markers", showlegend=False,
+            error_x={"type": "data", "array": [line["high"] - line["mean"]], "arrayminus": [line["mean"] - line["low"]],
+                     "color": colour, "thickness": 2, "width": 0},
+            marker={"symbol": symbols[line["world"]], "size": 11, "color": colour if decided else "white",
+                    "line": {"color": colour, "width": 2}},
+            hovertemplate=f"{line['name']}, {line['world']}: %{{x:+.1f}}<extra></extra>",
+        )  # fmt: skip
+        figure.add_annotation(
+            text=f"{line['mean']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]".replace("-", "−"),
+            x=1.01, xref="paper", xanchor="left", y=height, font={"size": 13, "color": INK if decided else QUIET},
+        )  # fmt: skip
+    above, below = int((table["low"] > 0).sum()), int((table["high"] < 0).sum())
+    title = f"{what}: {below} below zero, {above} above, {len(table) - above - below} undecided"
+    centres = [heights[(lines["line"] == number).to_numpy()].mean() for number in range(len(names))]
+    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5, "dash": "dash"})
+    figure.update_layout(template=TEMPLATE, height=int(150 + 26 * (heights.max() - heights.min() + 1)))
+    figure.update_layout(title={"text": title, "x": 0, "y": 1, "yanchor": "top", "pad": {"t": 8}, "font": {"size": 15}})
+    figure.update_layout(margin={"t": 88, "r": 150}, legend={"y": 1.0})
+    figure.update_xaxes(title_text="points, with 95 % intervals over users and seeds")
+    figure.update_yaxes(tickvals=centres, ticktext=names, range=[heights.min() - 0.8, 0.8], showgrid=False)
+    return figure
+
+
+def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
+    """Training loss, pair_loss and HR@1 against K, a line a seed, for plain runs and runs under DynamicPO.
+
+    table: a row a run: `objective`, one for all, `negatives`, `dynamic`, `seed`, `train_loss`, `pair_loss`, `hr@1`.
+    sft: HR@1 of the SFT model. Each panel's title says in how many seeds plain runs rise from the smallest K to the
+    largest.
+    """
+    columns = {"train_loss": ("Training loss", 1), "pair_loss": ("pair_loss", 1), "hr@1": ("HR@1", 100)}
+    objective = str(table["objective"].iloc[0])
+    plain = table[table["dynamic"] == "off"].pivot(index="negatives", columns="seed", values=list(columns)).sort_index()
+    figure = make_subplots(
+        rows=1,
+        cols=3,
+        horizontal_spacing=0.1,
+        subplot_titles=[_seeds(plain[[column]], name) for column, (name, _) in columns.items()],
+    )
+    for dynamic, variant in (("off", "plain"), ("on", "dynamic")):
+        label, own, *_ = VARIANTS[variant]
+        name = f"{label} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else label
+        for number, (seed, runs) in enumerate(table[table["dynamic"] == dynamic].groupby("seed")):
+            runs = runs.sort_values("negatives")
+            for panel, (column, (_, scale)) in enumerate(columns.items(), start=1):
+                figure.add_scatter(
+                    x=runs["negatives"], y=scale * runs[column], mode="lines+markers", name=f"{name}, seed {seed}",
+                    showlegend=panel == 1, legendgroup=f"{dynamic}{seed}", marker={"size": 8},
+                    line={"color": own or OBJECTIVE_COLOURS[objective], "width": 2.5,
+                          "dash": SEED_DASHES[number % len(SEED_DASHES)]},
+                    hovertemplate=f"{name}, seed {seed}, K = %{{x}}: %{{y:.3~f}}<extra></extra>", row=1, col=panel,
+                )  # fmt: skip
+    known = ((2, np.log(2), "log 2, reference", "right"), (3, 100 * sft, f"SFT, {100 * sft:.1f} %", "left"))
+    for panel, level, text, side in known:
+        figure.add_hline(
+            y=float(level), line={"color": QUIET, "width": 1.5, "dash": "dash"}, row=1, col=panel,
+            annotation={"text": text, "font": {"size": 13, "color": QUIET}, "xanchor": side, "x": int(side == "right")},
+        )  # fmt: skip
+    figure.update_annotations(selector={"yref": "paper"}, font_size=14)
+    figure.update_layout(template=TEMPLATE, height=380, margin={"t": 56, "r": 24})
+    figure.update_layout(legend={"y": -0.24, "yanchor": "top"})
+    figure.update_xaxes(title_text="K", tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
+    figure.update_yaxes(nticks=6)
+    for panel, unit in enumerate(("nats", "nats, validation users", "% of test users"), start=1):
+        figure.update_yaxes(title_text=unit, row=1, col=panel)
+    return figure
+
+
+def _seeds(values: pd.DataFrame, name: str) -> str:
+    """values: K by seeds."""
+    change = values.iloc[-1] - values.iloc[0]
+    rises, falls = int((change > 0).sum()), int((change < 0).sum())
+    return f"{name}, plain:<br>rises in {rises}, falls in {falls} of {len(change)} seeds"

@@ -1,0 +1,203 @@
+"""What a notebook puts under the reader's hand: a guess before a figure, and controls beside one.
+
+Nothing is drawn here: figures come from `course.figures`, numbers from the notebook's own cells. In a notebook that is
+read without a kernel, each control is described by a line of text, and each figure is there as it was drawn first.
+"""
+
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+import plotly.io
+from IPython.core.getipython import get_ipython
+from IPython.display import Markdown, display
+
+
+def start() -> None:
+    """Every notebook's first call: says what it runs on, and makes minipo's own errors one line long.
+
+    Figures are sent as data that Jupyter draws itself, unless the variable PLOTLY_RENDERER or the place (Colab, for
+    one) says otherwise.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((ValueError, OSError), _one_line)
+    if "PLOTLY_RENDERER" not in os.environ and plotly.io.renderers.default == "plotly_mimetype+notebook":
+        plotly.io.renderers.default = "plotly_mimetype"
+    print(f"minipo {version('minipo')}, torch {version('torch')}, {os.cpu_count()} cores: ready.")
+
+
+def _one_line(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: Any = None) -> None:
+    """An error that minipo raises is a sentence for the reader; any other keeps its traceback."""
+    deepest = traceback.extract_tb(trace)[-1].filename
+    if Path(deepest).is_relative_to(Path(__file__).parents[1]):
+        shell._showtraceback(kind, error, [str(error)])
+    else:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
+def _show_controls(controls: Sequence[ipywidgets.Widget], described: str) -> None:
+    """The controls, side by side where there is room, and a line of text for where there is no kernel."""
+    box = ipywidgets.Box(list(controls), layout={"flex_flow": "row wrap", "align_items": "center"})
+    bundle = {**box._repr_mimebundle_(), "text/plain": described, "text/markdown": described}
+    display(bundle, raw=True)
+
+
+def _described(widget: Any) -> str:
+    name = widget.description or getattr(widget, "placeholder", "")
+    if hasattr(widget, "options"):
+        return f"{name}: {', '.join(str(option) for option in widget._options_labels)}"
+    if hasattr(widget, "max"):
+        return f"{name}: {widget.min:g} to {widget.max:g}"
+    return str(name)
+
+
+class Explorer:
+    """Controls above a sentence and a figure, which are computed anew, live, whenever a control moves.
+
+    draw: takes the controls' values by name and returns a figure, a sentence in Markdown, or both as (figure,
+    sentence). controls: ipywidgets by name. `figure` and `sentence` are the latest. A ValueError of `draw` is shown in
+    the sentence's place, and the figure stays as it was.
+    """
+
+    figure: Any = None
+    sentence = ""
+
+    def __init__(self, draw: Callable[..., Any], **controls: Any):
+        self.draw, self.controls = draw, controls
+        for control in controls.values():
+            control.style.description_width = "initial"
+            control.observe(self._changed, "value")
+        self._compute()
+        described = "; ".join(_described(control) for control in controls.values())
+        _show_controls(list(controls.values()), f"*Controls in a running notebook:* {described}")
+        self._text: Any = display(Markdown(self.sentence), display_id=True)
+        self._plot: Any = None
+        if self.figure is not None:
+            self._plot = go.FigureWidget(self.figure)
+            # Without a kernel, a viewer takes the figure's data or picture instead of the widget.
+            display({**self.figure._repr_mimebundle_(), **self._plot._repr_mimebundle_()}, raw=True)
+
+    def set(self, **values: Any) -> None:
+        """Move controls by name. Raises ValueError, in one sentence, for one that is not there or a value it cannot
+        take."""
+        for name, value in values.items():
+            if name not in self.controls:
+                raise ValueError(f"There is no control {name!r}: name one of {', '.join(self.controls)}.")
+            control = self.controls[name]
+            if hasattr(control, "options"):
+                allowed = list(control.options.values()) if isinstance(control.options, Mapping) else [
+                    option[1] if isinstance(option, tuple) else option for option in control.options
+                ]  # fmt: skip
+                if value not in allowed:
+                    raise ValueError(f"{name} is {value!r}: give one of {', '.join(map(repr, allowed))}.")
+            elif hasattr(control, "max") and not control.min <= value <= control.max:
+                raise ValueError(f"{name} is {value:g}: give a number from {control.min:g} to {control.max:g}.")
+            control.value = value
+
+    def _compute(self) -> None:
+        drawn = self.draw(**{name: control.value for name, control in self.controls.items()})
+        parts = drawn if isinstance(drawn, tuple) else (drawn,)
+        for part in parts:
+            if isinstance(part, str):
+                self.sentence = part
+            else:
+                self.figure = part
+
+    def _changed(self, _: Any) -> None:
+        try:
+            self._compute()
+        except ValueError as error:
+            self.sentence = str(error)
+        if self._text is not None:
+            self._text.update(Markdown(self.sentence))
+        if self._plot is not None:
+            with self._plot.batch_update():
+                self._plot.data = []
+                self._plot.add_traces(self.figure.data)
+                self._plot.layout = self.figure.layout
+
+
+class Choice:
+    """A question with a few answers, to be guessed before `reveal` shows the truth; `guess` is None until then."""
+
+    def __init__(self, question: str, options: Sequence[str]):
+        self.options = tuple(options)
+        self.buttons = ipywidgets.ToggleButtons(
+            options=self.options, value=None, style={"button_width": "auto"}, layout={"width": "auto"}
+        )
+        display(Markdown(f"**Your guess.** {question}"))
+        _show_controls([self.buttons], f"*To be guessed in a running notebook:* {' / '.join(self.options)}")
+
+    @property
+    def guess(self) -> str | None:
+        """What was chosen."""
+        return self.buttons.value
+
+    def reveal(self, truth: str, why: str = "") -> None:
+        """Show the answer beside the guess, and why. Raises ValueError if `truth` is none of the options."""
+        display(Markdown(self.told(truth) + (f" {why}" if why else "")))
+
+    def told(self, truth: str) -> str:
+        """What `reveal` says of the guess, in Markdown."""
+        if truth not in self.options:
+            raise ValueError(f"The answer {truth!r} is none of the options: {', '.join(self.options)}.")
+        if self.guess is None:
+            return f"No guess was made. The answer: **{truth}**."
+        return f"Your guess was right: **{truth}**." if self.guess == truth else (
+            f"You guessed *{self.guess}*; it is **{truth}**."
+        )  # fmt: skip
+
+
+class Numbers:
+    """A number to guess for each of a few labels, with sliders, before the truth is shown by `reveal`.
+
+    labels: what is guessed. low, high, step: of the sliders; they start at `begin`. unit: of a guess, as text.
+    `guesses` maps each label to its slider's value; `made` says whether any slider was moved.
+    """
+
+    def __init__(
+        self, question: str, labels: Sequence[str], low: float, high: float, step: float, begin: float, unit: str = ""
+    ):
+        if not low <= begin <= high:
+            raise ValueError(f"The sliders begin at {begin:g}: give a number from {low:g} to {high:g}.")
+        self.unit, self.begin = unit, begin
+        self.sliders = {
+            label: ipywidgets.FloatSlider(
+                value=begin, min=low, max=high, step=step, description=label, style={"description_width": "initial"}
+            )
+            for label in labels
+        }
+        display(Markdown(f"**Your guess.** {question}"))
+        range_ = f"{low:g} to {high:g} {unit}".strip()
+        _show_controls(
+            list(self.sliders.values()), f"*To be guessed in a running notebook,* {range_}: {', '.join(labels)}"
+        )
+
+    @property
+    def guesses(self) -> dict[str, float]:
+        """The sliders' values."""
+        return {label: slider.value for label, slider in self.sliders.items()}
+
+    @property
+    def made(self) -> bool:
+        """Whether any slider was moved."""
+        return any(slider.value != self.begin for slider in self.sliders.values())
+
+    def reveal(self, truth: Mapping[str, float]) -> None:
+        """Show how far the guesses are from the truth. Raises ValueError if a label has none."""
+        display(Markdown(self.told(truth)))
+
+    def told(self, truth: Mapping[str, float]) -> str:
+        """What `reveal` says of the guesses, in Markdown."""
+        if missing := [label for label in self.sliders if label not in truth]:
+            raise ValueError(f"There is no truth for {', '.join(missing)}: give a number for each label.")
+        if not self.made:
+            return "No guess was made: the sliders are where they began."
+        error = sum(abs(guess - truth[label]) for label, guess in self.guesses.items()) / len(self.sliders)
+        return f"Your guesses are off by **{f'{error:.2g} {self.unit}'.strip()}** on average."

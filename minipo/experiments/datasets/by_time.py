@@ -1,0 +1,203 @@
+"""From dated interactions to splits: each user's last line is for the test, the one before for validation.
+
+A user's rows stand in the order of their times. What shares a time is in no order that the data know: `TIES` says what
+decides there, the order of the file's rows or chance, and the report says how much hangs on it.
+
+A negative is an item that the user has not met *yet*: in that order, no row up to the chosen item's names it, liked or
+not. What the user meets later may be a negative, at the rate of any other item. Were it spared, as it is where
+negatives are items never met, the test item would never be among its user's negatives, and each further negative would
+give it away a little more. The price is false negatives: of what a line counts as negative, some comes to be liked.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped, UInt64
+
+from minipo.experiments.datasets.splits import ALMOST_ALL, TIES, Interaction, Splits, with_report
+from minipo.names import lookup
+
+HISTORY = 10  # the most items a line's history holds
+SHORTEST = 3  # the fewest
+NEGATIVES = 19
+LIKED = 4  # ratings from here on, of 5, are liked
+FEWEST = SHORTEST + 3  # liked items of a user, so that each of the three splits gets a line
+MANY_TIES = 0.1  # of neighbouring liked items: with more, chance decides unless somebody says otherwise
+LINES = 500_000  # the most lines in all; each takes about a kilobyte of memory
+
+
+def split_by_time(
+    name: str,
+    users: Int[np.ndarray, " rows"],
+    items: Int[np.ndarray, " rows"],
+    times: Shaped[np.ndarray, " rows"],
+    liked: Bool[np.ndarray, " rows"],
+    titles: Sequence[str],
+    dropped: Mapping[str, int],
+    seed: int,
+    ties: str | None = None,
+) -> Splits:
+    """Lines of users' liked items in order of time, with 19 negatives each.
+
+    users: numbers of 0 or more. items: places in `titles`, which are distinct; no user has the same item twice.
+    times: whatever can be sorted. dropped: what was left out before, and how many of each, for the report.
+    ties: the order of a user's rows of equal times, one of TIES: "file", as given here, or "random", keyed by (seed,
+    user, item), so that the order given does not matter. None: "random" if more than a tenth of neighbouring liked
+    items share their time, else "file". The report's `ties` has what was used (order), the pairs of neighbouring liked
+    items (neighbours), how many of them share their time (tied), and for how many users the last two do, so that the
+    order alone decides which is the test's answer (users).
+    A line's chosen item is liked; its history is the up to 10 liked items before it, at least 3. A user's last line is
+    for the test, the one before for validation, the rest for training. Negatives are drawn uniformly, without
+    replacement, from the items that none of the user's rows up to the chosen one names, liked or not; they and the
+    order of the candidates are keyed by (seed, user, position of the chosen item), so they do not depend on what else
+    is in the data.
+    Users who cannot fill all three splits or have fewer than 19 items that they never meet are dropped and counted. So
+    are users drawn at random once there are more than 500,000 lines: memory stays within bounds however long the data.
+    Warns where nearly all neighbours share their time. Raises ValueError if no user is left, or if `ties` is unknown.
+    """
+    drawn_ties = None if ties is None else lookup("order of ties", ties, TIES)
+    order = np.lexsort((times, users))  # stable
+    users, items, times, liked = users[order], items[order], times[order], liked[order]
+    number, first, met = np.unique(users, return_index=True, return_counts=True)  # number, first row, rows of each user
+    owner = np.repeat(np.arange(len(number)), met)
+    likes = np.bincount(owner, weights=liked, minlength=len(number)).astype(int)
+    never = len(titles) - met  # how many items each user never met
+
+    fits = (likes >= FEWEST) & (never >= NEGATIVES)
+    too_many = np.zeros_like(fits)
+    if (likes - SHORTEST)[fits].sum() > LINES:
+        drawn = np.argsort(keyed(seed, number), kind="stable")
+        total = np.cumsum(np.where(fits, likes - SHORTEST, 0)[drawn])
+        too_many[drawn[total > LINES]] = True
+    kept = fits & ~too_many
+    dropped = {
+        **dropped,
+        f"users with fewer than {FEWEST} liked items": int((likes < FEWEST).sum()),
+        f"users who left fewer than {NEGATIVES} items for negatives": int((fits < (likes >= FEWEST)).sum()),
+        f"users drawn at random, to keep to {LINES:,} lines": int((fits & too_many).sum()),
+    }
+    if not kept.any():
+        raise ValueError(_nobody(len(number), len(titles), likes))
+
+    rows = np.flatnonzero(liked & kept[owner])
+    tied = (np.diff(owner[rows]) == 0) & (times[rows][1:] == times[rows][:-1])  # with the liked item before it
+    last = np.cumsum(likes[kept]) - 2  # each user's last pair, in `tied`
+    neighbours = len(rows) - int(kept.sum())
+    if drawn_ties is None:
+        drawn_ties = bool(tied.sum() > MANY_TIES * neighbours)
+    if tied.sum() > ALMOST_ALL * neighbours:
+        warnings.warn(
+            f"{name}: {tied.sum():,} of {neighbours:,} neighbouring liked items of a user share their time, so that "
+            f"{'chance' if drawn_ties else 'the order of the rows'} decides what came last; bring finer times.",
+            stacklevel=3,
+        )
+    if drawn_ties:
+        order = np.lexsort((keyed(seed, number[owner], items, np.array([2 * NEGATIVES + 1])), times, owner))
+        items, liked = items[order], liked[order]
+        rows = np.flatnonzero(liked & kept[owner])
+
+    # Liked items of kept users, in order; `start` is where a user's begin and `place` counts within the user.
+    sequence, user = items[rows], owner[rows]
+    start = np.cumsum(np.where(kept, likes, 0)) - likes
+    place = np.arange(len(rows)) - start[user]
+    chosen = np.flatnonzero(place >= SHORTEST)
+    user, place = user[chosen], place[chosen]
+
+    # Not met yet: first what the user never met, then what the rows after the chosen one name.
+    after = rows[chosen] + 1
+    picked = _draw(never[user] + first[user] + met[user] - after, keyed(seed, number[user], place))
+    negatives = _unmet(picked, user, items, owner, first, len(titles))
+    later = picked - never[user][:, None]
+    negatives[later >= 0] = items[(after[:, None] + later)[later >= 0]]
+    candidates = np.concatenate([sequence[chosen][:, None], negatives], axis=1)
+    shuffle = keyed(seed, number[user][:, None], place[:, None], NEGATIVES + np.arange(1 + NEGATIVES))
+    candidates = np.take_along_axis(candidates, np.argsort(shuffle, axis=1, kind="stable"), axis=1)
+
+    names = np.array(titles, dtype=object)
+    liked_names = names[sequence].tolist()
+    lines = [
+        Interaction(who, tuple(liked_names[max(row - HISTORY, row - before) : row]), liked_names[row], tuple(shown))
+        for who, row, before, shown in zip(
+            number[user].tolist(), chosen.tolist(), place.tolist(), names[candidates].tolist(), strict=True
+        )
+    ]
+    from_end = likes[user] - 1 - place  # 0: the user's last line
+    splits = Splits(
+        name,
+        train=tuple(lines[line] for line in np.flatnonzero(from_end > 1)),
+        validation=tuple(lines[line] for line in np.flatnonzero(from_end == 1)),
+        test=tuple(lines[line] for line in np.flatnonzero(from_end == 0)),
+        items=tuple(titles),
+    )
+    splits = with_report(splits, dropped, interactions=int(likes[kept].sum()))
+    found = {
+        "order": "random" if drawn_ties else "file",
+        "neighbours": neighbours,
+        "tied": int(tied.sum()),
+        "users": int(tied[last].sum()),
+    }
+    return replace(splits, report={**splits.report, "ties": found})
+
+
+def keyed(seed: int, *keys: Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """Random 64-bit numbers that depend on the seed and the keys alone; the keys are broadcast against each other.
+
+    SplitMix64's mixing (Steele, Lea and Flood, OOPSLA 2014), once for each key: a stream of its own for every row,
+    without a generator for every row.
+    """
+    state = _mixed(np.array([seed], dtype=np.uint64))
+    for key in keys:
+        state = _mixed(state ^ _mixed(np.asarray(key).astype(np.uint64)))
+    return state
+
+
+def _mixed(bits: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _draw(free: Int[np.ndarray, " lines"], key: UInt64[np.ndarray, " lines"]) -> Int[np.ndarray, "lines negatives"]:
+    """For each line, 19 different numbers below `free`, every set equally likely (Floyd's algorithm)."""
+    picked = np.empty((len(free), NEGATIVES), dtype=np.int64)
+    for step in range(NEGATIVES):
+        top = free - NEGATIVES + step
+        drawn = (_mixed(key ^ _mixed(np.full_like(key, step))) % (top + 1).astype(np.uint64)).astype(np.int64)
+        again = (picked[:, :step] == drawn[:, None]).any(axis=1)
+        picked[:, step] = np.where(again, top, drawn)
+    return picked
+
+
+def _unmet(
+    picked: Int[np.ndarray, "lines negatives"],
+    user: Int[np.ndarray, " lines"],
+    items: Int[np.ndarray, " rows"],
+    owner: Int[np.ndarray, " rows"],
+    first: Int[np.ndarray, " users"],
+    count: int,
+) -> Int[np.ndarray, "lines negatives"]:
+    """The items that the picked numbers stand for, counting only those of all `count` that the line's user never met.
+
+    items, owner: what each user met, user by user. The r-th item not met is r plus the number of met items before it.
+    """
+    ordered = np.sort(owner * (count + 1) + items)  # each user's items, in order of their place
+    unmet_before = ordered - (np.arange(len(ordered)) - first[owner])
+    wanted = user[:, None] * (count + 1) + picked
+    return picked + np.searchsorted(unmet_before, wanted, side="right") - first[user][:, None]
+
+
+def _nobody(users: int, items: int, likes: Int[np.ndarray, " users"]) -> str:
+    if users == 1:
+        return "there is one user, and negatives are items that only others met; bring two users or more."
+    if likes.max(initial=0) < FEWEST:
+        return (
+            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split), the most that one "
+            f"has is {likes.max(initial=0)}; bring longer histories."
+        )
+    return (
+        f"there are {items} items, too few for {NEGATIVES} negatives that a user with {FEWEST} liked items never met; "
+        f"bring more items."
+    )

@@ -1,0 +1,251 @@
+"""Columns of a table made fit for use: names without what stands for none, times that sort, ratings on a scale.
+
+Whatever is decided here for a user, they are told: by an error, or by a sentence for the report.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+
+from minipo.experiments.datasets.by_time import LIKED
+from minipo.experiments.datasets.sources import shown
+
+HIGHEST = 5  # the best rating, where nobody says from which rating on an item is liked
+
+# What databases, pandas and spreadsheets write where there is nothing, and nobody means as a name.
+MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A")  # and "nan", in letters of any size
+# What may mean that, or be a name: a film is called "NA", a band "None". In small letters.
+DOUBTFUL = (
+    "na", "n/a", "none", "null", "(null)", "[null]", "nil", "nat", "undefined", "unknown", "missing", "-", "--", "?",
+    "-1", "#n/a", "#na", "#ref!", "#value!", "#name?", "#null!", "#div/0!",
+)  # fmt: skip
+NO_DATE = ("0000-00-00", "0000-00-00 00:00:00")  # MySQL's
+# Days whose beginning stands for "unknown" or "for ever" where most times are of our days: zero on the clocks of
+# databases, spreadsheets and operating systems.
+PLACEHOLDERS = np.array(
+    ["0001-01-01", "1601-01-01", "1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01", "1969-12-31", "1970-01-01",
+     "9999-12-31"], dtype="datetime64[D]"
+).astype(float)  # fmt: skip
+LAST_32 = 2**31 - 1  # the last second of 32-bit clocks
+LAST_64 = 9.2e18  # whatever the unit, the end of 64-bit ones
+FIRST, LAST = 1e8, 4.1e9  # seconds since 1970: 1973 and 2099, between which times of our days lie
+FEW = 0.05  # up to this share of the rows, times before or after are told
+
+WHOLE = re.compile(r"(-?\d+)(\.0+)?")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in a column.
+
+    places: each row's place among `names`, -1 where there is none. names: those that differ, sorted. joined: how many
+    whole numbers stand there as "1" and as "1.0" too. apart: the same of columns that hold other names besides, where
+    both are kept.
+    """
+
+    places: Int[np.ndarray, " rows"]
+    names: list[str]
+    joined: int
+    apart: int
+
+    def doubtful(self) -> list[str]:
+        """The names that may stand for none, in words, with their rows."""
+        return [
+            f'"{name}" ({(self.places == place).sum():,} rows)'
+            for place, name in enumerate(self.names)
+            if name.lower() in DOUBTFUL
+        ]
+
+    def of(self, rows: Int[np.ndarray, " rows"]) -> "Names":
+        """The names in these rows alone; places are still those of all rows, -1 in the others."""
+        here = np.bincount(self.places[rows], minlength=len(self.names)) > 0
+        places = np.full(len(self.places), -1)
+        places[rows] = (np.cumsum(here) - 1)[self.places[rows]]
+        names = [name for name, there in zip(self.names, here, strict=True) if there]
+        return Names(places, names, self.joined, self.apart)
+
+
+def names_of(column: pa.ChunkedArray) -> Names:
+    """The names in a column of text with a dictionary, without blanks around them.
+
+    Where all are whole numbers, 1 and 1.0 are one: a column of numbers that lacks one somewhere is written so.
+    """
+    encoded = column.unify_dictionaries().combine_chunks()
+    raw = [name.strip() for name in encoded.dictionary.to_pylist()]
+    found = {name for name in raw if name not in MISSING and name.lower() != "nan"}
+    whole = {name: number[1] for name in found if (number := WHOLE.fullmatch(name))}
+    twice = len(whole) - len(set(whole.values()))
+    numbers = len(whole) == len(found)
+    if numbers:
+        raw = [whole.get(name, name) for name in raw]
+        found = set(whole.values())
+    names = sorted(found)
+    place = {name: number for number, name in enumerate(names)}
+    places = np.array([*(place.get(name, -1) for name in raw), -1])  # the last one is for null
+    rows = places[encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False)]
+    return Names(rows, names, twice * numbers, twice * (not numbers))
+
+
+def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
+    """The users' own numbers if they have such, else 0, 1, 2, …"""
+    if all(name.isdecimal() and len(name) < 19 for name in names):
+        own = np.array([int(name) for name in names])
+        if len(np.unique(own)) == len(own):  # "7" and "07" are two users
+            return own
+    return np.arange(len(names))
+
+
+@dataclass(frozen=True)
+class Times:
+    """When the rows were.
+
+    numbers: they grow with time; nan where there is none, or a placeholder for one. placeholders: where that is so.
+    notes: sentences for the report.
+    """
+
+    numbers: Float[np.ndarray, " rows"]
+    placeholders: Bool[np.ndarray, " rows"]
+    notes: list[str] = field(default_factory=list)
+
+
+def times_of(label: str, column: pa.ChunkedArray) -> Times:
+    """A column's times: numbers of any kind, dates, or text of either.
+
+    Raises ValueError, which begins with `label`, if a value is no time, or if seconds and milliseconds are mixed.
+    """
+    kind = column.type
+    if pa.types.is_duration(kind) or pa.types.is_time(kind) or pa.types.is_boolean(kind):
+        raise ValueError(
+            f"{label}: the column timestamp holds no points in time ({kind}); write dates, or seconds since 1970."
+        )
+    if pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
+    values = _without_missing(_as_numbers(column).to_pandas())
+    notes: list[str] = []
+    dates = not pd.api.types.is_numeric_dtype(values)
+    if not dates:
+        numbers = values
+    elif pd.api.types.is_datetime64_any_dtype(values):
+        numbers = _seconds(pd.to_datetime(values, utc=True))
+    else:
+        start = values.dropna().head(1000)
+        dates = 2 * pd.to_numeric(start, errors="coerce").count() < len(start)
+        if dates:
+            zoned = values.str.contains(r":\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$").fillna(False)
+            if 0 < zoned.sum() < values.count():
+                notes.append("Some times name a time zone and some do not; those that do not were taken for UTC.")
+            text = values.str.removesuffix(" UTC")  # as BigQuery writes it
+            numbers = _seconds(pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
+        else:
+            numbers = pd.to_numeric(values, errors="coerce")
+    advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
+    found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
+    placeholders, told = _unlike_most(label, found, dates)
+    return Times(np.where(placeholders, np.nan, found), placeholders, notes + told)
+
+
+def _unlike_most(
+    label: str, times: Float[np.ndarray, " rows"], dates: bool
+) -> tuple[Bool[np.ndarray, " rows"], list[str]]:
+    """Which times stand for none, where most are of our days; and a sentence on others that are not.
+
+    dates: whether `times` are seconds; else their unit is guessed from the median.
+    """
+    none = np.zeros(len(times), dtype=bool)
+    positive = times[times > 0]
+    middle = np.median(positive) if len(positive) else 0
+    if middle < FIRST:
+        return none, []  # positions in a sequence, days, years: nothing is known of these
+    unit = 1.0 if dates else 1000.0 ** int((np.log10(middle) - 8) // 3)
+    odd = np.flatnonzero((times < FIRST * unit) | (times >= LAST * unit) | (times / unit == LAST_32))
+    value = times[odd]
+    seconds = value / unit
+    day = np.floor(seconds / 86400)
+    # On the hour, give or take a time zone, or at the end of the last day of all.
+    midnight = np.isin(day, PLACEHOLDERS) & ((seconds % 900 == 0) | (day == PLACEHOLDERS[-1]))
+    is_none = midnight | (value == -1) | (seconds == LAST_32) | (value >= LAST_64)
+    none[odd[is_none]] = True
+    odd, value = odd[~is_none], value[~is_none]
+    other = (value >= 1000 * FIRST * unit) | ((value >= FIRST) & (value < FIRST * unit))
+    if not dates and (count := int(other.sum())):
+        raise ValueError(
+            f"{label}, row {odd[other][0] + 1:,}: the timestamp {value[other][0]:.0f} is in another unit than most, "
+            f"such as {middle:.0f}, as in {count:,} row{'s' * (count > 1)} in all; write seconds since 1970 throughout."
+        )
+    if 0 < len(odd) <= FEW * len(times):
+        rows = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
+        return none, [f"{rows} a time before 1973 or after 2099, unlike the others; if it means none, leave it empty."]
+    return none, []
+
+
+def _seconds(dates: pd.Series) -> pd.Series:
+    return (dates - pd.Timestamp(0, tz="UTC").as_unit(dates.dt.unit)).dt.total_seconds()
+
+
+def ratings_of(
+    label: str, column: pa.ChunkedArray, called: str, liked_from: float | None
+) -> tuple[Float[np.ndarray, " rows"], list[str]]:
+    """A column's ratings, nan where there is none; and sentences for the report.
+
+    called: what the file calls the column. liked_from: from which rating on an item is liked; None for 4 of 5.
+    Raises ValueError, which begins with `label`, if a value is no rating, is more than 5 where `liked_from` is not
+    given, or if none is liked.
+    """
+    values = _without_missing(_as_numbers(column).to_pandas())
+    advice = (
+        f"bring ratings of 1 to {HIGHEST}, or leave the column out so that every row counts as liked; for another "
+        f"scale, give the least rating that counts as liked (--liked-from)"
+    )
+    ratings = _checked(
+        label,
+        called,
+        values,
+        pd.to_numeric(values, errors="coerce"),
+        np.isfinite if liked_from is not None else lambda numbers: numbers <= HIGHEST,
+        advice if liked_from is None else "bring numbers",
+    )
+    least = LIKED if liked_from is None else liked_from
+    if not (ratings >= least).any():
+        where = "" if called == "rating" else f" (the column {shown([called])})"
+        raise ValueError(f"{label}: no rating{where} is {least:g} or more, so nothing counts as liked; {advice}.")
+    zeros = int((ratings <= 0).sum())
+    if zeros and liked_from is None:
+        return ratings, [
+            f"{zeros:,} rows have a {called} of 0 or less and count as not liked; if it means unrated, leave it empty."
+        ]
+    return ratings, []
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Decimals as floating-point numbers, which pandas knows."""
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+
+
+def _without_missing(values: pd.Series) -> pd.Series:
+    """Text that stands for no time and no rating as missing."""
+    if values.dtype != "str":
+        return values
+    text = values.str.strip().str.lower()
+    missing = {*(name.lower() for name in MISSING), "nan", *DOUBTFUL, *NO_DATE} - {"-1"}
+    return values.where(~text.isin(missing))
+
+
+def _checked(
+    label: str, column: str, values: pd.Series, numbers: pd.Series, fine: Any, advice: str
+) -> Float[np.ndarray, " rows"]:
+    """The numbers, unless some value stands for none, or for one that is not fine: the first of them is named."""
+    found = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    wrong = np.flatnonzero(values.notna().to_numpy() & ~fine(found))
+    if len(wrong):
+        value = shown([str(values.iloc[wrong[0]])])
+        raise ValueError(
+            f"{label}, row {wrong[0] + 1:,}: the {column} {value!r} cannot be used, as in {len(wrong):,} row"
+            f"{'s' * (len(wrong) > 1)} in all; {advice}."
+        )
+    return found

@@ -1,0 +1,270 @@
+"""Rows in the LLaRA format (arXiv 2312.02445): LastFM, Goodreads and Steam as DynamicPO uses them, or your own.
+
+A file is a JSON list of rows {"historyList": "a::b::c", "itemList": [candidates], "trueSelection": "the chosen one"},
+or has such a row on each line. In a folder, a file's name says its split: it holds "train", "val" or "test", as in
+lastfm-train.json.
+
+Rows carry no user. As published, a user's rows follow each other, each history going on where the row before ended, so
+a row that goes on so is taken for the same user's. In a file of which two splits are made, a user's rows must not fall
+into both, and a row that does not go on so may have been moved, by shuffling say. It is joined to the row, wherever
+that stands, whose items its history begins with: all of them or, where it has dropped its oldest items, the last of
+them, at least three. Where several rows fit, their users count as one. The report says how many rows were joined, how
+many of them so, and how many go on from rows that are not there.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipo.experiments.datasets.by_time import keyed
+from minipo.experiments.datasets.splits import Interaction, Splits, with_report
+from minipo.experiments.fetch import fetch
+
+# What a file's name says: a word in it begins so.
+SPLITS = {"train": "(?<![a-z])train", "validation": "(?<![a-z])(val|dev)", "test": "(?<![a-z])test"}
+UNCLEAR = {"train": "train", "validation": "(val|valid|validation|dev)", "test": "test"}  # where it ends so: lastfmtest
+# What joins names in histories that are not written as they should be.
+SEPARATOR = re.compile(r"\s*(?:::|->|→|[\n\t|;,/>])\s*")
+
+Names = tuple[str, ...]
+Row = tuple[Names, str, Names]  # history, chosen, candidates
+
+
+def load(name: str, seed: int = 0) -> Splits:
+    """The published dataset `name` (lastfm, goodreads, steam); fetched on first use. seed: see `read`."""
+    return read(fetch(name), seed, name)
+
+
+def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
+    """The splits in `path`, a folder of LLaRA files or one file.
+
+    What is missing is taken, whole users at a time so that no user is in two splits: a training split from the
+    validation file (4 of 5 users), a validation split from the training file (1 of 10), both from one file that is all
+    there is (1 of 10 for validation, 1 of 10 for test). seed: of the users drawn.
+    Names lose blanks around them. Identical rows and repeated candidates count once, empty names and rows without a
+    history are left out: all of it is counted in the report, whose `joined` says how many rows stood apart from their
+    user's and were joined to them (rows), how many of these fit several users (several), and how many begin in the
+    middle of a history that nothing leads to (loose), so that their users may count as several.
+    Raises ValueError if a row is not of the format, if its chosen item is not among its candidates, if names are not
+    told apart in histories, or if the files do not make three splits; in one sentence that names the file and the row.
+    """
+    dropped: Counter[str] = Counter()
+    found = {split: _rows(file, dropped) for split, file in _files(path).items()}
+    _check_names(path, [row for rows in found.values() for row in rows])
+    # The file that a split is carved out of, if one is: there alone it matters that all of a user's rows are together.
+    carved = {"train", "validation", "all"} & found.keys() if len(found) < len(SPLITS) else set()
+    number, joined = 0, Counter(rows=0, several=0, loose=0)
+    users = {}
+    for split, rows in found.items():
+        lines = [(*history, chosen) for history, chosen, _ in rows]
+        runs = _runs(lines)
+        users[split] = _by_user(rows, _join(lines, runs, joined) if split in carved else runs, number)
+        number += len(users[split])
+
+    if "all" in users:
+        users["train"], users["test"] = _part(users.pop("all"), 10, seed, path)
+    if "train" not in users:
+        users["validation"], users["train"] = _part(users["validation"], 5, seed, path)[::-1]
+    if "validation" not in users:
+        users["train"], users["validation"] = _part(users["train"], 10, seed, path)
+    train, validation, test = (tuple(chain.from_iterable(users[split])) for split in SPLITS)
+    items = {item for line in (*train, *validation, *test) for item in (*line.history, *line.candidates)}
+    splits = with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped)
+    return replace(splits, report={**splits.report, "joined": dict(joined)}) if joined.total() else splits
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The file of each split; a file by itself holds "all"."""
+    if not path.is_dir():
+        return {"all": path}
+    files: dict[str, Path] = {}
+    every = sorted(path.rglob("*.json"))
+    for file in every:
+        split = next((split for split, names in SPLITS.items() if re.search(names, file.stem, re.IGNORECASE)), None)
+        if split in files:
+            raise ValueError(
+                f"{path} has two files for {split}, {files[split].name} and {file.name}; keep one of them."
+            )
+        if split is not None:
+            files[split] = file
+    for split in [split for split in SPLITS if split not in files]:
+        ends = re.compile(f"{UNCLEAR[split]}$", re.IGNORECASE)
+        if unclear := [file for file in every if file not in files.values() and ends.search(file.stem)]:
+            raise ValueError(
+                f"{unclear[0]} may hold {split} rows or not: if it does, let the word stand apart, as in "
+                f"lastfm-{'val' if split == 'validation' else split}.json; if not, take it out of the folder."
+            )
+    if "test" not in files or len(files) == 1:
+        raise ValueError(
+            f"{path} has no LLaRA files for {'test' if 'test' not in files else 'train or validation'}; it needs "
+            f"*test*.json, and *train*.json or *val*.json or both."
+        )
+    return {split: files[split] for split in SPLITS if split in files}
+
+
+def _part(
+    users: list[list[Interaction]], one_in: int, seed: int, path: Path
+) -> tuple[list[list[Interaction]], list[list[Interaction]]]:
+    """The users, and one in so many of them (at least one), drawn by the seed."""
+    if len(users) < 2:
+        raise ValueError(
+            f"{path} has rows of one user only where two splits are needed, or of users whose histories go on from "
+            f"each other's; bring rows of more users, or a file for each split."
+        )
+    drawn = np.argsort(keyed(seed, np.arange(len(users))), kind="stable")[: max(1, len(users) // one_in)]
+    part = set(drawn.tolist())
+    return [user for place, user in enumerate(users) if place not in part], [users[place] for place in sorted(part)]
+
+
+def _check_names(path: Path, rows: Sequence[Row]) -> None:
+    """Raise ValueError if names in histories are joined by something else than "::"."""
+    taken = {name for history, _, _ in rows for name in history}
+    known = {name for _, _, candidates in rows for name in candidates}
+    joined = sorted(name for name in taken - known if _holds_names(name, known))
+    advice = "join names in historyList by '::', or write a list of them."
+    if 10 * len(joined) > len(taken):  # some titles are made of other titles
+        raise ValueError(f"{path}: {joined[0][:80]!r} in a history looks like several names, of candidates; {advice}")
+    if not taken & known:
+        raise ValueError(f"{path}: no name in a history, such as {min(taken)[:80]!r}, is any row's candidate; {advice}")
+
+
+def _holds_names(text: str, known: Container[str]) -> bool:
+    parts = SEPARATOR.split(text)
+    return len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts)
+
+
+def _by_user(rows: Sequence[Row], users: Sequence[int], first: int) -> list[list[Interaction]]:
+    """The rows by user, of whom each row has one in `users`; numbered from `first` in the order in which they begin."""
+    number = {user: first + place for place, user in enumerate(dict.fromkeys(users))}
+    found: list[list[Interaction]] = [[] for _ in number]
+    for user, row in zip(users, rows, strict=True):
+        found[number[user] - first].append(Interaction(number[user], *row))
+    return found
+
+
+def _runs(lines: Sequence[Names]) -> list[int]:
+    """Which run each row is in, 0 and up; in a run, each row goes on from the one before.
+
+    lines: each row's history, then its chosen item. A history at its full length drops the oldest item.
+    """
+    goes_on = [after[:-1] in (before, before[1:]) for before, after in pairwise(lines)]
+    return np.cumsum([0, *(not each for each in goes_on)]).tolist()
+
+
+def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> list[int]:
+    """For each row, the first run of the same user; what was joined counts in `joined`."""
+    longest = max(map(len, lines)) - 1  # a history of that length may have dropped its oldest items
+    least = min(3, longest)  # in fewer items, users are alike by chance
+    after: dict[tuple[Names, bool], list[int]] = defaultdict(list)  # runs by their last items: all of them, or a part?
+    starts = [row for row, run in enumerate(runs) if not row or run != runs[row - 1]]
+    for row, (line, run) in enumerate(zip(lines, runs, strict=True)):
+        parts = max(1, len(line) - least + 1)
+        if row + 1 < len(runs) and runs[row + 1] == run:
+            parts = min(parts, 2)  # past a row that is there, none goes on from those before it
+        for start in range(parts):
+            after[line[start:], start > 0].append(run)
+    several = {items for items, found in after.items() if len(found) > 1}
+    user = list(range(len(starts)))
+
+    def of(run: int) -> int:
+        while user[run] != run:
+            user[run] = run = user[user[run]]
+        return run
+
+    times: Counter[tuple[Names, bool]] = Counter()
+    shortest = min(map(len, lines)) - 1
+    for run, row in enumerate(starts):
+        history = lines[row][:-1]
+        kinds = (False, True) if len(history) == longest else (False,)
+        beginnings = ((history[:length], part) for length in range(len(history), 0, -1) for part in kinds)
+        items = next((items for items in beginnings if items in after and after[items] != [run]), None)
+        if items is None:
+            joined["loose"] += len(history) > shortest
+            continue
+        times[items] += 1
+        for other in after[items]:
+            one, another = sorted((of(other), of(run)))
+            user[another] = one
+        after[items] = [run]  # the others are the same user's from here on
+    joined["rows"] += times.total()
+    joined["several"] += sum(count for items, count in times.items() if count > 1 or items in several)
+    return [of(run) for run in runs]
+
+
+def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
+    """The file's rows; what cannot be used is left out and counted in `dropped`."""
+    try:
+        content = _parsed(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read; bring a list of LLaRA rows.") from None
+    except ValueError as error:  # of JSON, of UTF-8, or a number with thousands of digits
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); bring a list of LLaRA rows.") from None
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path} holds no list of rows; bring a JSON list of LLaRA rows.")
+    rows: dict[Row, None] = {}  # in their order
+    for number, fields in enumerate(content, start=1):
+        try:
+            row = _row(fields, dropped)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from None
+        if not row[0]:
+            dropped["rows without a history"] += 1
+        elif row in rows:
+            dropped["rows that stood there already"] += 1
+        else:
+            rows[row] = None
+    if not rows:
+        raise ValueError(f"No row of {path} has a history; bring rows with one.")
+    return list(rows)
+
+
+def _parsed(text: str) -> Any:
+    """The JSON in `text`; of JSON lines, a list."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # something stands behind a whole value
+            raise
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+    return rows
+
+
+def _row(fields: Any, dropped: Counter[str]) -> Row:
+    """A row's history, chosen item and candidates, without empty and repeated names."""
+    try:
+        history, candidates, chosen = fields["historyList"], fields["itemList"], fields["trueSelection"]
+    except (TypeError, KeyError):
+        raise ValueError("historyList, itemList and trueSelection are not all there; add what is missing.") from None
+    if isinstance(history, str):
+        history = history.split("::") if history else []
+    for name, names in (("historyList", history), ("itemList", candidates)):
+        if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+            raise ValueError(f"{name} is no list of names; write text, not numbers or objects.")
+    if not isinstance(chosen, str) or not chosen.strip():
+        raise ValueError(f"trueSelection is {chosen!r}, which names nothing; write the chosen item's name.")
+    try:
+        "".join((*history, *candidates, chosen)).encode()
+    except UnicodeEncodeError:
+        raise ValueError("a name has half a letter, such as \\ud800; write whole ones.") from None
+    chosen = chosen.strip()
+    named, offered = ([item.strip() for item in names if item.strip()] for names in (history, candidates))
+    distinct = tuple(dict.fromkeys(offered))
+    if chosen not in distinct:
+        raise ValueError(f"the chosen item {chosen!r} is not among the candidates; add it to itemList.")
+    if len(distinct) == 1:
+        raise ValueError(f"there is no candidate besides the chosen item {chosen!r}; add negatives to itemList.")
+    dropped["empty names"] += len(history) + len(candidates) - len(named) - len(offered)
+    dropped["candidates that their row lists already"] += len(offered) - len(distinct)
+    return tuple(named), chosen, distinct

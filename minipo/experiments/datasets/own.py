@@ -1,0 +1,168 @@
+"""Your own interactions: a table of user, item, timestamp and, if you like, rating, in one of many formats.
+
+user, item: any names; of items that are numbers, a table of titles says what they are called. timestamp: numbers, or
+dates as ISO 8601 writes them. rating: 1 to 5, of which 4 and 5 count as liked, or any scale with `liked_from`; without
+the column, every row does. Further columns are ignored.
+
+Formats: CSV and its kin, RecBole's .inter, MovieLens' .dat, JSON lines, Parquet; folders and zip archives of such. What
+is read is in `minipo.experiments.datasets.tables`, what becomes of it in `minipo.experiments.datasets.columns`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from minipo.experiments.datasets import catalog, tables
+from minipo.experiments.datasets.by_time import LIKED, split_by_time
+from minipo.experiments.datasets.columns import WHOLE, ids_of, names_of, ratings_of, times_of
+from minipo.experiments.datasets.sources import Source, find, shown
+from minipo.experiments.datasets.splits import Splits
+from minipo.experiments.datasets.titles import named
+
+# Columns that may say how much a user liked an item, besides those with "rating", "score" or "stars" in their names.
+OPINIONS = (
+    "label", "event", "eventtype", "feedback", "like", "liked", "likes", "click", "clicked", "weight", "behavior",
+    "behaviortype", "action", "actiontype", "reaction", "preference", "grade", "vote", "votes", "interaction",
+)  # fmt: skip
+
+
+def read(
+    path: Path,
+    seed: int = 0,
+    *,
+    ties: str | None = None,
+    titles: Path | None = None,
+    liked_from: float | None = None,
+) -> Splits:
+    """The splits by time of a table, see `by_time.split_by_time`; 10 million rows take about a minute and 3 GB.
+
+    What cannot be used is left out and counted in the report: rows without a user, item, time or rating; duplicate
+    rows; and a user's later rows of an item, of which the first counts. Names lose blanks around them. What was decided
+    besides, or may be amiss, is a sentence under notes.
+    Users keep their numbers if all are whole numbers, and are otherwise numbered in the order of their names.
+    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`.
+    titles: a table of items' ids and titles; without it, one that lies beside the interactions under a known name.
+    liked_from: the least rating that counts as liked, on any scale.
+    Raises ValueError, in one sentence that says what is wrong, where, and what to do, if the file cannot be read, lacks
+    a column, holds a time or a rating that is none, or has too few users, items or rows of a user.
+    """
+    sources, beside = find(path)
+    label = str(sources[0] if len(sources) == 1 else path)
+    table = tables.read(sources, tables.INTERACTIONS, path if path.is_dir() else None)
+    notes = [*table.notes, *_columns(table)]
+    users, items = names_of(table.columns["user"]), names_of(table.columns["item"])
+    times = times_of(label, table.columns["timestamp"])
+    liked = np.ones(len(times.numbers), dtype=bool)
+    unrated = ~liked
+    least = LIKED if liked_from is None else liked_from
+    if "rating" in table.columns:
+        ratings, said = ratings_of(label, table.columns["rating"], table.called["rating"].strip(), liked_from)
+        liked, unrated = ratings >= least, np.isnan(ratings)
+        notes += said
+    elif liked_from is not None:
+        others = f", such as {shown(table.others)}," * bool(table.others)
+        raise ValueError(
+            f"{label} has no column rating to compare with liked_from; rename the one that holds ratings{others} to "
+            f"rating, or leave liked_from out."
+        )
+    missing = {
+        "rows without user": users.places < 0,
+        "rows without item": items.places < 0,
+        "rows without timestamp": np.isnan(times.numbers) & ~times.placeholders,
+        "rows with a placeholder such as 0 or 1900-01-01 for a timestamp": times.placeholders,
+        "rows without rating": unrated,
+    }
+
+    # Of a user's rows of one item the earliest stays, of several at that time a liked one: whatever the file's order,
+    # which the rest keep.
+    rows = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
+    if not len(rows):
+        raise ValueError(f"{label} has no row with user, item and timestamp; bring one with rows.")
+    named_items = len(items.names)
+    users, items = users.of(rows), items.of(rows)  # an item of other rows is no item
+    when, who, what = times.numbers[rows], users.places[rows], items.places[rows]
+    pairs = who * len(items.names) + what
+    order = np.lexsort((~liked[rows], when, pairs))
+    again, same_time = (np.diff(of[order], prepend=np.nan) == 0 for of in (pairs, when))
+    kept = np.sort(order[~again])
+    when, who, what, liked = when[kept], who[kept], what[kept], liked[rows[kept]]
+    dropped = {
+        **{reason: int(where.sum()) for reason, where in missing.items()},
+        "items that appear only in rows left out": named_items - len(items.names),
+        "duplicate rows": int((again & same_time).sum()),
+        "later rows of the same user and item": int((again & ~same_time).sum()),
+        f"rows rated below {least:g} (what they rate counts as met)": int((~liked).sum()),
+    }
+
+    names = items.names
+    source = Source(titles) if titles else beside
+    try:
+        names, said = named(names, source) if source else (names, [])
+        notes += said
+    except tables.LackingColumns:
+        if titles or not source:
+            raise
+        notes.append(f"{source.name} holds no titles.")
+    if names is items.names and all(WHOLE.fullmatch(name) for name in names):
+        notes.append(
+            "All items are numbers, which mean nothing to a language model; give a table of their titles (--titles)."
+        )
+    for column, found in (("user", users), ("item", items)):
+        if found.joined:
+            notes.append(f"{found.joined:,} {column}s written both as 1 and as 1.0 were joined.")
+        if found.apart:
+            notes.append(
+                f"{found.apart:,} {column}s are written both as 1 and as 1.0 and count as two, for not all are numbers."
+            )
+        if doubtful := found.doubtful():
+            notes.append(f"Kept as {column}s: {shown(doubtful)}; if that means missing, leave the cell empty.")
+    notes += times.notes
+    try:
+        splits = split_by_time("own", ids_of(users.names)[who], what, when, liked, names, dropped, seed, ties)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return replace(splits, report={**splits.report, "notes": [*splits.report["notes"], *notes]})
+
+
+def _columns(table: tables.Table) -> list[str]:
+    """What the report says of the columns: which were taken for others, and which were not read."""
+    notes = []
+    renamed = [f"{name.strip()} as {column}" for column, name in table.called.items() if name.strip().lower() != column]
+    if renamed:
+        notes.append(f"Columns read: {', '.join(renamed)}.")
+    if table.others:
+        notes.append(f"Columns ignored: {shown(table.others)}.")
+    opinions = [
+        name for name in table.others
+        if tables.plain(name) in OPINIONS or any(part in tables.plain(name) for part in ("rating", "score", "stars"))
+    ]  # fmt: skip
+    if opinions and "rating" not in table.columns:
+        notes.append(
+            f"Every row counts as liked; if {shown(opinions)} says which are, give it as numbers in a column rating."
+        )
+    return notes
+
+
+def example(users: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Rows to try the format on: user, item, timestamp of invented users of the catalogue with this seed.
+
+    One row in 50 lacks its item, one in 50 stands there twice, and one user in 20 has too few rows, as in files from
+    real life.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    for number, line in enumerate(catalog.fresh_users(seed, users)):
+        taken = (*line.history, line.chosen)[: None if number % 20 else 4]
+        start = pd.Timestamp("2025-01-01") + pd.Timedelta(hours=int(random.integers(5000)))
+        hours = np.cumsum(random.integers(1, 200, len(taken)))
+        rows += [
+            (f"user {number}", item, start + pd.Timedelta(hours=int(hour)))
+            for item, hour in zip(taken, hours, strict=True)
+        ]
+    table = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    few = len(table) // 50
+    table.loc[table.sample(few, random_state=seed).index, "item"] = None
+    table = pd.concat([table, table.sample(few, random_state=seed + 1)], ignore_index=True)
+    return table.sort_values("timestamp", kind="stable", ignore_index=True)

@@ -1,0 +1,132 @@
+"""Where a table lies: a file, a member of a zip archive, or the parts of one table in a folder."""
+
+import gzip
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, TextIO, cast
+
+from minipo.experiments.datasets.splits import ending
+
+UNQUOTED = (".inter", ".item", ".dat", ".data")  # formats that know no quotation marks
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", *UNQUOTED)
+# The tables of interactions that are known by their names, and what their titles' tables are called.
+TITLES_BESIDE = {
+    "ratings.csv": "movies.csv",
+    "rating.csv": "movie.csv",
+    "ratings.dat": "movies.dat",
+    "u.data": "u.item",
+    "user_ratedmovies-timestamps.dat": "movies.dat",
+    "user_taggedartists-timestamps.dat": "artists.dat",
+}
+LOGGED = ("_delta_log", ".hoodie")  # where a log says which files of the folder count
+
+
+@dataclass(frozen=True)
+class Source:
+    """One table: a file, or a member of a zip archive, which is read where it lies and never unpacked to the disk."""
+
+    path: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.name})" if self.member else str(self.path)
+
+    @property
+    def name(self) -> str:
+        """Its name without folders."""
+        return PurePath(self.member or self.path).name
+
+    @property
+    def ending(self) -> str:
+        """What its name ends in, see `minipo.experiments.datasets.splits.ending`."""
+        return ending(self.name)
+
+    @property
+    def packed(self) -> bool:
+        """Whether its bytes are not those on the disk."""
+        return bool(self.member) or self.name.lower().endswith(".gz")
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Its bytes, unpacked."""
+        with ExitStack() as stack:
+            stream: Any = self.path
+            if self.member:
+                stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
+            if self.name.lower().endswith(".gz"):
+                yield cast(BinaryIO, stack.enter_context(gzip.open(stream)))
+            else:
+                yield stream if self.member else stack.enter_context(self.path.open("rb"))
+
+    @contextmanager
+    def lines(self, errors: str = "strict") -> Iterator[TextIO]:
+        """Its text, whose lines keep their ends."""
+        with self.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as lines:
+            yield lines
+
+
+def find(path: Path) -> tuple[list[Source], Source | None]:
+    """The parts of the table of interactions in a file, a folder or a zip archive; and its titles, if they are known.
+
+    Known are MovieLens' and HetRec's files by their names, and RecBole's NAME.inter with NAME.item. Else all tables of
+    a folder are parts of one, as Spark writes them. Nothing is read but names.
+    Raises ValueError in one sentence if there is no table, or more than one.
+    """
+    archive = not path.is_dir() and ending(path.name) == ".zip"
+    if not archive and not path.is_dir():
+        return [Source(path)], None
+    names = _members(path) if archive else files(path)
+    tables = [name for name in names if ending(name) in TABLES and not (archive and ending(name) == ".parquet")]
+
+    def source(name: str) -> Source:
+        return Source(path, name) if archive else Source(path / name)
+
+    known = [name for name in tables if PurePath(name).name.lower() in TITLES_BESIDE or ending(name) == ".inter"]
+    if len(known) == 1:
+        table = PurePath(known[0])
+        beside = TITLES_BESIDE.get(table.name.lower(), table.name.split(".inter")[0] + ".item")
+        titles = [name for name in names if PurePath(name) == table.parent / beside]
+        return [source(known[0])], source(titles[0]) if titles else None
+    parts = known or [name for name in tables if ending(name) != ".item"]
+    if not parts:
+        raise ValueError(f"{path} holds no table of interactions; bring one that ends in {', '.join(TABLES[:4])}.")
+    if len(known) > 1 or len({ending(name) for name in parts}) > 1:
+        raise ValueError(
+            f"{path} holds more than one table ({shown([PurePath(name).name for name in parts])}); "
+            f"{'unpack it and ' * archive}name the file of the one to read."
+        )
+    return [source(name) for name in parts], None
+
+
+def files(folder: Path) -> list[str]:
+    """The files in a folder and in the folders in it, in order of their names; none that are hidden.
+
+    Raises ValueError if it is a table of which some files do not count.
+    """
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    if any(part in LOGGED for name in names for part in name.split("/")):
+        raise ValueError(f"{folder} is a table whose log says which of its files count; export it as one Parquet file.")
+    return _seen(names)
+
+
+def _seen(names: Iterable[str]) -> list[str]:
+    """What is meant to be seen: the names of what Spark and macOS write for themselves begin otherwise."""
+    return [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _seen(sorted(name for name in archive.namelist() if not name.endswith("/")))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no zip archive that can be read ({error}); pack it anew.") from None
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names from a file as a sentence may hold them: not too long, not too many."""
+    cut = [name if len(name) <= 40 else name[:39] + "…" for name in names[:12]]
+    return ", ".join(cut) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

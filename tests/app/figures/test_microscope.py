@@ -1,0 +1,165 @@
+"""The boundary microscope: its numbers are the losses' own, and its figures and sentence say what they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from figures import microscope
+
+from minipo import DynamicPO, preference_loss
+from minipo.course.diagnostics import moments
+from minipo.dynamic import boundary
+from minipo.preference import preference_push
+
+NAMES = ["chosen", "near", "middle", "far"]
+
+
+def probe(*rows, names=NAMES, user=7):
+    """A user's log-probs, a row a step; the first is the reference."""
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {"step": 100 * place, "user": user, "candidate": range(len(names)), "item": names,
+                 "reference": rows[0], "policy": row}
+            )
+            for place, row in enumerate(rows)
+        ]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def followed():
+    rows = [[-2.0, -1.0, -5.0, -9.0], [-2.0, -3.0, -7.0, -12.0]]
+    return microscope.follow(moments(probe(*map(np.array, rows))), 7)
+
+
+def test_a_user_is_followed_through_the_steps(followed):
+    assert followed.steps == (0, 100)
+    assert followed.names == tuple(NAMES)
+    assert followed.policy[1].tolist() == [-2, -3, -7, -12]
+    assert followed.reference[1].tolist() == [-2, -1, -5, -9]
+    with pytest.raises(ValueError, match=r"no record of user 8: its users are numbered 7 to 7"):
+        microscope.follow(moments(probe([-2.0, -1.0, -5.0, -9.0])), 8)
+    assert microscope.violations(moments(probe([-2.0, -1.0, -2.0, -9.0]))[0]) == {7: 2}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "dmpo", "sdpo", "mppo"])
+@pytest.mark.parametrize(("select", "adjust_beta"), [("off", False), ("on", True), ("on", False), ("off", True)])
+def test_every_number_is_the_loss_own_and_the_parts_multiply_to_the_push(followed, objective, select, adjust_beta):
+    table = microscope.examine(
+        followed, objective, beta=0.7, margin=2.0, select=select, adjust_beta=adjust_beta, lengths=3.0
+    )
+    arguments = (
+        objective, followed.policy, followed.reference, 0.7, None, torch.full_like(followed.policy, 3.0),
+        DynamicPO(2.0, 3, select == "on", adjust_beta),
+    )  # fmt: skip
+    output, push = preference_loss(*arguments), preference_push(*arguments)
+    negatives = table[table["candidate"] > 0]
+    assert np.allclose(negatives["push"], push.push.flatten())
+    assert np.allclose(negatives["beta"], output.beta.flatten())
+    assert (negatives["used"] == output.used.flatten().numpy()).all()
+    parts = negatives[["dilution", "saturation", "beta", "slope"]].prod(axis=1)
+    assert np.allclose(parts, negatives["push"])
+
+
+def test_kinds_and_places(followed):
+    table = microscope.examine(followed)
+    assert table["kind"].tolist() == ["chosen", "above", "rest", "rest", "chosen", "top", "rest", "rest"]
+    assert table["place"].tolist() == [2, 1, 3, 4, 1, 2, 3, 4]
+    assert table["group"].tolist() == [-1, -1, -1, -1, -1, 0, 1, 2]
+    fewer = microscope.examine(followed, negatives=2, clusters=2)
+    assert fewer["kind"].tolist()[:4] == ["chosen", "above", "rest", "absent"]
+    assert fewer["push"].tolist()[3] == 0
+    assert fewer["dilution"].tolist()[1] == 0.5
+
+
+def test_a_tie_counts_against_the_chosen_item():
+    tied = microscope.follow(moments(probe([-2.0, -2.0, -5.0, -9.0])), 7)
+    assert microscope.examine(tied)["place"].tolist() == [2, 1, 3, 4]
+
+
+def test_controls_keep_as_many_and_the_draw_stays():
+    logps = np.r_[-1.0, -(np.linspace(2, 30, 19) ** 1.2)]
+    user = microscope.follow(moments(probe(logps, names=[str(number) for number in range(20)])), 7)
+    kept = {
+        rule: microscope.examine(user, select=rule)["used"].to_numpy() for rule in ("on", "random", "hardest", "off")
+    }
+    assert kept["on"].sum() == kept["random"].sum() < kept["off"].sum() == 19
+    assert (kept["on"] == kept["hardest"]).all()
+    assert not (kept["on"] == kept["random"]).all()
+    assert (kept["random"] == microscope.examine(user, select="random")["used"]).all()
+    with pytest.raises(ValueError, match="hardest"):
+        microscope.examine(user, select="hardes")
+
+
+def test_the_highest_group_is_the_boundary_whatever_the_number_of_groups():
+    logps = torch.cat([torch.zeros(40, 1), -1 - 9 * torch.rand(40, 12, generator=torch.Generator().manual_seed(1))], 1)
+    for clusters in (2, 3, 5):
+        groups = microscope.groups(logps.double(), clusters)
+        assert ((groups == 0) == boundary(logps.double(), clusters=clusters).numpy()).all()
+        assert set(groups.ravel()) == set(range(clusters))
+    same = torch.tensor([[0.0, -1, -1, -1]]).double()
+    assert microscope.groups(same).tolist() == [[0, 0, 0]]
+
+
+def test_the_figures_rows_stand_side_by_side(followed):
+    table = microscope.examine(followed, select="on")
+    line, bars = microscope.candidates(table, 100), microscope.pushes(table, 100)
+    for name in ("height", "margin"):
+        assert line.layout[name] == bars.layout[name]
+    assert line.layout.yaxis.range == bars.layout.yaxis.range
+    dots = next(trace for trace in line.data if trace.mode == "markers" and trace.ids is not None)
+    assert list(dots.x) == [-2, -3, -7, -12]
+    assert list(dots.y) == [1, 2, 3, 4]
+    assert list(dots.marker.color)[2:] == ["white", "white"]  # left out
+    assert len(line.layout.shapes) == 3  # the groups
+    pushed = bars.data[-1]
+    assert list(pushed.y) == [1, 2, 3, 4]
+    assert pushed.x[1] > 0
+    assert list(pushed.x)[2:] == [0, 0]
+    headings = [note.text for note in bars.layout.annotations]
+    assert headings[:4] == ["dilution", "× saturation", "× β", "<b>= push</b>"]
+
+
+def test_playing_ends_at_the_step_that_is_shown(followed):
+    table = microscope.examine(followed)
+    last, first = microscope.candidates(table, 100), microscope.candidates(table, 0)
+    assert [frame.name for frame in last.frames] == ["0", "100"]
+    assert len(last.layout.updatemenus) == 1
+    assert list(last.frames[0].data[2].x) == [-2, -1, -5, -9]
+    assert not first.frames
+    assert not first.layout.updatemenus
+    assert first.layout.xaxis.range == last.layout.xaxis.range
+
+
+def test_mppo_shows_the_slope_too(followed):
+    bars = microscope.pushes(microscope.examine(followed, "mppo", lengths=3.0), 100)
+    assert "× du/ds" in [note.text for note in bars.layout.annotations]
+
+
+def test_names_are_text():
+    names = ["<b>x</b><script>", "$a$", "*m*", "& more"]
+    user = microscope.follow(moments(probe([-2.0, -1.0, -5.0, -9.0], names=names)), 7)
+    table = microscope.examine(user)
+    for figure in (microscope.candidates(table, 0), microscope.pushes(table, 0)):
+        assert "<script>" not in figure.to_json().replace("\\u003c", "<")
+    told = microscope.sentence(table, 0, 7, "dmpo", table, lambda name: f"[{len(name)}]")
+    assert "*[16]*" in told
+    assert "<script>" not in told
+
+
+def test_the_sentence_reads_the_numbers(followed):
+    plain = microscope.examine(followed)
+    told = microscope.sentence(plain, 0, 7, "dmpo", plain)
+    assert "User 7 after step 0: *chosen*, the chosen item, is in **place 2** of 4." in told
+    assert "**1** of 3 negatives is at the boundary, ranked above it; it gets **33 %** of the push." in told
+    assert "Each of 3 is pushed with **0.17**." in told
+    later = microscope.sentence(plain, 100, 7, "dmpo", plain)
+    assert "No negative is ranked above it, so the boundary is the top group, **1** of 3" in later
+    assert "less than the biggest at step 0" in later
+    kept = microscope.examine(followed, select="on")
+    told = microscope.sentence(kept, 0, 7, "dmpo", plain)
+    assert (
+        "gets **100 %** of the push. The biggest push, **0.50**, is on *near*; plain DMPO would push it with 0.17."
+        in told
+    )

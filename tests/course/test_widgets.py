@@ -1,0 +1,78 @@
+"""Guesses and controls, moved from their Python side as a reader's hand moves them."""
+
+import ipywidgets
+import plotly.graph_objects as go
+import pytest
+
+from minipo.course import widgets
+
+
+def draw(easy: int, rule: str) -> tuple[go.Figure, str]:
+    if easy == 13:
+        raise ValueError("Thirteen is not drawn: choose another number.")
+    return go.Figure(data=[{"type": "bar", "y": [easy]}]), f"{easy} easy ones under {rule}"
+
+
+@pytest.fixture
+def explorer() -> widgets.Explorer:
+    return widgets.Explorer(
+        draw,
+        easy=ipywidgets.IntSlider(value=3, min=0, max=18, description="easy negatives"),
+        rule=ipywidgets.Dropdown(options=[("S-DPO", "sdpo"), ("DMPO", "dmpo")]),
+    )
+
+
+def test_an_explorer_draws_at_once_and_whenever_a_control_moves(explorer) -> None:
+    assert explorer.sentence == "3 easy ones under sdpo"
+    assert explorer.figure.data[0].y == (3,)
+    explorer.controls["easy"].value = 7
+    explorer.set(rule="dmpo")
+    assert explorer.sentence == "7 easy ones under dmpo"
+    assert explorer.figure.data[0].y == (7,)
+
+
+def test_an_error_while_drawing_is_told_and_the_figure_stays(explorer) -> None:
+    explorer.set(easy=13)
+    assert explorer.sentence == "Thirteen is not drawn: choose another number."
+    assert explorer.figure.data[0].y == (3,)
+    explorer.set(easy=4)
+    assert explorer.sentence == "4 easy ones under sdpo"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"easy": 99}, "easy is 99: give a number from 0 to 18."),
+        ({"easy": -1}, "easy is -1: give a number from 0 to 18."),
+        ({"rule": "ppo"}, "rule is 'ppo': give one of 'sdpo', 'dmpo'."),
+        ({"hard": 1}, "There is no control 'hard': name one of easy, rule."),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(explorer, values, message) -> None:
+    with pytest.raises(ValueError, match="^" + message.replace(".", r"\.").replace("(", r"\(") + "$"):
+        explorer.set(**values)
+    assert explorer.sentence == "3 easy ones under sdpo"
+
+
+def test_a_choice_compares_the_guess_with_the_truth() -> None:
+    choice = widgets.Choice("The push: rises, stays, falls?", ["rises", "stays", "falls"])
+    assert choice.guess is None
+    assert choice.told("falls") == "No guess was made. The answer: **falls**."
+    choice.buttons.value = "rises"
+    assert choice.told("falls") == "You guessed *rises*; it is **falls**."
+    assert choice.told("rises") == "Your guess was right: **rises**."
+    with pytest.raises(ValueError, match="'sinks' is none of the options: rises, stays, falls"):
+        choice.reveal("sinks")
+
+
+def test_numbers_tell_how_far_the_guesses_are_off() -> None:
+    numbers = widgets.Numbers("HR@1?", ["K = 1", "K = 19"], low=60, high=75, step=0.5, begin=68, unit="points")
+    assert not numbers.made
+    assert numbers.told({"K = 1": 67, "K = 19": 66}) == "No guess was made: the sliders are where they began."
+    numbers.sliders["K = 1"].value = 70
+    assert numbers.guesses == {"K = 1": 70, "K = 19": 68}
+    assert numbers.told({"K = 1": 67, "K = 19": 66}) == "Your guesses are off by **2.5 points** on average."
+    with pytest.raises(ValueError, match="no truth for K = 19"):
+        numbers.reveal({"K = 1": 67})
+    with pytest.raises(ValueError, match="begin at 80: give a number from 60 to 75"):
+        widgets.Numbers("HR@1?", ["K = 1"], low=60, high=75, step=0.5, begin=80)
