@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipo.dynamic import DynamicPO, boundary, hardest, random
+from minipo.dynamic import DynamicPO, boundary, random
 from minipo.extensions import beta_dpo, simpo
 from minipo.objectives import log_ratio, pairwise_margins
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
@@ -189,7 +189,7 @@ def test_float32_stays_finite_at_the_extremes(name, dynamic, negatives):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "simpo"])
-@pytest.mark.parametrize("dynamic", [*SWITCHES, DynamicPO(select=hardest)])
+@pytest.mark.parametrize("dynamic", [*SWITCHES, DynamicPO(clusters=2)])
 @pytest.mark.parametrize("junk", [-math.inf, math.inf, math.nan, 1e30])
 def test_a_ragged_batch_equals_each_row_alone(name, dynamic, junk):
     policy, reference = candidates(12, 9, seed=4)

@@ -294,7 +294,7 @@ def watch(
             ),
             train,
             processing_class=tokenizer,
-            objective=objective,
+            objective=config.loss() if isinstance(objective, str) else objective,
             negatives=config.negatives,
             beta=config.beta,
             dynamic=dynamic,

@@ -213,7 +213,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         rows["train"],
         rows["validation"],
         processing_class=tokenizer,
-        objective=config.objective,
+        objective=config.loss(),
         negatives=config.negatives,
         beta=config.beta,
         dynamic=config.dynamic_po(),

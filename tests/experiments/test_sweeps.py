@@ -122,6 +122,13 @@ def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
     ]
 
 
+def test_a_setting_of_one_objectives_own_is_left_out_of_the_cells_of_others():
+    cells = grid(objective=["dmpo", "simpo"], target_margin=[0.3, 0.7], negatives=1)
+    assert [(cell.objective, cell.target_margin) for cell in cells] == [("dmpo", 0.5), ("simpo", 0.3), ("simpo", 0.7)]
+    with pytest.raises(ValueError, match=r"^target_margin is a setting of simpo, and the objective is dmpo; "):
+        grid(objective="dmpo", target_margin=0.3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -129,8 +136,8 @@ def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
         ({"seeds": ()}, "seed has no values; name at least one."),
         ({"negative": 5}, "Unknown setting 'negative'. Did you mean 'negatives'? Known: "),
         ({"objective": ["dmpo", "dmmpo"]}, "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: "),
-        ({"beta": [1.0, 0.0]}, "beta must be a positive number, not 0"),
-        ({"negatives": [1, "5"]}, "negatives must be of type int, not '5'."),
+        ({"beta": [1.0, 0.0]}, "beta must be greater than 0, not 0"),
+        ({"negatives": [1, "5"]}, "negatives must be a valid integer, not '5'."),
     ],
 )
 def test_a_bad_grid_is_one_sentence(settings, message):
@@ -296,7 +303,7 @@ def test_a_worker_that_dies_is_one_sentence(tasks, monkeypatch):
     ("settings", "message"),
     [
         ({"negatives": [1, 40]}, "negatives must be at most 19, the most that a user here has, not 40."),
-        ({"negatives": [1, 0]}, "negatives must be at least 1, not 0."),
+        ({"negatives": [1, 0]}, "negatives must be greater than or equal to 1, not 0."),
         (
             {"out": "table.xlsx"},
             "The table's file must end in .parquet or .csv, not 'table.xlsx'; give it such a name.",
