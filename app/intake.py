@@ -78,9 +78,11 @@ def check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             methods = {member.compress_type for member in archive.infolist()}
     except (zipfile.BadZipFile, OSError):
-        raise ValueError(f"{path} is no zip archive that can be read; pack it anew.") from None
+        raise ValueError(f"{path} is not a readable zip archive; create it again.") from None
     if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise ValueError(f"{path} is compressed in another way than zip archives mostly are (Deflate); pack it anew.")
+        raise ValueError(
+            f"{path} is compressed in another way than zip archives mostly are (Deflate); create it again."
+        )
 
 
 def check_text(source: Source, room: int) -> bytes:
@@ -89,7 +91,7 @@ def check_text(source: Source, room: int) -> bytes:
         with source.open() as stream:
             content = stream.read(room + 1)  # an archive unpacks no further
     except tables.UNREADABLE:
-        raise ValueError(f"{source} cannot be unpacked; pack it anew, without a password.") from None
+        raise ValueError(f"{source} cannot be unpacked; create it again, without a password.") from None
     if len(content) > room:
         raise ValueError(
             f"{source.path} unpacks to more than {limits.UNPACKED_MB} MB, the limit here; bring fewer rows."
@@ -184,7 +186,7 @@ def check_parquet(path: Path) -> None:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, MemoryError):
             raise
-        raise ValueError(f"{path} is no Parquet file that can be read; save it anew.") from None
+        raise ValueError(f"{path} is no Parquet file that can be read; save it again.") from None
 
 
 def check_lines(path: Path, splits: Splits) -> None:
@@ -208,9 +210,9 @@ def main(upload: str, result: str) -> int:
     except ValueError as error:
         said = " ".join(str(error).replace(str(path.resolve()), upload).split())
         if upload not in said:  # not minipo's own words
-            said = f"{upload} cannot be read ({said}); save it anew as CSV in UTF-8."
+            said = f"{upload} cannot be read ({said}); save it again as CSV in UTF-8."
     except Exception as error:  # whatever a file does to the libraries that read it
-        said = f"{upload} cannot be read ({type(error).__name__}); save it anew as CSV in UTF-8."
+        said = f"{upload} cannot be read ({type(error).__name__}); save it again as CSV in UTF-8."
     else:
         return 0
     print(f"minipo: {said if len(said) <= 600 else said[:599] + '…'}", file=sys.stderr)

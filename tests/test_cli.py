@@ -330,18 +330,24 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
         ("fetch ml-100", "Unknown model or dataset to fetch 'ml-100'. Did you mean 'ml-100k'? Known: ml-100k, "),
         ("data catalogue", "Unknown dataset 'catalogue'. Did you mean 'catalog'? Known: catalog"),
         ("data {tmp_path}/plays.csv", "There is no file {tmp_path}/plays.csv; check the path, or name one of catalog"),
-        ("data {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; bring one that ends in .csv"),
+        (
+            "data {tmp_path}/notes.txt",
+            "{tmp_path}/notes.txt is not a file that minipo reads; give one whose name ends in .csv",
+        ),
         ("data catalog --dataset-seed -1", "The dataset's seed is -1; use a whole number of 0 or more."),
         ("sft --dataset {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; "),
         (
             "data catalog --titles {tmp_path}/notes.txt",
-            "titles is for a table of your own interactions, and catalog is",
+            "titles applies only to a table of your own interactions, which catalog is",
         ),
         (
             "sft --liked-from 3",
-            "liked_from is for a table of your own interactions, and catalog is none; leave it out.",
+            "liked_from applies only to a table of your own interactions, which catalog is not; leave it out.",
         ),
-        ("sweep --dataset ml-100k --liked-from 3,4", "liked_from is for a table of your own interactions, and ml-100k"),
+        (
+            "sweep --dataset ml-100k --liked-from 3,4",
+            "liked_from applies only to a table of your own interactions, which ml-100k",
+        ),
         ("sweep --negatives ,", "negatives has no values; name at least one."),
         ("sweep --objective dmpo,spdo", "Unknown objective 'spdo'. Did you mean 'sdpo'? Known: "),
         ("sweep --out {tmp_path}/table.xlsx", "The table's file must end in .parquet or .csv, not 'table.xlsx'"),

@@ -1,6 +1,6 @@
 """Runs of any origin side by side: recorded ones with all their seeds, single ones, and the SFT level they start from.
 
-A `Line` is one row of such a comparison: one setting with its runs, one a seed. Two lines are compared by `paired`.
+A `Line` is one row of such a comparison: one setting with its runs, one per seed. Two lines are compared by `paired`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from minipo.experiments.runs import DATA, Run, list_runs
 from minipo.names import lookup
 
 METRICS = {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@5": "NDCG@5", "mrr": "MRR", "reward_win_rate": "win rate"}
-# What may make a difference between two lines: a table's settings but the seed, which pairs runs, and what else shapes
-# training. How often a run is evaluated, and on how many validation users, does not.
+# What may make a difference between two lines: a table's settings except the seed, which pairs runs, and what else
+# affects training. How often a run is evaluated, and on how many validation users, does not.
 COMPARED = [
     *(name for name in SETTINGS if name != "seed"),
     "sft_seed", "dataset_seed", "rank", "batch_size", "accumulation", "template", "precision",
@@ -30,9 +30,9 @@ ENDS = {"difference": "mean", "low": "low", "high": "high"}  # columns of a tabl
 class Line:
     """One setting with its runs.
 
-    settings: those of `SFTConfig` or `PreferConfig`, `kind` included, without the seed. runs: a row a run, as
-    `records.row` has them. ranks: seed, or None for the SFT model that every seed starts from, to each test
-    user's rank (users,); wins: the same for whether the user's reward is won, None where there is no reward or it was
+    settings: those of `SFTConfig` or `PreferConfig`, `kind` included, without the seed. runs: one row per run, from
+    `records.row`. ranks: seed, or None for the SFT model that every seed starts from, to each test
+    user's rank (users,); wins: the same for whether the user's reward is won; None where there is no reward or it was
     not recorded. users: the fingerprint of the dataset whose test users they are.
     """
 
@@ -49,7 +49,7 @@ class Line:
         return [int(seed) for seed in self.runs["seed"]]
 
     def outcomes(self, metric: str = "hr@1") -> Outcomes:
-        """Every test user's `metric` (one of METRICS) by seed; ValueError for a win rate that there is not."""
+        """Every test user's `metric` (one of METRICS) by seed; ValueError if there is no win rate."""
         lookup("metric", metric, METRICS)
         if metric == "reward_win_rate":
             if self.wins is None:
@@ -61,7 +61,7 @@ class Line:
 def of_run(name: str, run: Run, dataset: str | None = None) -> Line:
     """A finished preference run as a line.
 
-    dataset: what to call its data, where that shall not be the path of a file. Raises ValueError in one sentence if
+    dataset: a name for its data, instead of a file's path. Raises ValueError in one sentence if
     the run is unfinished, or if a file of its folder is missing or damaged.
     """
     settings, summary, users = asdict(run.config), run.summary, run.users
@@ -81,13 +81,13 @@ def of_run(name: str, run: Run, dataset: str | None = None) -> Line:
 
 
 def of_recorded(name: str, recorded: Recorded, **query: Any) -> Line:
-    """The recorded runs with these settings, one a seed, as a line.
+    """The recorded runs with these settings, one per seed, as a line.
 
-    Raises ValueError unless the settings leave one run a seed, and if the grid does not say which data it is on.
+    Raises ValueError unless the settings leave one run per seed, and if the grid does not say which data it is on.
     """
     runs = recorded.rows(**query)
     if runs.empty or runs["seed"].duplicated().any():
-        raise ValueError(f"{len(runs)} recorded runs have {query}: name the settings of one run a seed.")
+        raise ValueError(f"{len(runs)} recorded runs have {query}: give settings that leave one run per seed.")
     settings = recorded_settings(recorded, int(runs.index[0]))
     settings.pop("seed")
     won = None
@@ -98,9 +98,9 @@ def of_recorded(name: str, recorded: Recorded, **query: Any) -> Line:
 
 
 def of_baseline(name: str, recorded: Recorded, baseline: str = "sft", **query: Any) -> Line:
-    """The SFT model from which the recorded runs with these settings start, as a line: no training of preferences.
+    """The SFT model from which the recorded runs with these settings start, as a line: no preference training.
 
-    baseline: what the grid calls it, "sft" or "sft-10". Raises ValueError if there is no such baseline or no such run,
+    baseline: its name in the grid, "sft" or "sft-10". Raises ValueError if there is no such baseline or no such run,
     and if the grid does not say which data it is on.
     """
     ranks = lookup("baseline", baseline, recorded.baselines)
@@ -122,9 +122,9 @@ def of_baseline(name: str, recorded: Recorded, baseline: str = "sft", **query: A
 
 
 def older_data(recorded: Recorded) -> str:
-    """A sentence where a grid was recorded before its dataset changed; "" where not.
+    """A sentence if a grid was recorded before its dataset changed, else "".
 
-    The SFT runs in data/sft, with which new runs begin, are on the data of today.
+    The SFT runs in data/sft, from which new runs start, are on today's data.
     """
     dataset, users = recorded.table["dataset"].iloc[0], recorded.fingerprint
     today = {run.summary["dataset_fingerprint"] for run in list_runs(DATA / "sft") if run.config.dataset == dataset}
@@ -137,7 +137,7 @@ def older_data(recorded: Recorded) -> str:
 
 
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
-    """All settings of the run in row `number` of a recorded table, as its config.json had them."""
+    """All settings of the run in row `number` of a recorded table, as in its config.json."""
     run = recorded.table.loc[number].to_dict()
     if run["objective"] == "sft":
         settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed")}
@@ -156,7 +156,7 @@ def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One line minus another, and over what the two are paired, in words."""
+    """One line minus another, and what the two are paired over, in words."""
 
     interval: Interval
     paired_over: str
@@ -166,7 +166,7 @@ def paired(left: Line, right: Line, metric: str = "hr@1") -> Difference:
     """`metric` of left minus right: mean and 95 % interval over test users and the seeds on both sides.
 
     The SFT model is paired with every seed. Without a common seed each side's seeds are averaged for each user, and
-    the interval is over users alone. Raises ValueError, saying why, if the two cannot be compared.
+    the interval is over users only. Raises ValueError, saying why, if the two cannot be compared.
     """
     if left.users != right.users or len({len(rank) for line in (left, right) for rank in line.ranks.values()}) > 1:
         raise ValueError("not comparable: other test users")
@@ -203,11 +203,11 @@ def variant(settings: Mapping[str, Any]) -> str:
 def table(
     lines: Sequence[Line], differences: Mapping[str, Difference | str], baseline: str, metric: str
 ) -> pd.DataFrame:
-    """The comparison as a table of raw numbers, a row a line.
+    """The comparison as a table of raw numbers, one row per line.
 
     Columns: name; COMPARED, None where a setting plays no part in the line; seeds; RESULTS, means over seeds; and the
-    difference of `metric` to the line called `baseline` with its interval's ends, as shares. differences: by name; text
-    says why there is none.
+    difference of `metric` to the line called `baseline` with its interval's ends, as fractions. differences: by name;
+    a text says why there is none.
     """
     rows = []
     for line in lines:
@@ -259,11 +259,11 @@ def apart(compared: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
 
 
 def csv(compared: pd.DataFrame) -> bytes:
-    """A table as CSV that a spreadsheet may open: text that it would take for a formula begins with an apostrophe."""
+    """A table as CSV that is safe in a spreadsheet: text that looks like a formula begins with an apostrophe."""
     safe = compared.copy()
     for name in safe.select_dtypes(exclude="number"):
         safe[name] = safe[name].map(_no_formula)
-    return safe.to_csv(index=False).encode("utf-8-sig")  # with the mark by which Excel knows UTF-8
+    return safe.to_csv(index=False).encode("utf-8-sig")  # with the byte order mark by which Excel recognises UTF-8
 
 
 def _no_formula(cell: Any) -> Any:

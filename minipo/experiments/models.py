@@ -1,4 +1,4 @@
-"""From a name to a model and its tokenizer: pocket models made on the spot, hub models, local folders; LoRA."""
+"""Models and their tokenizers by name: pocket models made on the spot, hub models, local folders; LoRA."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,9 @@ def load_model(
     name = str(name)
     if name in POCKET:
         if not items:
-            raise ValueError(f"{name} needs the items' names, which its tokenizer is made of; pass items=splits.items.")
+            raise ValueError(
+                f"{name} needs the items' names, from which its tokenizer is made; pass items=splits.items."
+            )
         return _pocket_model(name, pocket_tokenizer(items), seed)
     folder = Path(name).expanduser()
     if name in PRETRAINED:
@@ -69,14 +71,14 @@ def load_model(
 
 
 def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a model, or its LoRA adapter alone, into `folder`, so that `load_model` opens it here and elsewhere.
+    """Write a model, or only its LoRA adapter, into `folder`, so that `load_model` opens it here and elsewhere.
 
-    An adapter calls a fetched base model by its name on the hub and leaves the tokenizer to it: a few megabytes.
+    An adapter names a fetched base model as the hub does and does not include the tokenizer: a few megabytes.
     """
     model.save_pretrained(str(folder))
     hub = None
     if isinstance(model, PeftModel):
-        remove(folder / "README.md")  # peft's empty form
+        remove(folder / "README.md")  # peft's empty template
         model.config.save_pretrained(str(folder))  # peft looks for it when an adapter on top of this one is saved
         settings = read_json(folder / "adapter_config.json")
         hub = PRETRAINED.get(_fetched_name(settings["base_model_name_or_path"] or ""))
@@ -87,14 +89,14 @@ def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
 
 
 def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of the items' words: a word is one token, the comma behind it another, all else its bytes.
+    """A tokenizer of the items' words: a word is one token, the comma after it another, anything else its bytes.
 
     A token holds the space before its word, and a text's first word gets one too, so that a word is the same token
-    wherever it stands. Hence encode(prompt) + encode(" " + item) == encode(prompt + " " + item), and decoding gives
+    everywhere. Hence encode(prompt) + encode(" " + item) == encode(prompt + " " + item), and decoding gives
     back any text except for one space at its very beginning. (Text that spells out <pad> or <eos> is those tokens.)
 
     Saved beside a model, open it with `load_model` or PreTrainedTokenizerFast: for a Qwen2 folder, transformers'
-    AutoTokenizer puts Qwen2's own rules in the place of these.
+    AutoTokenizer replaces these rules by Qwen2's.
     """
     # Not byte-level tokens: names with accents stay readable, and the 256 bytes are there for what is not a word.
     splitter = pre_tokenizers.Sequence(
@@ -171,7 +173,7 @@ def _fetched_name(base: str) -> str:
     """The name by which minipo fetches the base model that an adapter calls `base`, or "" if it does not."""
     return next(
         (name for name, hub in PRETRAINED.items() if base.lower() in (name, hub.lower())),
-        # Within one computer an adapter may name the folder it was trained on.
+        # On the same computer an adapter may name the folder it was trained on.
         Path(base).name if Path(base).parent.name == "fetched" and Path(base).name in PRETRAINED else "",
     )
 
@@ -198,8 +200,8 @@ def _open_adapter(folder: Path, described: str) -> tuple[PreTrainedModel, PreTra
         model, tokenizer = _open_folder(Path(base))
     elif Path(base).is_absolute():
         raise ValueError(
-            f"{described} holds a LoRA adapter whose base model {base!r} is not there; "
-            "put it back or write its new place into adapter_config.json."
+            f"{described} holds a LoRA adapter whose base model {base!r} is missing; "
+            "put it back or write its new path into adapter_config.json."
         )
     else:
         model, tokenizer = _open(base, f"{base!r}, the base model of {described}")
@@ -235,7 +237,7 @@ def _open_tokenizer(source: str) -> Any:
     settings = Path(source, "tokenizer_config.json")
     if settings.is_file():
         written_by = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
-        if written_by in ("TokenizersBackend", "PreTrainedTokenizerFast"):  # AutoTokenizer would not always heed it
+        if written_by in ("TokenizersBackend", "PreTrainedTokenizerFast"):  # AutoTokenizer does not always use it
             return PreTrainedTokenizerFast.from_pretrained(source)
     elif Path(source).is_dir():  # transformers would make an empty tokenizer
         raise ValueError("it holds no tokenizer (tokenizer_config.json is missing).")

@@ -1,7 +1,7 @@
-"""Two runs under one seed, and what came of them as one small file: each student of a class adds one pair.
+"""Two runs under one seed, and their results as one small file: each student of a class adds one pair.
 
 A pair's file is JSON of a dozen kilobytes: both runs' settings, the seed, the data's fingerprint and every test user's
-rank under both. It is read on machines that did not make it, so `read_pair` believes nothing that it says.
+rank under both. It is read on other machines than the one that made it, so `read_pair` trusts nothing in it.
 """
 
 import json
@@ -51,11 +51,11 @@ class Pair:
 def sides(left: Mapping[str, Any], right: Mapping[str, Any], seed: int = 0) -> Sides:
     """The configurations of a pair's two runs, from their settings without the seed.
 
-    Raises ValueError in one sentence: a setting that does not fit, a seed of a side's own, two sides that are the same
-    or on different data, and whatever means something on one machine alone (a file of data, a folder of a model).
+    Raises ValueError in one sentence: an invalid setting, a seed among a side's settings, two sides that are the same
+    or on different data, and anything that exists only on one machine (a file of data, a folder of a model).
     """
     if "seed" in left or "seed" in right:
-        raise ValueError("A pair's runs have one seed, which is none of their own settings; leave it out of them.")
+        raise ValueError("A pair's runs share one seed; leave it out of their settings.")
     runs = tuple(make_config(PreferConfig, {**side, "seed": seed}) for side in (left, right))
     for run in runs:
         lookup("dataset of a pair", run.dataset, DATASETS)
@@ -69,8 +69,8 @@ def sides(left: Mapping[str, Any], right: Mapping[str, Any], seed: int = 0) -> S
 
 
 def essential(config: PreferConfig) -> dict[str, Any]:
-    """The settings that say which run this is, the seed aside: its objective, K, and what is not as by default."""
-    # What the recipe gives for these data and this model goes without saying; data and model themselves do not.
+    """The settings that identify a run, without its seed: its objective, K, and whatever is not the default."""
+    # The recipe's settings for these data and this model are implied; the data and the model themselves are not.
     default = asdict(make_config(PreferConfig, {"dataset": config.dataset, "model": config.model}))
     default |= {"dataset": PreferConfig.dataset, "model": PreferConfig.model, "objective": None, "negatives": None}
     return {name: value for name, value in asdict(config).items() if name != "seed" and value != default[name]}
@@ -94,7 +94,7 @@ def train_pair(
 
     left, right: settings of `PreferConfig` without the seed. folder: where the two runs are kept, as "left" and
     "right"; without it they are in minipo's cache. Runs that are finished there are not trained again, and one that was
-    cut off goes on. Raises ValueError as `sides` and `prefer` do, before anything is trained; OSError if the disk is
+    cut off is resumed. Raises ValueError as `sides` and `prefer` do, before anything is trained; OSError if the disk is
     full.
     """
     if out is not None and Path(out).suffix != ".json":
@@ -114,7 +114,7 @@ def train_pair(
 
 
 def write_pair(pair: Pair, out: Path) -> None:
-    """Write the pair's file, whole or not at all."""
+    """Write the pair's file atomically."""
     content = {
         "kind": "pair",
         "seed": pair.seed,
@@ -137,15 +137,15 @@ def _hits(ranks: Int32[np.ndarray, " users"]) -> float:
     return float((ranks == 0).mean())
 
 
-NOT_A_PAIR = "This is no result of `minipo pair`: {}; bring the JSON file that the command wrote."
+NOT_A_PAIR = "This is not a result of `minipo pair`: {}; give the JSON file that the command wrote."
 
 
 def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair:
     """The pair in a file, given by its path or as the file's bytes.
 
-    expected: what the two runs must have been, by `sides`; nothing else is looked at then before they are. Every type,
-    length and range is checked, the ranks against the data that this machine has. How large the file may be is for the
-    caller to say. Raises ValueError in one sentence.
+    expected: what the two runs must have been, from `sides`; this is checked before anything else. Every type, length
+    and range is checked, the ranks against the data on this machine. The caller limits the file's size.
+    Raises ValueError in one sentence.
     """
     content = _json(source)
     if not isinstance(content, dict) or content.get("kind") != "pair":
@@ -184,7 +184,7 @@ def _json(source: Path | str | bytes) -> Any:
         raise ValueError(f"{source!s} cannot be read ({error.strerror}); check the path.") from None
     try:
         return json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):  # bytes that are no text, text that is no JSON, numbers or nests without end
+    except (ValueError, RecursionError):  # not text, not JSON, or endless numbers or nesting
         raise ValueError(NOT_A_PAIR.format("it is not JSON")) from None
 
 
@@ -193,12 +193,12 @@ def _configs(settings: list[Any], seed: int) -> Sides:
     try:
         return sides(left, right, seed)
     except (TypeError, OverflowError):  # a number that is too large for a float
-        raise ValueError(NOT_A_PAIR.format("a setting is out of all range")) from None
+        raise ValueError(NOT_A_PAIR.format("a setting is out of range")) from None
 
 
 def _compare(settings: list[Any], seed: int, expected: Sides) -> None:
     if seed != expected[0].seed:
-        raise ValueError(f"This result is of seed {short_text(seed)}, not of seed {expected[0].seed}; bring that one.")
+        raise ValueError(f"This result is of seed {short_text(seed)}, not of seed {expected[0].seed}; give that one.")
     for side, found, config in zip(("left", "right"), settings, expected, strict=True):
         wanted = asdict(config)
         for name in (*wanted, *found):
@@ -211,9 +211,9 @@ def _compare(settings: list[Any], seed: int, expected: Sides) -> None:
 
 
 def short_text(value: object) -> str:
-    """What an untrusted file says, in a few letters."""
-    text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number out of all range"
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair can be shown nowhere
+    """A value from an untrusted file, shortened."""
+    text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number out of range"
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be displayed
     return text if len(text) <= 40 else text[:39] + "…"
 
 
@@ -230,10 +230,10 @@ def _ranks(part: Any, side: str, candidates: list[int]) -> Int32[np.ndarray, " u
 
 
 def closing_in(differences: Float[np.ndarray, "seeds users"], resamples: int = 2000, seed: int = 0) -> list[Interval]:
-    """How the interval closes in: the mean paired difference after 1, 2, 3, … seeds with its 95 % interval.
+    """How the interval narrows: the mean paired difference after 1, 2, 3, … seeds with its 95 % interval.
 
-    differences: as `paired_interval` takes them, and by the same bootstrap over seeds and users; the users of each
-    resample are drawn once for all numbers of seeds, so that it costs little more than the last interval alone.
+    differences: as for `paired_interval`, with the same bootstrap over seeds and users; the users of each resample are
+    drawn once for all numbers of seeds, so that this costs little more than the last interval.
     """
     differences = np.asarray(differences, dtype=np.float64)
     seeds, users = differences.shape

@@ -34,7 +34,7 @@ def _values(value: Any) -> list[Any]:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """A run as a row of a sweep's table; an SFT run's objective is "sft", and it has no negatives."""
+    """A run as a row of a sweep's table; an SFT run has the objective "sft" and no negatives."""
     config, summary = asdict(run.config), run.summary
     if config["kind"] == "sft":
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
@@ -42,15 +42,15 @@ def row(run: Run) -> dict[str, Any]:
     return {name: config.get(name) for name in SETTINGS} | {name: summary.get(name) for name in RESULTS}
 
 
-Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number (users,) for every test user
+Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded grid: a row a run in `table`, the same row's test users' ranks in `ranks` (runs, users) and, where
-    they were recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward), the
-    ranks under each of the `baselines` (users,), what was logged and evaluated on the way in `curves` (whose `run` is
-    the table's row), and where it all comes from in `provenance`."""
+    """A recorded grid: one row per run in `table`, the test users' ranks in the rows of `ranks` (runs, users) and,
+    where recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward), the
+    ranks under each of the `baselines` (users,), what was logged and evaluated during training in `curves` (whose
+    `run` is the table's row), and the origin of it all in `provenance`."""
 
     table: pd.DataFrame
     ranks: np.ndarray
@@ -67,7 +67,7 @@ class Recorded:
 
     @property
     def fingerprint(self) -> str:
-        """That of the data that the runs are on; ValueError if it was not recorded."""
+        """The fingerprint of the runs' data; ValueError if it was not recorded."""
         found = self.provenance.get("dataset_fingerprint")
         if not isinstance(found, str):
             raise ValueError(
@@ -96,11 +96,11 @@ class Recorded:
         """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate) by seed, in the
         runs with these settings.
 
-        Raises ValueError unless the settings leave one run a seed.
+        Raises ValueError unless the settings leave one run per seed.
         """
         rows = self.rows(**query)
         if rows.empty or rows.seed.duplicated().any():
-            raise ValueError(f"{len(rows)} recorded runs have {query}: name the settings of one run a seed.")
+            raise ValueError(f"{len(rows)} recorded runs have {query}: give settings that leave one run per seed.")
         metrics = ranking_metrics(self.ranks[rows.index])
         if self.wins is not None:
             metrics["reward_win_rate"] = self.wins[rows.index]
@@ -113,12 +113,12 @@ class Recorded:
 
     @property
     def probes(self) -> dict[int, Path]:
-        """Row number to probe file, for the few runs whose probe was kept."""
+        """Row number to probe file, for the few runs that have one."""
         return {int(path.stem): path for path in sorted(self.folder.glob("probes/*.parquet"))}
 
     @property
     def scores(self) -> dict[int, Path]:
-        """Row number to the file of the test users' log-probs, for the few runs whose log-probs were kept."""
+        """Row number to the file of the test users' log-probs, for the few runs that have one."""
         return {int(path.stem): path for path in sorted(self.folder.glob("scores/[0-9]*.parquet"))}
 
     def test_probe(self, row: int, user: int) -> pd.DataFrame:
@@ -126,7 +126,7 @@ class Recorded:
 
         Step, user, candidate (0 = chosen), item, reference, policy (log-probs, nats); before the first step the policy
         is the reference. Raises ValueError if the run's log-probs of the test users were not recorded, or are damaged,
-        if the data are others by now, or if there is no such test user.
+        if the data have changed since, or if there is no such test user.
         """
         if row not in self.scores:
             raise ValueError(
@@ -162,17 +162,17 @@ def record(
 ) -> Recorded:
     """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
 
-    baselines: test users' ranks (users,) under each. provenance: whatever says where the numbers come from; the data's
-    fingerprint, versions, machine, date and commit are added. The JSON is written last, and an old one is removed
-    first: without it, the grid does not load. Raises ValueError, before anything is written, if the runs are not all on
-    the same data, as they are now.
+    baselines: test users' ranks (users,) under each. provenance: further entries of provenance.json, to which the
+    data's fingerprint, versions, machine, date and commit are added. The JSON is written last, and an old one is
+    removed first: without it, the grid does not load. Raises ValueError, before anything is written, if the runs are
+    not all on the same data in today's version.
     """
     folder = Path(folder)
     data = sorted({run.load_data().fingerprint for run in runs})
     if len(data) != 1:
         raise ValueError(
             f"A recorded grid holds runs on the same data, and these are on {len(data)}, with the fingerprints "
-            f"{', '.join(data)}; record them apart."
+            f"{', '.join(data)}; record them separately."
         )
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
@@ -218,15 +218,15 @@ def record_scores(recorded: Recorded, scores: Mapping[int, np.ndarray], sft: np.
     """Write test users' log-probs beside a recorded grid, for `Recorded.test_probe`.
 
     scores: by row of the table, (users, candidates) in nats, chosen first, at the end of the run; sft: the same of the
-    SFT run that they start from. Raises ValueError, before anything is written, if they do not rank the users as was
-    recorded: then they are another run's.
+    SFT run that they start from. Raises ValueError, before anything is written, if they do not rank the users as
+    recorded: then they are from another run.
     """
     names: dict[str, tuple[np.ndarray, np.ndarray]] = {"sft": (sft, recorded.baselines["sft"])}
     names |= {str(row): (each, recorded.ranks[row]) for row, each in scores.items()}
     for name, (each, ranks) in names.items():
         if differ := int((ranks_of(each) != ranks).sum()):
             raise ValueError(
-                f"{differ} test users have another rank under the log-probs of {name} than was recorded; record the "
+                f"{differ} test users have a different rank under the log-probs of {name} than recorded; record the "
                 "grid again on this machine first."
             )
     for name, (each, _) in names.items():
@@ -274,7 +274,9 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         )
     return Recorded(
         table,
-        np.stack(ranks["rank"].to_list()).astype(np.int32),  # older files have bytes, whose sums and differences wrap
+        np.stack(ranks["rank"].to_list()).astype(
+            np.int32
+        ),  # older files have 8-bit ranks, whose sums and differences overflow
         {str(name): rank.to_numpy(np.int32) for name, rank in baselines.items()},
         curves,
         provenance,

@@ -23,7 +23,7 @@ NO_USERS = "There are no users to evaluate: the split is empty; give at least on
 
 
 def user_prompt(interaction: Interaction, template: str | Template = "line") -> str:
-    """The prompt of one user, from a template or the name of one. Raises ValueError if there is none of that name."""
+    """The prompt of one user, from a template or the name of one. Raises ValueError if there is no such template."""
     return render(_template(template), interaction.history, interaction.candidates)
 
 
@@ -53,7 +53,7 @@ def fit_prompts(
         names = tokenize(tokenizer, [answer(item) for user in interactions for item in user.canonical])
         begins = np.cumsum([0] + [len(user.candidates) for user in interactions[:-1]])
         rooms = np.maximum.reduceat([len(ids) for ids in names], begins) if interactions else rooms
-    long = np.arange(len(interactions))  # rows still to be looked at
+    long = np.arange(len(interactions))  # rows still to be shortened
     shortened = dropped = 0
     while True:
         lengths = np.array([len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)])
@@ -98,7 +98,7 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """Rows for `PreferenceTrainer` and `SFTTrainer`: a user's "prompt", the "chosen" answer and the "rejected" ones.
 
-    tokenizer, context: with both, prompts are shortened to fit into so many tokens, see `fit_prompts`; a warning says
+    tokenizer, context: with both, prompts are shortened to fit into `context` tokens, see `fit_prompts`; a warning says
     how many were. Raises ValueError as `fit_prompts` does.
     """
     if tokenizer is None:
@@ -204,6 +204,6 @@ def valid_ratio(
 
 
 def named(candidates: Sequence[str], text: str) -> set[str]:
-    """Which of the candidates `text` names, as whole words; "Neon Fox" names "Neon Fox" alone and not "Fox" as well."""
+    """Which of the candidates `text` names, as whole words; "Neon Fox" names only "Neon Fox", not also "Fox"."""
     longest_first = sorted(candidates, key=len, reverse=True)
     return set(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", text))

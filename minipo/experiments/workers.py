@@ -1,4 +1,4 @@
-"""Train runs in processes of their own, several at a time."""
+"""Train runs in separate processes, several at a time."""
 
 import multiprocessing
 import os
@@ -23,10 +23,10 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     """Finished runs for `configs`, in their order; those not in the cache are trained now, `workers` at a time.
 
     The SFT runs that they start from are trained first, so that no two workers train the same one. A run that fails
-    keeps no other from being trained. An interrupt ends the workers at once; calling again goes on from there.
-    Raises ValueError on settings that do not fit the dataset or the SFT run, or if a run in the cache started from
-    another SFT model than is there now, before anything is trained; ValueError or OSError when the others are done, for
-    a run that failed, saying which; ChildProcessError if a worker died.
+    does not stop the others. An interrupt ends the workers at once; calling again resumes from there.
+    Raises ValueError, before anything is trained, on settings that do not fit the dataset or the SFT run, or if a run
+    in the cache started from an SFT model that has changed; ValueError or OSError, when the others are done, for a run
+    that failed, saying which; ChildProcessError if a worker died.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
@@ -47,27 +47,27 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
 def _work(
     name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool = True
 ) -> None:
-    """Do `task` for each of `configs` in processes of their own, `workers` at a time."""
+    """Do `task` for each of `configs` in separate processes, `workers` at a time."""
     if not configs:
         return
     workers = min(workers, len(configs))
     threads = max(1, (os.cpu_count() or 1) // workers)
     failed: dict[Config, BaseException] = {}
     others = set(multiprocessing.active_children())
-    # Spawned, because a forked copy of a process that has used torch's threads may hang.
+    # Spawned, because a fork of a process that has used torch's threads may hang.
     with (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool,
         tqdm(total=len(configs), desc=name, unit="run", disable=not progress) as bar,
     ):
         try:
-            with _deaf_to_interrupts():
+            with _ignoring_interrupts():
                 futures = {pool.submit(task, config): config for config in configs}
             for future in as_completed(futures):
                 if error := future.exception():
                     failed[futures[future]] = error
                 bar.update()
         except BaseException:
-            # Left alone, a worker would go on to the end of its run, and the pool would wait for it.
+            # Otherwise a worker would train to the end of its run, and the pool would wait for it.
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
             raise
@@ -75,11 +75,11 @@ def _work(
         config, error = next(iter(failed.items()))
         if isinstance(error, BrokenProcessPool):
             raise ChildProcessError(
-                "A worker of the sweep died; if memory ran out, start it again with fewer workers, and it goes on from "
-                'here; in a script of your own, start it under `if __name__ == "__main__":`.'
+                "A worker of the sweep died; if memory ran out, start it again with fewer workers, and it continues "
+                'from here; in a script of your own, start it under `if __name__ == "__main__":`.'
             ) from error
         if len(failed) == len(configs) or not isinstance(error, (ValueError, OSError)):
-            raise error  # which they share; or a defect, with its traceback
+            raise error  # common to all; or a bug, with its traceback
         cells = [asdict(each) for each in configs]
         settings = [
             f"{setting} = {value}"
@@ -92,8 +92,8 @@ def _work(
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started here do not hear Ctrl-C, which goes to the whole terminal: the parent does, and ends them."""
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C, which goes to the whole terminal: the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -105,16 +105,16 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _begin(threads: int) -> None:
-    """How a worker begins: it ends with its parent, and keeps to its share of the cores."""
+    """Initialise a worker: it ends with its parent and uses only its share of the cores."""
     import torch
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    std.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which would outlive a worker that is ended
+    std.tqdm.set_lock(threading.RLock())  # the default is a semaphore, which would outlive a terminated worker
     torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed tells nobody; without this its workers would wait for it for ever."""
+    """Without this, the workers of a parent that was killed would wait for it forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -120,7 +120,7 @@ def test_movielens_is_taken_as_it_was_downloaded():
     assert report["items"] == len(films)
     assert {item for item, _ in report["top"]} <= {title.replace("e", "é") for title in films}
     assert report["notes"] == [
-        "movies.dat was read as Latin-1, for it is not in UTF-8.",
+        "movies.dat was read as Latin-1, because it is not in UTF-8.",
         "Titles of items are from movies.dat.",
     ]
 
@@ -163,20 +163,20 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     ),
     "blank.csv.gz": (lambda: gzip.compress(HEADER + 10**7 * b"\n"), "has more than 300,000 rows, the limit here"),
     "long.jsonl": (lambda: 300_001 * b'{"user": 1, "item": 2, "time": 3}\n', "has more than 300,000 rows, the limit"),
-    "cut-off.zip": (lambda: zipped(HEADER + ROW)[:-30], "is no zip archive that can be read"),
+    "cut-off.zip": (lambda: zipped(HEADER + ROW)[:-30], "is not a readable zip archive"),
     "cut-off.csv.gz": (lambda: gzip.compress(HEADER + 100 * ROW)[:-20], "cannot be unpacked"),
     "workbook.zip": (lambda: zipped("", **{"xl/workbook.xml": "<x/>"}).replace(b"table.csv", b"table.xml"), "no table"),
     "binary.zip": (lambda: zipped(bytes(range(256)) * 40), "holds NUL bytes, so it is binary or in UTF-16"),
     "huge-cell.dat": (lambda: b"1::2::5::3\n1::" + 400 * b"2" + b"::5::4\n", "line 2: a cell has more than 300 lett"),
     "two-columns.dat": (lambda: b"1::2\n", "has no header and 2 columns, where MovieLens has user, item, rating"),
-    "array.jsonl": (lambda: b'[{"user": 1}]', "row 1: this is no JSON object"),
+    "array.jsonl": (lambda: b'[{"user": 1}]', "row 1: this is not a JSON object"),
     "deep.jsonl": (lambda: 100_000 * b"[" + 100_000 * b"]", "cannot be read"),
     "archive.csv": (lambda: zipped(as_csv(own.example(9))), "is a zip archive or an Excel workbook"),
     "packed.json": (lambda: gzip.compress(b"[]"), "is compressed with gzip: unpack it first"),
     "renamed.csv": (lambda: as_parquet(own.example(9)), "is a Parquet file: let its name end in .parquet"),
     "renamed.parquet": (lambda: as_csv(own.example(9)), "is no Parquet file that can be read"),
     "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is no Parquet file that can be read"),
-    "blank.csv": (lambda: b"\n\n  \n", "is empty; bring a file with the columns user, item, timestamp"),
+    "blank.csv": (lambda: b"\n\n  \n", "is empty; give a file with the columns user, item, timestamp"),
     "header.csv": (lambda: HEADER, "has no row with user, item and timestamp"),
     "short.csv": (lambda: HEADER + 3 * ROW, "there is one user"),
     "columns.csv": (
@@ -202,10 +202,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     ),
     "deep.json": (lambda: 100_000 * b"[" + 100_000 * b"]", "is nested too deeply to be read"),
     "digits.json": (lambda: b"[" + 10_000 * b"7" + b"]", "is not JSON in UTF-8"),
-    "half-letter.json": (lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(), "a name has half a letter"),
-    "object.json": (lambda: b'{"a": 1}', "holds no list of rows"),
-    "other.json": (lambda: b'[{"a": 1}]', "row 1: historyList, itemList and trueSelection are not all there"),
-    "numbers.json": (lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]', "is no list of names"),
+    "half-letter.json": (lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(), "a name has half a surrogate pair"),
+    "object.json": (lambda: b'{"a": 1}', "contains no list of rows"),
+    "other.json": (lambda: b'[{"a": 1}]', "row 1: historyList, itemList and trueSelection are not all present"),
+    "numbers.json": (lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]', "is not a list of names"),
     "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "a row lists 60 items, and 50 is the limit"),
     "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 letters"),
     "many.parquet": (

@@ -95,7 +95,7 @@ def test_recorded_lines_are_those_of_the_grid(grid):
     expected = difference(grid.outcomes(negatives=19, **PLAIN), grid.baseline("sft"))
     assert paired(many, start).interval == expected
     assert start.runs["hr@1"].item() == pytest.approx(grid.baseline("sft")[None].mean())
-    with pytest.raises(ValueError, match="name the settings of one run a seed"):
+    with pytest.raises(ValueError, match="give settings that leave one run per seed"):
         of_recorded("too many", grid, **PLAIN)
     with pytest.raises(ValueError, match="No recorded run"):
         of_baseline("SFT", grid, objective="dmpo", negatives=77)

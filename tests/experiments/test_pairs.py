@@ -84,7 +84,7 @@ def test_ranks_among_300_negatives_are_kept(tiny, tmp_path, monkeypatch):
     ("left", "right", "message"),
     [
         (LEFT, LEFT, "The two sides have the same settings"),
-        (LEFT | {"seed": 1}, RIGHT, "A pair's runs have one seed"),
+        (LEFT | {"seed": 1}, RIGHT, "A pair's runs share one seed"),
         (LEFT, RIGHT | {"dataset": "catalog"}, "The two sides are on different data"),
         (LEFT | {"dataset": "plays.csv"}, RIGHT, "There is no file plays.csv"),
         (LEFT | {"sft": "a/folder"}, RIGHT, "A pair's runs start from minipo's own models"),
@@ -138,7 +138,7 @@ def damaged(content, *path, to):
         (("seed",), True, "its seed is missing"),
         (("seed",), 8, "its seed is missing, or not that of both runs"),
         (("left", "settings", "beta"), "<b>", "is of other runs: on the left, beta is <b>, not 1.0"),
-        (("left", "settings", "beta"), 10**400, "beta is a number out of all range, not 1.0"),
+        (("left", "settings", "beta"), 10**400, "beta is a number out of range, not 1.0"),
         (("right", "settings", "negatives"), 6, "on the right, negatives is 6, not 5"),
         (("right", "settings", "x" * 99), 6, "x…"),
         (("dataset_fingerprint",), "0" * 16, "made on other data (fingerprint 0000000000000000) than this machine's"),
@@ -157,7 +157,7 @@ def damaged(content, *path, to):
     ],
 )
 def test_a_file_that_is_not_this_pair_is_refused_in_one_sentence(content, path, to, message):
-    with pytest.raises(ValueError, match=r"^This result|^This is no result") as refused:
+    with pytest.raises(ValueError, match=r"^This result|^This is not a result") as refused:
         pairs.read_pair(damaged(content, *path, to=to), pairs.sides(LEFT, RIGHT, 7))
     assert message in str(refused.value)
     assert len(str(refused.value)) < 300
@@ -165,7 +165,7 @@ def test_a_file_that_is_not_this_pair_is_refused_in_one_sentence(content, path, 
 
 
 def test_another_seed_is_told(content):
-    with pytest.raises(ValueError, match=r"This result is of seed 7, not of seed 8; bring that one."):
+    with pytest.raises(ValueError, match=r"This result is of seed 7, not of seed 8; give that one."):
         pairs.read_pair(json.dumps(content).encode(), pairs.sides(LEFT, RIGHT, 8))
 
 
@@ -173,7 +173,7 @@ def test_another_seed_is_told(content):
     "source", [b"", b"<html>", b"\xff\xfe", b"[" * 100_000, b'{"seed": ' + b"9" * 9000 + b"}", b"[]", b"null", b"NaN"]
 )
 def test_what_is_no_pair_at_all_is_refused(source):
-    with pytest.raises(ValueError, match=r"^This is no result of `minipo pair`"):
+    with pytest.raises(ValueError, match=r"^This is not a result of `minipo pair`"):
         pairs.read_pair(source)
 
 
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 @pytest.mark.parametrize("beta", [10**400, "1", 0])
 def test_settings_of_a_pair_that_nobody_expected_are_checked_too(content, beta):
-    with pytest.raises(ValueError, match=r"out of all range|beta must be"):
+    with pytest.raises(ValueError, match=r"out of range|beta must be"):
         pairs.read_pair(damaged(content, "left", "settings", "beta", to=beta))
 
 

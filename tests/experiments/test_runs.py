@@ -618,7 +618,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"kind": "sft"}, r"^Unknown kind 'sft'\. Known: prefer\.$"),
         ({"ties": "random"}, r"^catalog has no times, so there are no ties; leave ties out\.$"),
         ({"sft": 3}, r"^sft must be a valid string, not 3\.$"),
-        ({"titles": "a.csv"}, r"^titles is for a table of your own interactions, and catalog is none; leave it out\.$"),
+        ({"titles": "a.csv"}, r"^titles applies only to a table of your own interactions, which catalog is not;"),
         ({"liked_from": True}, r"^liked_from must be a valid number, not True\.$"),
     ],
 )  # fmt: skip

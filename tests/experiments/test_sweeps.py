@@ -558,7 +558,9 @@ def test_runs_on_different_data_are_not_recorded_together(kept, finished_runs, l
     others = replace(tiny, train=tiny.train[1:])
     monkeypatch.setitem(DATASETS, "tiny", lambda seed: tiny if seed == 0 else others)
     other = workers.sft(progress=False, dataset="tiny", dataset_seed=1, steps=1)
-    with pytest.raises(ValueError, match=r"these are on 2, with the fingerprints \w{16}, \w{16}; record them apart\.$"):
+    with pytest.raises(
+        ValueError, match=r"these are on 2, with the fingerprints \w{16}, \w{16}; record them separately\.$"
+    ):
         record(kept, [finished_runs[4], other], levels)
     monkeypatch.setitem(DATASETS, "tiny", lambda seed: others)  # by now
     with pytest.raises(ValueError, match=f"{tiny.fingerprint}, which has fingerprint {others.fingerprint} now"):
@@ -726,8 +728,8 @@ def test_rows_match_any_of_several_values():
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ({"dynamic": "off"}, "4 recorded runs have {'dynamic': 'off'}: name the settings of one run a seed."),
-        ({"negatives": 7}, "0 recorded runs have {'negatives': 7}: name the settings of one run a seed."),
+        ({"dynamic": "off"}, "4 recorded runs have {'dynamic': 'off'}: give settings that leave one run per seed."),
+        ({"negatives": 7}, "0 recorded runs have {'negatives': 7}: give settings that leave one run per seed."),
         ({"negative": 1}, "Unknown column 'negative'. Did you mean 'negatives'? Known: dynamic, negatives, seed."),
         (
             {"metric": "hr@10", "negatives": 1},

@@ -1,6 +1,6 @@
 """Rankings that need no language model: what a trained one has to beat.
 
-Each answers float64 scores (B, 1+K) in canonical order: the chosen item first, then the negatives; -inf where a row has
+Each returns float64 scores (B, 1+K) in canonical order: the chosen item first, then the negatives; -inf where a row has
 fewer candidates than the longest.
 """
 
@@ -23,7 +23,7 @@ def random_scores(interactions: Sequence[Interaction], seed: int = 0) -> Scores:
 
 
 def popularity_scores(train: Sequence[Interaction], interactions: Sequence[Interaction]) -> Scores:
-    """How many users have each candidate in a training line, be it in the history or chosen."""
+    """How many users have each candidate in a training line, in the history or as the chosen item."""
     items = _items(train, interactions)
     candidates = canonical_numbers(interactions, items)
     return np.where(candidates < 0, -np.inf, _counts(train, items)[candidates])
@@ -33,8 +33,8 @@ def markov_scores(train: Sequence[Interaction], interactions: Sequence[Interacti
     """log P(candidate | last item of the history), from the pairs of neighbours in the training lines.
 
     P = (pairs(last, next) + backoff · P(next)) / (pairs(last, ·) + backoff), with P(next) from popularity, one added to
-    every count so that nothing is impossible: an item seen often in last place speaks for itself, a rare one, or an
-    empty history, falls back to popularity. A pair counts once a user, because a user's lines overlap.
+    every count so that nothing is impossible: after a frequent last item the pairs dominate; a rare one, or an
+    empty history, falls back to popularity. A pair counts once per user, because a user's lines overlap.
     Raises ValueError if `backoff` is not positive.
     """
     if not backoff > 0:
@@ -62,14 +62,14 @@ def _items(*splits: Sequence[Interaction]) -> tuple[str, ...]:
 
 
 def _counts(train: Sequence[Interaction], items: Sequence[str]) -> Float[np.ndarray, " items"]:
-    """In how many users' lines each item stands."""
+    """The number of users in whose lines each item occurs."""
     number = {item: place for place, item in enumerate(items)}
     met = {(line.user, number[item]) for line in train for item in (*line.history, line.chosen)}
     return np.bincount(np.array([item for _, item in met], dtype=int), minlength=len(items)).astype(np.float64)
 
 
 def _pairs(train: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, " pairs"]:
-    """Neighbours in the lines as before · len(items) + after, each once a user."""
+    """Neighbours in the lines as before · len(items) + after, each once per user."""
     number = {item: place for place, item in enumerate(items)}
     met = {
         (line.user, number[before] * len(items) + number[after])

@@ -1,12 +1,12 @@
 """From dated interactions to splits: each user's last line is for the test, the one before for validation.
 
-A user's rows stand in the order of their times. What shares a time is in no order that the data know: `TIES` says what
-decides there, the order of the file's rows or chance, and the report says how much hangs on it.
+A user's rows are ordered by time. The data do not say how rows of equal times are ordered: `TIES` says what decides,
+the order of the file's rows or chance, and the report says how much depends on it.
 
-A negative is an item that the user has not met *yet*: in that order, no row up to the chosen item's names it, liked or
-not. What the user meets later may be a negative, at the rate of any other item. Were it spared, as it is where
-negatives are items never met, the test item would never be among its user's negatives, and each further negative would
-give it away a little more. The price is false negatives: of what a line counts as negative, some comes to be liked.
+A negative is an item that the user has not met *yet*: in that order, no row up to that of the chosen item
+names it, liked or not. What the user meets later may be a negative, as often as any other item. If it were excluded, as
+where negatives are items never met, the test item would never be among its user's negatives, and each further negative
+would give it away a little more. The price is false negatives: the user comes to like some of a line's negatives.
 """
 
 import warnings
@@ -22,9 +22,9 @@ from minipo.names import lookup
 HISTORY = 10  # the most items a line's history holds
 SHORTEST = 3  # the fewest
 NEGATIVES = 19
-LIKED = 4  # ratings from here on, of 5, are liked
+LIKED = 4  # the lowest rating, of 5, that counts as liked
 FEWEST = SHORTEST + 3  # liked items of a user, so that each of the three splits gets a line
-MANY_TIES = 0.1  # of neighbouring liked items: with more, chance decides unless somebody says otherwise
+MANY_TIES = 0.1  # of neighbouring liked items: with more, chance decides by default
 LINES = 500_000  # the most lines in all; each takes about a kilobyte of memory
 
 
@@ -41,20 +41,20 @@ def split_by_time(
 ) -> Splits:
     """Lines of users' liked items in order of time, with 19 negatives each.
 
-    users: numbers of 0 or more. items: places in `titles`, which are distinct; no user has the same item twice.
-    times: whatever can be sorted. dropped: what was left out before, and how many of each, for the report.
+    users: numbers of 0 or more. items: positions in `titles`, which are distinct; no user has the same item twice.
+    times: anything sortable. dropped: what was left out before, and how many of each, for the report.
     ties: the order of a user's rows of equal times, one of TIES: "file", as given here, or "random", keyed by (seed,
     user, item), so that the order given does not matter. None: "random" if more than a tenth of neighbouring liked
     items share their time, else "file". The report's `ties` has what was used (order), the pairs of neighbouring liked
     items (neighbours), how many of them share their time (tied), and for how many users the last two do, so that the
-    order alone decides which is the test's answer (users).
+    order itself decides which is the test's answer (users).
     A line's chosen item is liked; its history is the up to 10 liked items before it, at least 3. A user's last line is
     for the test, the one before for validation, the rest for training. Negatives are drawn uniformly, without
     replacement, from the items that none of the user's rows up to the chosen one names, liked or not; they and the
     order of the candidates are keyed by (seed, user, position of the chosen item), so they do not depend on what else
     is in the data.
     Users who cannot fill all three splits or have fewer than 19 items that they never meet are dropped and counted. So
-    are users drawn at random once there are more than 500,000 lines: memory stays within bounds however long the data.
+    are users drawn at random once there are more than 500,000 lines, to limit memory.
     Warns where nearly all neighbours share their time. Raises ValueError if no user is left, or if `ties` is unknown.
     """
     drawn_ties = None if ties is None else lookup("order of ties", ties, TIES)
@@ -90,7 +90,7 @@ def split_by_time(
     if tied.sum() > ALMOST_ALL * neighbours:
         warnings.warn(
             f"{name}: {tied.sum():,} of {neighbours:,} neighbouring liked items of a user share their time, so that "
-            f"{'chance' if drawn_ties else 'the order of the rows'} decides what came last; bring finer times.",
+            f"{'chance' if drawn_ties else 'the order of the rows'} decides what came last; use finer times.",
             stacklevel=3,
         )
     if drawn_ties:
@@ -142,10 +142,10 @@ def split_by_time(
 
 
 def keyed(seed: int, *keys: Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
-    """Random 64-bit numbers that depend on the seed and the keys alone; the keys are broadcast against each other.
+    """Random 64-bit numbers that depend only on the seed and the keys; the keys are broadcast against each other.
 
-    SplitMix64's mixing (Steele, Lea and Flood, OOPSLA 2014), once for each key: a stream of its own for every row,
-    without a generator for every row.
+    SplitMix64's mixing (Steele, Lea and Flood, OOPSLA 2014), once for each key: every row has its own stream,
+    without its own generator.
     """
     state = _mixed(np.array([seed], dtype=np.uint64))
     for key in keys:
@@ -179,11 +179,11 @@ def _unmet(
     first: Int[np.ndarray, " users"],
     count: int,
 ) -> Int[np.ndarray, "lines negatives"]:
-    """The items that the picked numbers stand for, counting only those of all `count` that the line's user never met.
+    """The items with the picked numbers, counting only those of all `count` that the line's user never met.
 
     items, owner: what each user met, user by user. The r-th item not met is r plus the number of met items before it.
     """
-    ordered = np.sort(owner * (count + 1) + items)  # each user's items, in order of their place
+    ordered = np.sort(owner * (count + 1) + items)  # each user's items, sorted
     unmet_before = ordered - (np.arange(len(ordered)) - first[owner])
     wanted = user[:, None] * (count + 1) + picked
     return picked + np.searchsorted(unmet_before, wanted, side="right") - first[user][:, None]
@@ -191,13 +191,13 @@ def _unmet(
 
 def _nobody(users: int, items: int, likes: Int[np.ndarray, " users"]) -> str:
     if users == 1:
-        return "there is one user, and negatives are items that only others met; bring two users or more."
+        return "there is one user, and negatives are items that only others met; add more users."
     if likes.max(initial=0) < FEWEST:
         return (
-            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split), the most that one "
-            f"has is {likes.max(initial=0)}; bring longer histories."
+            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split), the most that any "
+            f"user has is {likes.max(initial=0)}; add longer histories."
         )
     return (
         f"there are {items} items, too few for {NEGATIVES} negatives that a user with {FEWEST} liked items never met; "
-        f"bring more items."
+        f"add more items."
     )

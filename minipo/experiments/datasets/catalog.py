@@ -1,4 +1,4 @@
-"""The embedded dataset: an invented music catalogue, its users, and the best ranking anyone can reach on it.
+"""The built-in dataset: an invented music catalogue, its users, and the best ranking anyone can reach on it.
 
 A user has a taste over three genres and drifts slowly inside each of them, so that random negatives are mostly easy
 and a few sit right at the boundary. Because the generator is known, so is P(next item | visible history): `oracle`.
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from minipo.experiments.datasets.splits import Interaction, Splits, canonical_numbers
 
-# One word of a name hints at the genre, the other is shared by all genres. No word stands in two lists.
+# One word of a name hints at the genre, the other is shared by all genres. No word is in two lists.
 GENRES = {
     "jazz": ("Smoky", "Swinging", "Syncopated", "Bebop", "Brass"),
     "blues": ("Delta", "Weeping", "Bottleneck", "Mournful", "Juke"),
@@ -39,7 +39,7 @@ SHARED_WORDS = tuple(
     Pancakes Dumplings Walnuts Quinces Radishes Biscuits Pickles Turnips Chestnuts Noodles Apricots Pretzels
     """.split()
 )
-ARTISTS = 20  # a genre
+ARTISTS = 20  # per genre
 HISTORY = 6
 NEGATIVES = 19
 
@@ -74,14 +74,14 @@ def world(seed: int = 0) -> World:
         for name in random.choice(len(hints) * len(SHARED_WORDS), ARTISTS, replace=False)
     )
     positions = random.random((len(items), 2))
-    positions.flags.writeable = False  # the world is shared by all who ask for it
+    positions.flags.writeable = False  # the world is shared by all callers
     return World(seed, items, positions)
 
 
 def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int = 2000) -> tuple[World, Splits]:
     """The world with this seed, and its users: that many in each split, no user in two.
 
-    Each split has a random stream of its own, so asking for more of one leaves the lines of the others alone.
+    Each split has a random stream of its own, so the size of one does not change the lines of the others.
     Raises ValueError if the seed or a count is negative.
     """
     here = world(seed)
@@ -135,9 +135,9 @@ def _walk(here: World, random: np.random.Generator, count: int) -> Int[np.ndarra
     users = np.arange(count)
     genres = np.argsort(random.random((count, len(GENRES))), axis=1)[:, :GENRES_OF_A_USER]
     cumulative = random.dirichlet([CONCENTRATION] * GENRES_OF_A_USER, count).cumsum(axis=1)
-    places = random.random((count, GENRES_OF_A_USER, 2))  # where the user stands in each of their genres
+    places = random.random((count, GENRES_OF_A_USER, 2))  # the user's position in each of their genres
     seen = np.zeros((count, len(here.items)), dtype=bool)
-    taste = np.zeros(count, dtype=int)  # which of the user's three genres is on
+    taste = np.zeros(count, dtype=int)  # which of the user's three genres is current
     lines = []
     for step in range(HISTORY + 1):
         redrawn = (random.random((count, 1)) > cumulative[:, :-1]).sum(axis=1)
@@ -154,7 +154,7 @@ def _walk(here: World, random: np.random.Generator, count: int) -> Int[np.ndarra
 
 
 def oracle(here: World, interactions: Sequence[Interaction], grid: int = 24) -> Float[np.ndarray, "batch candidates"]:
-    """Log-probability of each candidate to be the next item, given the history alone: the best attainable ranking.
+    """Log-probability of each candidate to be the next item, given only the history: the best attainable ranking.
 
     Columns are in canonical order, chosen first. -inf: impossible after this history, most often a fourth genre after
     three were seen (and padding, where a row has fewer candidates than the longest).
@@ -174,12 +174,12 @@ def oracle(here: World, interactions: Sequence[Interaction], grid: int = 24) -> 
 def next_item_probabilities(
     here: World, interactions: Sequence[Interaction], grid: int = 24
 ) -> Float[np.ndarray, "batch items"]:
-    """P(next = item | history) for every item of the world, hidden taste marginalised. Each row sums to 1.
+    """P(next = item | history) for every item of the world, hidden taste marginalised out. Each row sums to 1.
 
     Genres and the items within a genre are independent, so this is a product of two parts. The genre's is exact
-    (`_next_genre`). An item's, within its genre, needs the user's hidden first place in the genre's square; the places
-    after it follow from the moves. It is integrated by quadrature over grid x grid cells: each cell stands for its
-    centroid under the posterior after the genre's first item. data/README.md states the error of the default.
+    (`_next_genre`). An item's, within its genre, needs the user's hidden first position in the genre's square;
+    later ones follow from the moves. It is integrated by quadrature over grid x grid cells: each cell is represented by
+    its centroid under the posterior after the genre's first item. data/README.md states the error of the default.
     Raises ValueError if a history cannot come from this world.
     """
     history = _histories(here, interactions)
@@ -187,7 +187,7 @@ def next_item_probabilities(
     probabilities, mass, centroid = _first_visit(here, grid)
     within = np.repeat(probabilities[None], len(history), axis=0)  # (batch, genres, artists)
 
-    # A visited genre: its items in order, then -1. Equal visits of different users are worked out once.
+    # A visited genre: its items in order, then -1. Equal visits of different users are computed once.
     first = (genres[:, :, None] == genres[:, None, :]).argmax(axis=2) == np.arange(HISTORY)
     users, steps = np.nonzero(first)
     visited = genres[users, steps]
@@ -255,12 +255,10 @@ def _next_genre(genres: Int[np.ndarray, "batch steps"]) -> Float[np.ndarray, "ba
 def _first_visit(
     here: World, grid: int
 ) -> tuple[Float[np.ndarray, "genres artists"], Float[np.ndarray, "items cells"], Float[np.ndarray, "items cells 2"]]:
-    """A genre's first item, the first place uniform: its probability, the probability of (item, cell), and where in the
-    cell the user then stood on average.
+    """A genre's first item, from a uniform first position: its probability, the probability of (item, cell), and the
+    user's mean position in the cell.
     """
-    fine = (
-        10  # points along a cell's side: the first step is where the integrand is sharpest, and it is worked out once
-    )
+    fine = 10  # points along a cell's side: the integrand is sharpest at the first step, which is computed only once
     side = (np.arange(grid * fine) + 0.5) / (grid * fine)
     points = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1)
     weights = np.stack([np.ones_like(points[..., 0]), points[..., 0], points[..., 1]], axis=-1) / points[..., 0].size
@@ -303,7 +301,7 @@ def _chances(
     positions: Float[np.ndarray, "*batch artists 2"],
     seen: Bool[np.ndarray, "*batch artists"] | np.bool,
 ) -> Float[np.ndarray, "*batch artists"]:
-    """Probability of taking each item of a genre, for users who stand at `places`: unseen ones, by their distance."""
+    """Probability of taking each item of a genre, for users at `places`: unseen ones, by their distance."""
     right = positions[..., 0] - places[..., :1]
     up = positions[..., 1] - places[..., 1:]
     weights = np.where(seen, 0.0, np.exp(np.sqrt(right**2 + up**2) / -REACH))

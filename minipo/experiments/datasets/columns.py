@@ -1,6 +1,6 @@
-"""Columns of a table made fit for use: names without what stands for none, times that sort, ratings on a scale.
+"""Columns of a table, cleaned: names without placeholders for missing ones, sortable times, ratings on a scale.
 
-Whatever is decided here for a user, they are told: by an error, or by a sentence for the report.
+Everything that is decided here for the user is reported, by an error or by a sentence for the report.
 """
 
 import re
@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float, Int
 from minipo.experiments.datasets.by_time import LIKED
 from minipo.experiments.datasets.sources import shown
 
-HIGHEST = 5  # the best rating, where nobody says from which rating on an item is liked
+HIGHEST = 5  # the best rating, unless `liked_from` is given
 
-# What databases, pandas and spreadsheets write where there is nothing, and nobody means as a name.
-MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A")  # and "nan", in letters of any size
-# What may mean that, or be a name: a film is called "NA", a band "None". In small letters.
+# What databases, pandas and spreadsheets write for a missing value, and what is never a name.
+MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A")  # and "nan" in any case
+# What may mean that, or be a name: there is a film "NA" and a band "None". In lower case.
 DOUBTFUL = (
     "na", "n/a", "none", "null", "(null)", "[null]", "nil", "nat", "undefined", "unknown", "missing", "-", "--", "?",
     "-1", "#n/a", "#na", "#ref!", "#value!", "#name?", "#null!", "#div/0!",
 )  # fmt: skip
 NO_DATE = ("0000-00-00", "0000-00-00 00:00:00")  # MySQL's
-# Days whose beginning stands for "unknown" or "for ever" where most times are of our days: zero on the clocks of
+# Days whose first second stands for "unknown" or "forever" where most times are recent: zero on the clocks of
 # databases, spreadsheets and operating systems.
 PLACEHOLDERS = np.array(
     ["0001-01-01", "1601-01-01", "1753-01-01", "1899-12-30", "1899-12-31", "1900-01-01", "1969-12-31", "1970-01-01",
@@ -34,8 +34,8 @@ PLACEHOLDERS = np.array(
 ).astype(float)  # fmt: skip
 LAST_32 = 2**31 - 1  # the last second of 32-bit clocks
 LAST_64 = 9.2e18  # whatever the unit, the end of 64-bit ones
-FIRST, LAST = 1e8, 4.1e9  # seconds since 1970: 1973 and 2099, between which times of our days lie
-FEW = 0.05  # up to this share of the rows, times before or after are told
+FIRST, LAST = 1e8, 4.1e9  # seconds since 1970: 1973 and 2099, between which recent times lie
+FEW = 0.05  # up to this share of the rows, times outside that range are reported
 
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
@@ -44,9 +44,9 @@ WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 class Names:
     """The names in a column.
 
-    places: each row's place among `names`, -1 where there is none. names: those that differ, sorted. joined: how many
-    whole numbers stand there as "1" and as "1.0" too. apart: the same of columns that hold other names besides, where
-    both are kept.
+    places: each row's position in `names`, -1 where there is no name. names: sorted, each once. joined: how many whole
+    numbers are written both as "1" and as "1.0". apart: the same for columns that also have other names, where both
+    spellings are kept.
     """
 
     places: Int[np.ndarray, " rows"]
@@ -55,7 +55,7 @@ class Names:
     apart: int
 
     def doubtful(self) -> list[str]:
-        """The names that may stand for none, in words, with their rows."""
+        """The names that may mean a missing value, in words, with their number of rows."""
         return [
             f'"{name}" ({(self.places == place).sum():,} rows)'
             for place, name in enumerate(self.names)
@@ -63,7 +63,7 @@ class Names:
         ]
 
     def of(self, rows: Int[np.ndarray, " rows"]) -> "Names":
-        """The names in these rows alone; places are still those of all rows, -1 in the others."""
+        """Only the names in these rows; `places` still covers all rows, with -1 in the others."""
         here = np.bincount(self.places[rows], minlength=len(self.names)) > 0
         places = np.full(len(self.places), -1)
         places[rows] = (np.cumsum(here) - 1)[self.places[rows]]
@@ -72,9 +72,9 @@ class Names:
 
 
 def names_of(column: pa.ChunkedArray) -> Names:
-    """The names in a column of text with a dictionary, without blanks around them.
+    """The names in a column of text with a dictionary; surrounding spaces are stripped.
 
-    Where all are whole numbers, 1 and 1.0 are one: a column of numbers that lacks one somewhere is written so.
+    Where all are whole numbers, 1 and 1.0 are the same: a column with a missing number is often written with decimals.
     """
     encoded = column.unify_dictionaries().combine_chunks()
     raw = [name.strip() for name in encoded.dictionary.to_pylist()]
@@ -93,7 +93,7 @@ def names_of(column: pa.ChunkedArray) -> Names:
 
 
 def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
-    """The users' own numbers if they have such, else 0, 1, 2, …"""
+    """The users' own numbers if they have any, else 0, 1, 2, …"""
     if all(name.isdecimal() and len(name) < 19 for name in names):
         own = np.array([int(name) for name in names])
         if len(np.unique(own)) == len(own):  # "7" and "07" are two users
@@ -103,9 +103,9 @@ def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
 
 @dataclass(frozen=True)
 class Times:
-    """When the rows were.
+    """The times of the rows.
 
-    numbers: they grow with time; nan where there is none, or a placeholder for one. placeholders: where that is so.
+    numbers: increasing with time; nan for a missing time or a placeholder. placeholders: where there was one.
     notes: sentences for the report.
     """
 
@@ -117,12 +117,12 @@ class Times:
 def times_of(label: str, column: pa.ChunkedArray) -> Times:
     """A column's times: numbers of any kind, dates, or text of either.
 
-    Raises ValueError, which begins with `label`, if a value is no time, or if seconds and milliseconds are mixed.
+    Raises ValueError, which begins with `label`, if a value is not a time, or if seconds and milliseconds are mixed.
     """
     kind = column.type
     if pa.types.is_duration(kind) or pa.types.is_time(kind) or pa.types.is_boolean(kind):
         raise ValueError(
-            f"{label}: the column timestamp holds no points in time ({kind}); write dates, or seconds since 1970."
+            f"{label}: the column timestamp does not hold points in time ({kind}); write dates, or seconds since 1970."
         )
     if pa.types.is_date(kind):
         column = column.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
@@ -146,8 +146,8 @@ def times_of(label: str, column: pa.ChunkedArray) -> Times:
             numbers = pd.to_numeric(values, errors="coerce")
     advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
     found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
-    placeholders, told = _unlike_most(label, found, dates)
-    return Times(np.where(placeholders, np.nan, found), placeholders, notes + told)
+    placeholders, said = _unlike_most(label, found, dates)
+    return Times(np.where(placeholders, np.nan, found), placeholders, notes + said)
 
 
 def _unlike_most(
@@ -167,7 +167,7 @@ def _unlike_most(
     value = times[odd]
     seconds = value / unit
     day = np.floor(seconds / 86400)
-    # On the hour, give or take a time zone, or at the end of the last day of all.
+    # At midnight in some time zone, or on the last day of all.
     midnight = np.isin(day, PLACEHOLDERS) & ((seconds % 900 == 0) | (day == PLACEHOLDERS[-1]))
     is_none = midnight | (value == -1) | (seconds == LAST_32) | (value >= LAST_64)
     none[odd[is_none]] = True
@@ -180,7 +180,9 @@ def _unlike_most(
         )
     if 0 < len(odd) <= FEW * len(times):
         rows = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
-        return none, [f"{rows} a time before 1973 or after 2099, unlike the others; if it means none, leave it empty."]
+        return none, [
+            f"{rows} a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
+        ]
     return none, []
 
 
@@ -191,16 +193,16 @@ def _seconds(dates: pd.Series) -> pd.Series:
 def ratings_of(
     label: str, column: pa.ChunkedArray, called: str, liked_from: float | None
 ) -> tuple[Float[np.ndarray, " rows"], list[str]]:
-    """A column's ratings, nan where there is none; and sentences for the report.
+    """A column's ratings, nan where missing; and sentences for the report.
 
-    called: what the file calls the column. liked_from: from which rating on an item is liked; None for 4 of 5.
-    Raises ValueError, which begins with `label`, if a value is no rating, is more than 5 where `liked_from` is not
+    called: the column's name in the file. liked_from: the lowest rating of a liked item; None for 4 of 5.
+    Raises ValueError, which begins with `label`, if a value is not a rating, if one is above 5 and `liked_from` is not
     given, or if none is liked.
     """
     values = _without_missing(_as_numbers(column).to_pandas())
     advice = (
-        f"bring ratings of 1 to {HIGHEST}, or leave the column out so that every row counts as liked; for another "
-        f"scale, give the least rating that counts as liked (--liked-from)"
+        f"use ratings from 1 to {HIGHEST}, or leave the column out so that every row counts as liked; for another "
+        f"scale, give the lowest rating that counts as liked (--liked-from)"
     )
     ratings = _checked(
         label,
@@ -208,7 +210,7 @@ def ratings_of(
         values,
         pd.to_numeric(values, errors="coerce"),
         np.isfinite if liked_from is not None else lambda numbers: numbers <= HIGHEST,
-        advice if liked_from is None else "bring numbers",
+        advice if liked_from is None else "use numbers",
     )
     least = LIKED if liked_from is None else liked_from
     if not (ratings >= least).any():
@@ -223,12 +225,12 @@ def ratings_of(
 
 
 def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decimals as floating-point numbers, which pandas knows."""
+    """Decimals as floating-point numbers, which pandas supports."""
     return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
 
 
 def _without_missing(values: pd.Series) -> pd.Series:
-    """Text that stands for no time and no rating as missing."""
+    """Text that means a missing time or rating, as missing."""
     if values.dtype != "str":
         return values
     text = values.str.strip().str.lower()
@@ -239,7 +241,7 @@ def _without_missing(values: pd.Series) -> pd.Series:
 def _checked(
     label: str, column: str, values: pd.Series, numbers: pd.Series, fine: Any, advice: str
 ) -> Float[np.ndarray, " rows"]:
-    """The numbers, unless some value stands for none, or for one that is not fine: the first of them is named."""
+    """The numbers; raises ValueError with the first value that is not a number or is not `fine`."""
     found = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     wrong = np.flatnonzero(values.notna().to_numpy() & ~fine(found))
     if len(wrong):

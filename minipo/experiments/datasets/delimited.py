@@ -1,7 +1,7 @@
-"""Tables whose cells a character separates: CSV, RecBole's .inter and .item, MovieLens' .dat and .data.
+"""Delimited text: CSV, RecBole's .inter and .item, MovieLens' .dat and .data.
 
-Arrow reads them. What it would take without a word and get wrong, a quotation mark that swallows lines or a backslash
-before one, is found here before it reads.
+Arrow reads them. What it would silently read wrongly, a quotation mark that swallows lines or a backslash before one,
+is found here first.
 """
 
 import csv
@@ -16,12 +16,12 @@ import pyarrow.csv
 
 from minipo.experiments.datasets.sources import UNQUOTED, Source
 
-MOVIELENS = (".item", ".dat", ".data")  # where MovieLens leaves out the header, and some files are in Latin-1
+MOVIELENS = (".item", ".dat", ".data")  # MovieLens' endings: without a header, and some files in Latin-1
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written. columns: its header, or what stands for it. skip: how many lines come before the rows."""
+    """How a table is written. columns: its header, or a substitute. skip: the number of lines before the rows."""
 
     columns: list[str]
     separator: str
@@ -29,9 +29,9 @@ class Form:
 
 
 def form(source: Source, unnamed: Sequence[str]) -> Form:
-    """How a table is written, as far as its first lines tell; columns is [] if it is empty.
+    """How a table is written, judged by its first lines; columns is [] if it is empty.
 
-    unnamed: the columns of MovieLens' files without a header, in their order; "..." at the end stands for any others.
+    unnamed: the columns of MovieLens' files without a header, in their order; "..." at the end means any others.
     Raises ValueError if such a file has other columns; UnicodeDecodeError if the text is not in UTF-8.
     """
     separator = first = ""
@@ -64,14 +64,14 @@ def form(source: Source, unnamed: Sequence[str]) -> Form:
 
 
 def delimiter(header: str) -> str:
-    """What separates the cells of a table with this first line; spreadsheets write the one of their country."""
+    """The separator of a table with this first line; spreadsheets write that of their locale."""
     return max(",;\t|", key=header.count)
 
 
 def quoting(source: Source, written: Form, names: Sequence[int]) -> tuple[dict[str, Any], str]:
-    """How a table quotes its cells, as Arrow's ParseOptions have it; and a sentence for the report, or "".
+    """How a table quotes its cells, as Arrow's ParseOptions; and a sentence for the report, or "".
 
-    names: places of the columns whose cells are names, and so span no lines.
+    names: positions of the columns whose cells are names, which cannot span lines.
     Raises ValueError, which names the line, where a quotation mark does not enclose its cell.
     """
     unquoted: dict[str, Any] = {"quote_char": False, "newlines_in_values": False}
@@ -79,12 +79,15 @@ def quoting(source: Source, written: Form, names: Sequence[int]) -> tuple[dict[s
         return unquoted, ""
     with source.lines("replace") as lines:
         broken, spanning = _broken(lines, written.separator, names)
-    # A stray mark may be closed by the next stray one: then the lines between them are rows like all others.
+    # A stray mark may be closed by the next stray one: then the lines between them are ordinary rows.
     even = (broken or spanning) and _even(source, written)
     if not broken and not (spanning and even):
         return {"newlines_in_values": True}, ""
     if written.separator == "\t" and even:
-        return unquoted, "Quotation marks were read as letters, for in this file they do not enclose cells."
+        return (
+            unquoted,
+            "Quotation marks were read as ordinary characters, because they do not enclose cells in this file.",
+        )
     if has(source, rb'\\"'):  # as Spark and MySQL write a quotation mark
         with source.lines("replace") as lines:
             otherwise, _ = _broken((line.replace('\\"', '""') for line in lines), written.separator, names)
@@ -102,7 +105,7 @@ def quoting(source: Source, written: Form, names: Sequence[int]) -> tuple[dict[s
 
 
 def _broken(lines: Iterable[str], separator: str, names: Sequence[int]) -> tuple[int | None, int | None]:
-    """Where a row begins whose quotation marks make no sense, and where the first row begins that spans lines."""
+    """The first line of a row whose quotation marks are wrong, and that of the first row that spans lines."""
     reader = csv.reader(lines, delimiter=separator, strict=True)
     start, spanning = 1, None
     longest = csv.field_size_limit(2**31 - 1)
@@ -121,7 +124,7 @@ def _broken(lines: Iterable[str], separator: str, names: Sequence[int]) -> tuple
 
 
 def _even(source: Source, written: Form) -> bool:
-    """Whether every line has as many cells as there are columns, if quotation marks are letters like others."""
+    """Whether every line has as many cells as there are columns, if quotation marks are ordinary characters."""
     separators = len(written.columns) - 1
     with source.lines("replace") as lines:
         rows = islice(lines, written.skip, None)
@@ -152,7 +155,7 @@ def read(source: Source, written: Form, wanted: Sequence[str], names: Sequence[s
                 text.decode()
             except UnicodeDecodeError:
                 text = text.decode("latin-1").encode()
-                notes.append(f"{source.name} was read as Latin-1, for it is not in UTF-8.")
+                notes.append(f"{source.name} was read as Latin-1, because it is not in UTF-8.")
             if separator == "::":  # Arrow takes one character
                 text, separator = text.replace(b"::", b"\x1f"), "\x1f"
             content = pa.BufferReader(text)

@@ -4,12 +4,12 @@ A file is a JSON list of rows {"historyList": "a::b::c", "itemList": [candidates
 or has such a row on each line. In a folder, a file's name says its split: it holds "train", "val" or "test", as in
 lastfm-train.json.
 
-Rows carry no user. As published, a user's rows follow each other, each history going on where the row before ended, so
-a row that goes on so is taken for the same user's. In a file of which two splits are made, a user's rows must not fall
-into both, and a row that does not go on so may have been moved, by shuffling say. It is joined to the row, wherever
-that stands, whose items its history begins with: all of them or, where it has dropped its oldest items, the last of
-them, at least three. Where several rows fit, their users count as one. The report says how many rows were joined, how
-many of them so, and how many go on from rows that are not there.
+Rows do not name the user. As published, a user's rows are consecutive and each history continues the row before, so a
+row that does is taken as the same user's. In a file that is divided into two splits, a user's rows must not fall into
+both, and a row that does not continue the one before may have been moved, for example by shuffling. It is joined to the
+row, wherever that is, whose items its history begins with: all of them or, where it has dropped its oldest items, the
+last of them, at least three. Where several rows fit, their users count as one. The report says how many rows were
+joined, how many of them fit several users, and how many continue rows that are missing.
 """
 
 import json
@@ -27,10 +27,14 @@ from minipo.experiments.datasets.by_time import keyed
 from minipo.experiments.datasets.splits import Interaction, Splits, with_report
 from minipo.experiments.fetch import fetch
 
-# What a file's name says: a word in it begins so.
+# A file's split: a word in its name begins like this.
 SPLITS = {"train": "(?<![a-z])train", "validation": "(?<![a-z])(val|dev)", "test": "(?<![a-z])test"}
-UNCLEAR = {"train": "train", "validation": "(val|valid|validation|dev)", "test": "test"}  # where it ends so: lastfmtest
-# What joins names in histories that are not written as they should be.
+UNCLEAR = {
+    "train": "train",
+    "validation": "(val|valid|validation|dev)",
+    "test": "test",
+}  # where the name ends like this: lastfmtest
+# What separates names in histories that are not written as they should be.
 SEPARATOR = re.compile(r"\s*(?:::|->|→|[\n\t|;,/>])\s*")
 
 Names = tuple[str, ...]
@@ -45,20 +49,20 @@ def load(name: str, seed: int = 0) -> Splits:
 def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
     """The splits in `path`, a folder of LLaRA files or one file.
 
-    What is missing is taken, whole users at a time so that no user is in two splits: a training split from the
-    validation file (4 of 5 users), a validation split from the training file (1 of 10), both from one file that is all
-    there is (1 of 10 for validation, 1 of 10 for test). seed: of the users drawn.
-    Names lose blanks around them. Identical rows and repeated candidates count once, empty names and rows without a
-    history are left out: all of it is counted in the report, whose `joined` says how many rows stood apart from their
+    Missing splits are formed from whole users, so that no user is in two of them: a training split from the
+    validation file (4 of 5 users), a validation split from the training file (1 of 10), both from a single
+    file (1 of 10 for validation, 1 of 10 for test). seed: of the users drawn.
+    Spaces around names are stripped. Identical rows and repeated candidates count once, empty names and rows without a
+    history are left out: all of it is counted in the report, whose `joined` says how many rows were away from their
     user's and were joined to them (rows), how many of these fit several users (several), and how many begin in the
-    middle of a history that nothing leads to (loose), so that their users may count as several.
-    Raises ValueError if a row is not of the format, if its chosen item is not among its candidates, if names are not
-    told apart in histories, or if the files do not make three splits; in one sentence that names the file and the row.
+    middle of a history that continues no other row (loose), so that their users may count as several.
+    Raises ValueError if a row is not in the format, if its chosen item is not among its candidates, if names are not
+    separated in histories, or if the files do not make three splits; in one sentence that names the file and the row.
     """
     dropped: Counter[str] = Counter()
     found = {split: _rows(file, dropped) for split, file in _files(path).items()}
     _check_names(path, [row for rows in found.values() for row in rows])
-    # The file that a split is carved out of, if one is: there alone it matters that all of a user's rows are together.
+    # The file from which a split is formed, if any: only there must all of a user's rows be found.
     carved = {"train", "validation", "all"} & found.keys() if len(found) < len(SPLITS) else set()
     number, joined = 0, Counter(rows=0, several=0, loose=0)
     users = {}
@@ -81,7 +85,7 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """The file of each split; a file by itself holds "all"."""
+    """The file of each split; a single file contains "all"."""
     if not path.is_dir():
         return {"all": path}
     files: dict[str, Path] = {}
@@ -98,8 +102,8 @@ def _files(path: Path) -> dict[str, Path]:
         ends = re.compile(f"{UNCLEAR[split]}$", re.IGNORECASE)
         if unclear := [file for file in every if file not in files.values() and ends.search(file.stem)]:
             raise ValueError(
-                f"{unclear[0]} may hold {split} rows or not: if it does, let the word stand apart, as in "
-                f"lastfm-{'val' if split == 'validation' else split}.json; if not, take it out of the folder."
+                f"{unclear[0]} may hold {split} rows or not: if it does, separate the word, as in "
+                f"lastfm-{'val' if split == 'validation' else split}.json; if not, remove it from the folder."
             )
     if "test" not in files or len(files) == 1:
         raise ValueError(
@@ -112,11 +116,11 @@ def _files(path: Path) -> dict[str, Path]:
 def _part(
     users: list[list[Interaction]], one_in: int, seed: int, path: Path
 ) -> tuple[list[list[Interaction]], list[list[Interaction]]]:
-    """The users, and one in so many of them (at least one), drawn by the seed."""
+    """The users, and one in `one_in` of them (at least one), drawn with the seed."""
     if len(users) < 2:
         raise ValueError(
             f"{path} has rows of one user only where two splits are needed, or of users whose histories go on from "
-            f"each other's; bring rows of more users, or a file for each split."
+            f"each other's; add rows of more users, or give a file for each split."
         )
     drawn = np.argsort(keyed(seed, np.arange(len(users))), kind="stable")[: max(1, len(users) // one_in)]
     part = set(drawn.tolist())
@@ -124,7 +128,7 @@ def _part(
 
 
 def _check_names(path: Path, rows: Sequence[Row]) -> None:
-    """Raise ValueError if names in histories are joined by something else than "::"."""
+    """Raises ValueError if names in histories are joined by anything but "::"."""
     taken = {name for history, _, _ in rows for name in history}
     known = {name for _, _, candidates in rows for name in candidates}
     joined = sorted(name for name in taken - known if _holds_names(name, known))
@@ -150,7 +154,7 @@ def _by_user(rows: Sequence[Row], users: Sequence[int], first: int) -> list[list
 
 
 def _runs(lines: Sequence[Names]) -> list[int]:
-    """Which run each row is in, 0 and up; in a run, each row goes on from the one before.
+    """The run of each row, from 0; in a run, each row continues the one before.
 
     lines: each row's history, then its chosen item. A history at its full length drops the oldest item.
     """
@@ -159,15 +163,15 @@ def _runs(lines: Sequence[Names]) -> list[int]:
 
 
 def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> list[int]:
-    """For each row, the first run of the same user; what was joined counts in `joined`."""
+    """For each row, the first run of the same user; what was joined is counted in `joined`."""
     longest = max(map(len, lines)) - 1  # a history of that length may have dropped its oldest items
-    least = min(3, longest)  # in fewer items, users are alike by chance
+    least = min(3, longest)  # fewer items may be the same by chance
     after: dict[tuple[Names, bool], list[int]] = defaultdict(list)  # runs by their last items: all of them, or a part?
     starts = [row for row, run in enumerate(runs) if not row or run != runs[row - 1]]
     for row, (line, run) in enumerate(zip(lines, runs, strict=True)):
         parts = max(1, len(line) - least + 1)
         if row + 1 < len(runs) and runs[row + 1] == run:
-            parts = min(parts, 2)  # past a row that is there, none goes on from those before it
+            parts = min(parts, 2)  # if the next row is present, no other continues those before it
         for start in range(parts):
             after[line[start:], start > 0].append(run)
     several = {items for items, found in after.items() if len(found) > 1}
@@ -199,15 +203,15 @@ def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> 
 
 
 def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
-    """The file's rows; what cannot be used is left out and counted in `dropped`."""
+    """The file's rows; unusable ones are left out and counted in `dropped`."""
     try:
         content = _parsed(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read; bring a list of LLaRA rows.") from None
+        raise ValueError(f"{path} is nested too deeply to be read; write a list of LLaRA rows.") from None
     except ValueError as error:  # of JSON, of UTF-8, or a number with thousands of digits
-        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); bring a list of LLaRA rows.") from None
+        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); write a list of LLaRA rows.") from None
     if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} holds no list of rows; bring a JSON list of LLaRA rows.")
+        raise ValueError(f"{path} contains no list of rows; write a JSON list of LLaRA rows.")
     rows: dict[Row, None] = {}  # in their order
     for number, fields in enumerate(content, start=1):
         try:
@@ -217,11 +221,11 @@ def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
         if not row[0]:
             dropped["rows without a history"] += 1
         elif row in rows:
-            dropped["rows that stood there already"] += 1
+            dropped["repeated rows"] += 1
         else:
             rows[row] = None
     if not rows:
-        raise ValueError(f"No row of {path} has a history; bring rows with one.")
+        raise ValueError(f"No row of {path} has a history; add rows that have one.")
     return list(rows)
 
 
@@ -230,7 +234,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data":  # something stands behind a whole value
+        if error.msg != "Extra data":  # something follows a complete value
             raise
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -246,18 +250,18 @@ def _row(fields: Any, dropped: Counter[str]) -> Row:
     try:
         history, candidates, chosen = fields["historyList"], fields["itemList"], fields["trueSelection"]
     except (TypeError, KeyError):
-        raise ValueError("historyList, itemList and trueSelection are not all there; add what is missing.") from None
+        raise ValueError("historyList, itemList and trueSelection are not all present; add what is missing.") from None
     if isinstance(history, str):
         history = history.split("::") if history else []
     for name, names in (("historyList", history), ("itemList", candidates)):
         if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-            raise ValueError(f"{name} is no list of names; write text, not numbers or objects.")
+            raise ValueError(f"{name} is not a list of names; write text, not numbers or objects.")
     if not isinstance(chosen, str) or not chosen.strip():
-        raise ValueError(f"trueSelection is {chosen!r}, which names nothing; write the chosen item's name.")
+        raise ValueError(f"trueSelection is {chosen!r}, which is not a name; write the chosen item's name.")
     try:
         "".join((*history, *candidates, chosen)).encode()
     except UnicodeEncodeError:
-        raise ValueError("a name has half a letter, such as \\ud800; write whole ones.") from None
+        raise ValueError("a name has half a surrogate pair, such as \\ud800; write whole characters.") from None
     chosen = chosen.strip()
     named, offered = ([item.strip() for item in names if item.strip()] for names in (history, candidates))
     distinct = tuple(dict.fromkeys(offered))

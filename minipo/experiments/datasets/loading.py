@@ -1,4 +1,4 @@
-"""Load a dataset by name, or a file of one's own."""
+"""Load a dataset by name, or your own file."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def _own(
     titles: Path | None,
     liked_from: float | None,
 ) -> Splits:
-    """The splits of the user's files; `versions`, each file's name, time of change and size, tell when to read anew."""
+    """The splits of the user's files; `versions`, names, modification times and sizes, tell when to read again."""
     from minipo.experiments.datasets import llara, own, sources, tables
 
     if path.is_dir():
@@ -49,8 +49,8 @@ def _own(
         others = [name for name in names if ending(name) in sources.TABLES]
         if rows and others:
             raise ValueError(
-                f"{path} holds both JSON ({rows[0]}), which may be LLaRA rows, and tables ({others[0]}); name the file "
-                f"to read, or a folder without the others."
+                f"{path} contains both JSON ({rows[0]}), which may be LLaRA rows, and tables ({others[0]}); name the "
+                f"file to read, or a folder without the others."
             )
         is_llara = not others
     else:
@@ -59,7 +59,7 @@ def _own(
         return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
     _check_settings(path, titles, liked_from)
     if ties is not None:
-        raise ValueError(f"{path} holds rows of LLaRA, which have no times, so there are no ties; leave ties out.")
+        raise ValueError(f"{path} contains LLaRA rows, which have no times, so there are no ties; leave ties out.")
     return llara.read(path, seed)
 
 
@@ -82,17 +82,17 @@ def load_dataset(
 ) -> Splits:
     """The dataset called `name`, or the one in a file of your own; kept in memory, so that asking again costs nothing.
 
-    name: one of DATASETS; or the path of a table of user, item, timestamp (and rating), a file of many kinds, a folder
-    or a zip archive, see `datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see
+    name: one of DATASETS; or the path of a table of user, item, timestamp (and rating), in many formats, a
+    folder or a zip archive, see `datasets.own`; or that of LLaRA rows, a .json file or a folder of them, see
     `datasets.llara`.
     seed: of the generator, for datasets that are generated; of what is drawn here (negatives, users), for others.
     ties: what decides the order of a user's rows of equal times, "file" (the order of the rows) or "random" (chance, by
     the seed). None: "file" for ml-100k, on which runs are recorded; for a table of your own "random" where more than a
     tenth of neighbouring liked items tie, else "file". `report["ties"]` and `describe` say what was used.
-    titles: for a table whose items are ids, a table of ids and titles. liked_from: for a table with ratings, the least
-    that counts as liked, on any scale; without it, ratings are 1 to 5, of which 4 and 5 do.
+    titles: for a table whose items are ids, a table of ids and titles. liked_from: for a table with ratings, the
+    lowest that counts as liked, on any scale; without it, ratings are 1 to 5, of which 4 and 5 count.
     Raises ValueError in one sentence: an unknown name, a file that is missing or not what it should be, a seed below 0,
-    ties, titles or liked_from for data that have no use for them.
+    ties, titles or liked_from for data to which they do not apply.
     """
     check_dataset(name, ties, titles, liked_from)
     if seed < 0:
@@ -114,7 +114,7 @@ def check_dataset(
     liked_from: float | None = None,
 ) -> None:
     """Raise ValueError, in one sentence, if `name` is neither a known dataset nor a file that could be one, or if
-    `ties`, `titles` or `liked_from` do not go with it.
+    `ties`, `titles` or `liked_from` do not apply to it.
 
     Nothing is read or fetched.
     """
@@ -131,7 +131,7 @@ def check_dataset(
     if path.is_dir() or (path.is_file() and known_kind):
         return _check_titles(titles)
     if path.exists():
-        raise ValueError(f"{name} is no file that minipo reads; bring one that ends in {', '.join(FILES)}.")
+        raise ValueError(f"{name} is not a file that minipo reads; give one whose name ends in {', '.join(FILES)}.")
     if known_kind or len(path.parts) > 1:
         raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
     lookup("dataset", str(name), DATASETS)
@@ -145,7 +145,7 @@ def _check_titles(titles: str | Path | None) -> None:
         raise ValueError(f"There is no file {titles}; titles must be the path of a table of ids and titles.")
     if ending(path.name) not in TITLES:
         raise ValueError(
-            f"{titles} is no table of titles that minipo reads; give one that ends in {', '.join(TITLES)}."
+            f"{titles} is not a table of titles that minipo reads; give one whose name ends in {', '.join(TITLES)}."
         )
 
 
@@ -153,4 +153,6 @@ def _check_settings(name: str | Path, titles: str | Path | None, liked_from: flo
     """Raises ValueError if a setting of tables is given for other data."""
     for setting, value in (("titles", titles), ("liked_from", liked_from)):
         if value is not None:
-            raise ValueError(f"{setting} is for a table of your own interactions, and {name} is none; leave it out.")
+            raise ValueError(
+                f"{setting} applies only to a table of your own interactions, which {name} is not; leave it out."
+            )

@@ -1,6 +1,6 @@
 """MovieLens-100K (Harper and Konstan, 2015) by time: which film comes next for a person who liked these?
 
-Its licence forbids passing it on, so it is fetched, never shipped.
+Its licence forbids redistribution, so it is fetched, never shipped.
 """
 
 import csv
@@ -30,7 +30,7 @@ def load(seed: int = 0, ties: str = "file") -> Splits:
 def read(folder: Path, seed: int = 0, ties: str = "file") -> Splits:
     """The splits of the files ml-100k.inter and ml-100k.item (RecBole's format) in `folder`."""
     films = _table(folder / "ml-100k.item").sort_values("item_id", key=lambda ids: ids.astype(int))
-    known = films[films["movie_title"] != "unkonwn"]  # so spelt: the one film without title, year or class
+    known = films[films["movie_title"] != "unkonwn"]  # spelt like this: the one film without title, year or class
     place = pd.Series(range(len(known)), index=known["item_id"])
     ratings = _table(folder / "ml-100k.inter")
     rated = ratings[ratings["item_id"].isin(place.index)]
@@ -53,10 +53,10 @@ def read(folder: Path, seed: int = 0, ties: str = "file") -> Splits:
 
 
 def unique_titles(titles: list[str], years: list[str]) -> list[str]:
-    """The titles as one says them ("Usual Suspects, The" is "The Usual Suspects"), no two equal.
+    """The titles as they are spoken ("Usual Suspects, The" is "The Usual Suspects"), no two equal.
 
     Films that share a title get their year if they have one (not ""), "Sabrina (1995)"; those that share it too,
-    because the data lists them twice, are numbered from the second on: "Chasing Amy (1997) #2".
+    because the data list them twice, are numbered from the second on: "Chasing Amy (1997) #2".
     """
     said = [spoken(title) for title in titles]
     shared = Counter(said)
@@ -68,7 +68,7 @@ def unique_titles(titles: list[str], years: list[str]) -> list[str]:
     for title in dated:
         seen[title] += 1
         name = title if seen[title] == 1 else f"{title} #{seen[title]}"
-        while name in unique:  # another item is called so
+        while name in unique:  # another item has this name
             seen[title] += 1
             name = f"{title} #{seen[title]}"
         unique[name] = None
@@ -76,7 +76,7 @@ def unique_titles(titles: list[str], years: list[str]) -> list[str]:
 
 
 def spoken(title: str) -> str:
-    """A title as one says it: "Usual Suspects, The" is "The Usual Suspects"."""
+    """A title as it is spoken: "Usual Suspects, The" is "The Usual Suspects"."""
     return _MOVED.sub(_article_first, title)
 
 

@@ -1,11 +1,11 @@
 """Your own interactions: a table of user, item, timestamp and, if you like, rating, in one of many formats.
 
-user, item: any names; of items that are numbers, a table of titles says what they are called. timestamp: numbers, or
-dates as ISO 8601 writes them. rating: 1 to 5, of which 4 and 5 count as liked, or any scale with `liked_from`; without
-the column, every row does. Further columns are ignored.
+user, item: any names; for items that are numbers, a table of titles gives their names. timestamp: numbers, or ISO 8601
+dates. rating: 1 to 5, of which 4 and 5 count as liked, or any scale with `liked_from`; without the column, every row
+counts as liked. Further columns are ignored.
 
-Formats: CSV and its kin, RecBole's .inter, MovieLens' .dat, JSON lines, Parquet; folders and zip archives of such. What
-is read is in `minipo.experiments.datasets.tables`, what becomes of it in `minipo.experiments.datasets.columns`.
+Formats: CSV and similar, RecBole's .inter, MovieLens' .dat, JSON lines, Parquet; folders and zip archives of these.
+`minipo.experiments.datasets.tables` reads the columns, `minipo.experiments.datasets.columns` interprets them.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from minipo.experiments.datasets.sources import Source, find, shown
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.datasets.titles import named
 
-# Columns that may say how much a user liked an item, besides those with "rating", "score" or "stars" in their names.
+# Columns that may say how much a user liked an item, apart from names with "rating", "score" or "stars".
 OPINIONS = (
     "label", "event", "eventtype", "feedback", "like", "liked", "likes", "click", "clicked", "weight", "behavior",
     "behaviortype", "action", "actiontype", "reaction", "preference", "grade", "vote", "votes", "interaction",
@@ -38,15 +38,15 @@ def read(
 ) -> Splits:
     """The splits by time of a table, see `by_time.split_by_time`; 10 million rows take about a minute and 3 GB.
 
-    What cannot be used is left out and counted in the report: rows without a user, item, time or rating; duplicate
-    rows; and a user's later rows of an item, of which the first counts. Names lose blanks around them. What was decided
-    besides, or may be amiss, is a sentence under notes.
+    Unusable rows are left out and counted in the report: rows without a user, item, time or rating; duplicate rows; and
+    a user's later rows of an item, of which the first counts. Spaces around names are stripped. Other decisions, and
+    what may be wrong, are sentences under notes.
     Users keep their numbers if all are whole numbers, and are otherwise numbered in the order of their names.
     seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`.
-    titles: a table of items' ids and titles; without it, one that lies beside the interactions under a known name.
-    liked_from: the least rating that counts as liked, on any scale.
+    titles: a table of items' ids and titles; without it, one beside the interactions with a known name.
+    liked_from: the lowest rating that counts as liked, on any scale.
     Raises ValueError, in one sentence that says what is wrong, where, and what to do, if the file cannot be read, lacks
-    a column, holds a time or a rating that is none, or has too few users, items or rows of a user.
+    a column, has a time or a rating that is not one, or has too few users, items or rows per user.
     """
     sources, beside = find(path)
     label = str(sources[0] if len(sources) == 1 else path)
@@ -64,7 +64,7 @@ def read(
     elif liked_from is not None:
         others = f", such as {shown(table.others)}," * bool(table.others)
         raise ValueError(
-            f"{label} has no column rating to compare with liked_from; rename the one that holds ratings{others} to "
+            f"{label} has no column rating to compare with liked_from; rename the one with ratings{others} to "
             f"rating, or leave liked_from out."
         )
     missing = {
@@ -75,13 +75,13 @@ def read(
         "rows without rating": unrated,
     }
 
-    # Of a user's rows of one item the earliest stays, of several at that time a liked one: whatever the file's order,
-    # which the rest keep.
+    # Of a user's rows of one item the earliest is kept, of several at that time a liked one, whatever the file's order;
+    # the remaining rows keep that order.
     rows = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
     if not len(rows):
-        raise ValueError(f"{label} has no row with user, item and timestamp; bring one with rows.")
+        raise ValueError(f"{label} has no row with user, item and timestamp; add such rows.")
     named_items = len(items.names)
-    users, items = users.of(rows), items.of(rows)  # an item of other rows is no item
+    users, items = users.of(rows), items.of(rows)  # items that appear only in other rows do not count
     when, who, what = times.numbers[rows], users.places[rows], items.places[rows]
     pairs = who * len(items.names) + what
     order = np.lexsort((~liked[rows], when, pairs))
@@ -114,10 +114,11 @@ def read(
             notes.append(f"{found.joined:,} {column}s written both as 1 and as 1.0 were joined.")
         if found.apart:
             notes.append(
-                f"{found.apart:,} {column}s are written both as 1 and as 1.0 and count as two, for not all are numbers."
+                f"{found.apart:,} {column}s are written both as 1 and as 1.0 and count as two, because not all are "
+                f"numbers."
             )
         if doubtful := found.doubtful():
-            notes.append(f"Kept as {column}s: {shown(doubtful)}; if that means missing, leave the cell empty.")
+            notes.append(f"Kept as {column}s: {shown(doubtful)}; if they mean missing, leave the cells empty.")
     notes += times.notes
     try:
         splits = split_by_time("own", ids_of(users.names)[who], what, when, liked, names, dropped, seed, ties)
@@ -127,7 +128,7 @@ def read(
 
 
 def _columns(table: tables.Table) -> list[str]:
-    """What the report says of the columns: which were taken for others, and which were not read."""
+    """What the report says about the columns: which were renamed, and which were not read."""
     notes = []
     renamed = [f"{name.strip()} as {column}" for column, name in table.called.items() if name.strip().lower() != column]
     if renamed:
@@ -146,10 +147,9 @@ def _columns(table: tables.Table) -> list[str]:
 
 
 def example(users: int = 300, seed: int = 0) -> pd.DataFrame:
-    """Rows to try the format on: user, item, timestamp of invented users of the catalogue with this seed.
+    """Rows to try the format with: user, item, timestamp of invented users of the catalogue with this seed.
 
-    One row in 50 lacks its item, one in 50 stands there twice, and one user in 20 has too few rows, as in files from
-    real life.
+    One row in 50 lacks its item, one in 50 is a duplicate, and one user in 20 has too few rows, as in real files.
     """
     random = np.random.default_rng(seed)
     rows = []

@@ -1,4 +1,4 @@
-"""Where a table lies: a file, a member of a zip archive, or the parts of one table in a folder."""
+"""Where a table is: a file, a member of a zip archive, or the parts of one table in a folder."""
 
 import gzip
 import zipfile
@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from minipo.experiments.datasets.splits import ending
 
-UNQUOTED = (".inter", ".item", ".dat", ".data")  # formats that know no quotation marks
+UNQUOTED = (".inter", ".item", ".dat", ".data")  # formats without quotation marks
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", *UNQUOTED)
-# The tables of interactions that are known by their names, and what their titles' tables are called.
+# Tables of interactions that are known by their names, to the names of their tables of titles.
 TITLES_BESIDE = {
     "ratings.csv": "movies.csv",
     "rating.csv": "movie.csv",
@@ -27,7 +27,7 @@ LOGGED = ("_delta_log", ".hoodie")  # where a log says which files of the folder
 
 @dataclass(frozen=True)
 class Source:
-    """One table: a file, or a member of a zip archive, which is read where it lies and never unpacked to the disk."""
+    """One table: a file, or a member of a zip archive, which is read in place and never unpacked to disk."""
 
     path: Path
     member: str = ""
@@ -42,12 +42,12 @@ class Source:
 
     @property
     def ending(self) -> str:
-        """What its name ends in, see `minipo.experiments.datasets.splits.ending`."""
+        """Its name's ending, see `minipo.experiments.datasets.splits.ending`."""
         return ending(self.name)
 
     @property
     def packed(self) -> bool:
-        """Whether its bytes are not those on the disk."""
+        """Whether it is compressed on disk."""
         return bool(self.member) or self.name.lower().endswith(".gz")
 
     @contextmanager
@@ -64,7 +64,7 @@ class Source:
 
     @contextmanager
     def lines(self, errors: str = "strict") -> Iterator[TextIO]:
-        """Its text, whose lines keep their ends."""
+        """Its text; lines keep their line endings."""
         with self.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as lines:
             yield lines
 
@@ -72,8 +72,8 @@ class Source:
 def find(path: Path) -> tuple[list[Source], Source | None]:
     """The parts of the table of interactions in a file, a folder or a zip archive; and its titles, if they are known.
 
-    Known are MovieLens' and HetRec's files by their names, and RecBole's NAME.inter with NAME.item. Else all tables of
-    a folder are parts of one, as Spark writes them. Nothing is read but names.
+    MovieLens' and HetRec's files are known by their names, and so is RecBole's NAME.inter with NAME.item. Otherwise all
+    tables of a folder are parts of one, as Spark writes them. Only names are read.
     Raises ValueError in one sentence if there is no table, or more than one.
     """
     archive = not path.is_dir() and ending(path.name) == ".zip"
@@ -93,7 +93,9 @@ def find(path: Path) -> tuple[list[Source], Source | None]:
         return [source(known[0])], source(titles[0]) if titles else None
     parts = known or [name for name in tables if ending(name) != ".item"]
     if not parts:
-        raise ValueError(f"{path} holds no table of interactions; bring one that ends in {', '.join(TABLES[:4])}.")
+        raise ValueError(
+            f"{path} contains no table of interactions; give one whose name ends in {', '.join(TABLES[:4])}."
+        )
     if len(known) > 1 or len({ending(name) for name in parts}) > 1:
         raise ValueError(
             f"{path} holds more than one table ({shown([PurePath(name).name for name in parts])}); "
@@ -103,9 +105,9 @@ def find(path: Path) -> tuple[list[Source], Source | None]:
 
 
 def files(folder: Path) -> list[str]:
-    """The files in a folder and in the folders in it, in order of their names; none that are hidden.
+    """The files in a folder and its subfolders, sorted by name, without hidden ones.
 
-    Raises ValueError if it is a table of which some files do not count.
+    Raises ValueError if it is a table whose log says which files count.
     """
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     if any(part in LOGGED for name in names for part in name.split("/")):
@@ -114,7 +116,7 @@ def files(folder: Path) -> list[str]:
 
 
 def _seen(names: Iterable[str]) -> list[str]:
-    """What is meant to be seen: the names of what Spark and macOS write for themselves begin otherwise."""
+    """Without the files that Spark and macOS write for themselves."""
     return [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
 
 
@@ -123,10 +125,10 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return _seen(sorted(name for name in archive.namelist() if not name.endswith("/")))
     except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no zip archive that can be read ({error}); pack it anew.") from None
+        raise ValueError(f"{path} is not a readable zip archive ({error}); create it again.") from None
 
 
 def shown(names: Sequence[str]) -> str:
-    """Names from a file as a sentence may hold them: not too long, not too many."""
+    """Names from a file, shortened for a sentence."""
     cut = [name if len(name) <= 40 else name[:39] + "…" for name in names[:12]]
     return ", ".join(cut) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-# What a file of one's own may end in; text may be compressed, as .csv.gz is.
+# Endings of a file of one's own; text may be compressed, as in .csv.gz.
 FILES = (".csv", ".tsv", ".inter", ".dat", ".data", ".jsonl", ".json", ".parquet", ".zip")
-TITLES = (".csv", ".tsv", ".item", ".dat", ".jsonl", ".json", ".parquet")  # what a table of titles may end in
-ALMOST_ALL = 0.9  # of neighbouring liked items: with more ties than that there is a warning
-TIES = {"file": False, "random": True}  # what decides among equal times, to whether it is drawn
+TITLES = (".csv", ".tsv", ".item", ".dat", ".jsonl", ".json", ".parquet")  # endings of a table of titles
+ALMOST_ALL = 0.9  # of neighbouring liked items: more ties than that give a warning
+TIES = {"file": False, "random": True}  # what decides among equal times; True if it is drawn
 
 
 def ending(name: str) -> str:
-    """What a file's name ends in, in small letters and without the ".gz" of a compressed file: "a.csv.gz" is ".csv"."""
+    """The ending of a file's name in lower case, without the ".gz" of a compressed file: ".csv" for "a.csv.gz"."""
     path = PurePath(name.lower())
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """One user's line: what they took so far, and the candidates among which one was really next.
+    """One user's line: what they took so far, and the candidates, one of which really came next.
 
     history: items, oldest first. candidates: distinct items, `chosen` among them, in the order in which a prompt lists
     them.
@@ -43,7 +43,7 @@ class Interaction:
             raise ValueError(f"User {self.user}: the chosen item {self.chosen!r} is not among the candidates; add it.")
         if len(set(self.candidates)) < len(self.candidates):
             twice = next(item for item in self.candidates if self.candidates.count(item) > 1)
-            raise ValueError(f"User {self.user}: the candidate {twice!r} stands there more than once; list it once.")
+            raise ValueError(f"User {self.user}: the candidate {twice!r} is listed more than once; list it once.")
         if len(self.candidates) == 1:
             raise ValueError(f"User {self.user} has no negative; add at least one candidate besides the chosen item.")
 
@@ -70,7 +70,7 @@ class Interaction:
 class Splits:
     """A dataset: interactions of users for training, validation and test, and all its items.
 
-    report: how large it is, and what was dropped and why, see `with_report`; no part of what the dataset is.
+    report: its size, and what was dropped and why, see `with_report`; not part of the dataset's identity.
     """
 
     name: str
@@ -94,9 +94,9 @@ class Splits:
 def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | None = None) -> Splits:
     """The splits with their data report: plain numbers under users, items, interactions, lengths, rows and dropped.
 
-    lengths: the least, median and most items of a history. dropped: what was left out, and how many of each; what is 0
-    is not reported. interactions: how many different (user, item) pairs the lines hold; counted here if not given.
-    notes is empty here: it takes sentences on what was ignored, joined, or may be wrong.
+    lengths: the minimum, median and maximum number of items in a history. dropped: what was left out, and how many of
+    each; zeros are not reported. interactions: the number of different (user, item) pairs in the lines; counted here if
+    not given. notes is empty here; it is for sentences on what was ignored, joined, or may be wrong.
     """
     lines = [*splits.train, *splits.validation, *splits.test]
     lengths = [len(line.history) for line in lines] or [0]
@@ -135,29 +135,31 @@ def describe(splits: Splits) -> str:
 
 
 def remarks(report: Mapping[str, Any]) -> dict[str, str]:
-    """What a data report says of the order of rows, in words: of ties in time, of LLaRA rows that stood apart."""
+    """What a data report says about the order of rows, in words: ties in time, LLaRA rows away from their user's."""
     said = {}
     if (ties := report.get("ties")) and ties["tied"]:
         decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
         said["ties"] = (
             f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
             f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
-            + "; warning: with nearly all of them, the times say no order, so bring finer ones"
+            + "; warning: as nearly all do, the times hardly order the items; use finer ones"
             * (ties["tied"] > ALMOST_ALL * ties["neighbours"])
         )
     joined = report.get("joined", {"rows": 0, "loose": 0})
     if joined["rows"]:
         said["joined"] = (
-            f"{joined['rows']:,} rows to their user's elsewhere in the file, by their histories; "
-            f"{joined['several']:,} of them to several users', who count as one"
+            f"{joined['rows']:,} rows with their user's rows elsewhere in the file, by their histories; "
+            f"{joined['several']:,} of them fit several users, who count as one"
         )
     if joined["loose"]:
-        said["loose"] = f"{joined['loose']:,} rows that no row leads to, so that their users may count as several"
+        said["loose"] = (
+            f"{joined['loose']:,} rows whose history continues no other row, so their users may count as several"
+        )
     return said
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:
-    """Every interaction's candidates in canonical order, as places in `items`.
+    """Every interaction's candidates in canonical order, as positions in `items`.
 
     -1 where a row has fewer candidates than the longest.
     Raises ValueError if a candidate is not among `items`.

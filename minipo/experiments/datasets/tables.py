@@ -1,4 +1,4 @@
-"""Tables of interactions, or of titles, read by column: text of many kinds, JSON lines, Parquet."""
+"""Tables of interactions, or of titles, read by column: delimited text, JSON lines, Parquet."""
 
 import csv
 import json
@@ -21,8 +21,8 @@ from minipo.experiments.datasets import delimited
 from minipo.experiments.datasets.sources import Source, shown
 
 NAMES = ("user", "item", "title")  # the columns of names, which repeat
-PEEKED = 1000  # JSON objects from which a table's columns and their types are known
-BLOCK = 16 * 2**20  # bytes, into which a JSON object must fit
+PEEKED = 1000  # JSON objects that determine a table's columns and their types
+BLOCK = 16 * 2**20  # bytes; the limit of a JSON object
 UNREADABLE = (
     pa.ArrowException, csv.Error, OSError, EOFError, zlib.error, zipfile.BadZipFile,
     RuntimeError,  # of an encrypted archive, or of JSON that is nested too deeply
@@ -33,8 +33,8 @@ UNREADABLE = (
 class Layout:
     """Which columns are looked for in a table.
 
-    names: each column's further names, as `plain` has them. needed: those without which there is no table. unnamed: the
-    columns of MovieLens' files without a header, in their order; "..." stands for any others.
+    names: each column's other names, as `plain` returns them. needed: the required ones. unnamed: the columns of
+    MovieLens' files without a header, in their order; "..." means any others.
     """
 
     names: Mapping[str, tuple[str, ...]]
@@ -71,14 +71,14 @@ TITLES = Layout(
 
 
 class LackingColumns(ValueError):
-    """A table can be read, but is not one of what is looked for."""
+    """A table can be read, but lacks the columns that are looked for."""
 
 
 @dataclass
 class Table:
     """What was read.
 
-    columns: by the layout's names; names as dictionaries of text. called: what the file calls them. others: columns
+    columns: by the layout's names; names as dictionaries of text. called: their names in the file. others: columns
     that were not read. notes: sentences for the report.
     """
 
@@ -89,7 +89,7 @@ class Table:
 
 
 def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) -> Table:
-    """The columns of a table whose parts are `sources`, which lie in `folder` if there are several.
+    """The columns of a table whose parts are `sources`, which are in `folder` if there are several.
 
     Raises ValueError in one sentence if a part cannot be read, lacks a column, or has other columns than the first.
     """
@@ -102,7 +102,7 @@ def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) 
         raise ValueError(f"{sources[0]} is not text in UTF-8; save it as CSV in UTF-8.") from None
     except UNREADABLE as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{sources[0]} cannot be read ({said}); save it anew.") from None
+        raise ValueError(f"{sources[0]} cannot be read ({said}); save it again.") from None
     if len(sources) > 1:
         names = shown([source.name for source in sources])
         table.notes.append(f"{len(sources):,} files were read as parts of one table: {names}.")
@@ -110,7 +110,7 @@ def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) 
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a .json file holds an object a line, as Amazon's and Yelp's reviews do, and no rows of LLaRA's."""
+    """Whether a .json file has one object per line, as Amazon's and Yelp's reviews do, and no LLaRA rows."""
     try:
         with Source(path).lines() as lines:
             if lines.read(100).lstrip()[:1] != "{":  # LLaRA's may be one very long line
@@ -124,7 +124,7 @@ def is_json_lines(path: Path) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow column of this type holds text, or bytes, of any length."""
+    """Whether an Arrow column of this type contains text or bytes."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return any(
@@ -134,14 +134,14 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def plain(name: str) -> str:
-    """A column's name as `Layout` has it: "User-ID", "userId" and RecBole's "user_id:token" are all "userid"."""
+    """A column's name as in `Layout`: "User-ID", "userId" and RecBole's "user_id:token" are all "userid"."""
     return re.sub(r"[\s_-]+", "", re.sub(r":(token|float)(_seq)?$", "", name.strip().lower()))
 
 
 def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, str]:
-    """Of the columns found, those that count: the layout's name, and the file's."""
+    """Of the columns found, those that are used: the layout's name to the file's."""
     if not any(name.strip() for name in found):
-        raise ValueError(f"{source} is empty; bring a file with the columns {', '.join(layout.needed)}.")
+        raise ValueError(f"{source} is empty; give a file with the columns {', '.join(layout.needed)}.")
     wanted = {}
     for column, others in layout.names.items():
         called = [name for name in found if plain(name) == column]
@@ -169,14 +169,14 @@ def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, s
 
 
 def _others(found: Sequence[str], wanted: Mapping[str, str]) -> list[str]:
-    """The columns that were not read; pandas' index is none."""
+    """The columns that were not read, without pandas' index."""
     read = set(wanted.values())
     return [name for name in found if name.strip() and name not in read and not name.startswith("__index_level_")]
 
 
 def _as_needed(column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names as dictionaries of text; all else as it is, without a dictionary."""
-    if isinstance(values.type, pa.BaseExtensionType):  # pandas' periods, whose numbers grow with time
+    """Names as dictionaries of text; other columns as they are, without a dictionary."""
+    if isinstance(values.type, pa.BaseExtensionType):  # pandas' periods, whose numbers increase with time
         values = pa.chunked_array([chunk.storage for chunk in values.chunks], values.type.storage_type)
     packed = pa.types.is_dictionary(values.type)
     if column not in NAMES:
@@ -191,7 +191,7 @@ def _as_needed(column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _parquet(sources: Sequence[Source], layout: Layout, folder: Path | None) -> Table:
     def opened(texts: Sequence[str]) -> pa.dataset.Dataset:
-        # Each different text once in memory: a small file could unpack to more than there is.
+        # Each different text is in memory once: a small file could unpack to more than fits.
         return pa.dataset.dataset(
             [str(source.path) for source in sources],
             format=pa.dataset.ParquetFileFormat(dictionary_columns=list(texts)),
@@ -205,7 +205,7 @@ def _parquet(sources: Sequence[Source], layout: Layout, folder: Path | None) -> 
     for name, column in wanted.items():
         if pa.types.is_nested(schema.field(column).type):
             raise ValueError(
-                f"{sources[0]} cannot be read (the column {name} holds lists or records); bring one value a row."
+                f"{sources[0]} cannot be read (the column {name} holds lists or records); write one value per row."
             )
     columns = fragments[0].physical_schema.names
     for source, fragment in zip(sources, fragments, strict=True):
@@ -216,9 +216,9 @@ def _parquet(sources: Sequence[Source], layout: Layout, folder: Path | None) -> 
 
 
 def _texts(sources: Sequence[Source], layout: Layout, folder: Path | None) -> Table:
-    """Delimited text or JSON lines; a part without a byte, as Spark writes them, is none."""
+    """Delimited text or JSON lines; empty parts, as Spark writes them, are ignored."""
     if folder and any("=" in name for source in sources for name in source.path.relative_to(folder).parts[:-1]):
-        raise ValueError(f"{folder} has a column in its folders' names; save it anew as Parquet, or as one file.")
+        raise ValueError(f"{folder} has a column in its folders' names; save it again as Parquet, or as one file.")
     whole = [source for source in sources if len(sources) == 1 or not _is_empty(source)] or list(sources[:1])
     parts: list[pa.Table] = []
     wanted: dict[str, str] = {}
@@ -243,11 +243,11 @@ def _texts(sources: Sequence[Source], layout: Layout, folder: Path | None) -> Ta
 
 
 def _check_part(source: Source, columns: Sequence[str], found: Sequence[str]) -> None:
-    """Arrow would fill up what a part lacks."""
+    """Raises ValueError for different columns, which Arrow would fill with nulls."""
     if {*found} != {*columns}:
         raise ValueError(
-            f"{source} has other columns than the files before it ({shown(sorted({*found} ^ {*columns}))}), so they "
-            f"are no parts of one table; name the file to read."
+            f"{source} has different columns from the files before it ({shown(sorted({*found} ^ {*columns}))}), so "
+            f"they are not parts of one table; name the file to read."
         )
 
 
@@ -268,7 +268,7 @@ def _delimited(source: Source, layout: Layout) -> Part:
 
 
 def _json(source: Source, layout: Layout) -> Part:
-    """JSON lines; the first objects say which columns there are, and of which types."""
+    """JSON lines; the first objects determine the columns and their types."""
     with source.lines() as lines:
         rows = list(_objects(source, islice(filter(str.strip, lines), PEEKED)))
     found = list(dict.fromkeys(name for row in rows for name in row))
@@ -294,7 +294,7 @@ def _objects(source: Source, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise ValueError(f"{source}, row {number}: this is no JSON object; write one object a line.")
+            raise ValueError(f"{source}, row {number}: this is not a JSON object; write one object per line.")
         yield content
 
 

@@ -1,4 +1,4 @@
-"""What items are called: a table of titles beside a table of ids."""
+"""Names of items: a table of titles for a table of ids."""
 
 import pandas as pd
 
@@ -9,10 +9,10 @@ from minipo.experiments.datasets.sources import Source, shown
 
 
 def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
-    """What each id is called in a table of titles, no two the same, see `unique_titles`; and sentences for the report.
+    """The title of each id in a table of titles, no two the same, see `unique_titles`; and sentences for the report.
 
-    An id without a title keeps its id; of an id with several titles, the first counts.
-    Raises ValueError in one sentence if the table cannot be read, or knows none of the ids.
+    An id without a title remains an id; of several titles of an id, the first counts.
+    Raises ValueError in one sentence if the table cannot be read, or has none of the ids.
     """
     table = tables.read([source], tables.TITLES)
     items, texts = (names_of(table.columns[column]) for column in ("item", "title"))
@@ -45,7 +45,7 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
     if several:
         notes.append(f"{several:,} further titles of ids that have one already were left out.")
     if shared := len(titles) - len(set(map(spoken, titles))):
-        notes.append(f"{shared:,} titles belong to an earlier item too and were told apart by year or number.")
+        notes.append(f"{shared:,} titles belong to an earlier item too and were distinguished by year or number.")
     if moved := sum(spoken(title) != title for title in titles):
         notes.append(f'{moved:,} titles had their article moved to the front: "Piano, The" is "The Piano".')
     return unique_titles(titles, years), notes

@@ -37,8 +37,8 @@ def test_names_that_may_stand_for_nothing_are_kept_and_reported(table, save, nam
     assert splits.items[:1] == ("Item, 00",)
     assert {"NA", "n/a"} < set(splits.items)
     assert splits.report["notes"] == [
-        f'Kept as users: "None" ({counts[0]} rows); if that means missing, leave the cell empty.',
-        f'Kept as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if that means missing, leave the cell '
+        f'Kept as users: "None" ({counts[0]} rows); if they mean missing, leave the cells empty.',
+        f'Kept as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if they mean missing, leave the cells '
         "empty.",
     ]
 
@@ -56,7 +56,7 @@ def test_whole_numbers_with_and_without_a_decimal_point_are_one(table, save):
     assert load_dataset(save(large, "large.parquet")).test[0].user == 10**15
     versions = load_dataset(save(with_rows(mixed, ("1.5", "Item, 01", 1_700_000_000)), "versions.csv"))
     assert versions.report["notes"] == [
-        "12 users are written both as 1 and as 1.0 and count as two, for not all are numbers."
+        "12 users are written both as 1 and as 1.0 and count as two, because not all are numbers."
     ]
 
 
@@ -122,7 +122,7 @@ def test_zero_is_a_time_among_small_numbers(table, save):
 def test_a_few_times_of_another_age_are_reported(table, save):
     splits = load_dataset(save(table.assign(timestamp=table["timestamp"].where(table.index >= 2, 12_345))))
     assert splits.report["notes"] == [
-        "2 rows have a time before 1973 or after 2099, unlike the others; if it means none, leave it empty."
+        "2 rows have a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
     ]
 
 
@@ -149,7 +149,7 @@ def test_other_forms_of_dates(table, save):
 )
 def test_columns_of_other_kinds_hold_no_times(kind, said):
     with pytest.raises(
-        ValueError, match=rf"^plays: the column timestamp holds no points in time \({said}\); write dates"
+        ValueError, match=rf"^plays: the column timestamp does not hold points in time \({said}\); write dates"
     ):
         times_of("plays", pa.chunked_array([pa.array([1, 0]).cast(kind)]))
 
@@ -193,7 +193,7 @@ def test_the_least_rating_that_counts_as_liked_can_be_given(table, save):
     with pytest.raises(ValueError, match="no rating is 90 or more, so nothing counts as liked"):
         load_dataset(plays, liked_from=90)
     with pytest.raises(
-        ValueError, match=r"plain.csv has no column rating to compare with liked_from; rename the one that"
+        ValueError, match=r"plain.csv has no column rating to compare with liked_from; rename the one with"
     ):
         load_dataset(save(table, "plain.csv"), liked_from=4)
 
@@ -211,9 +211,12 @@ def test_ratings_of_zero_are_reported(table, save):
     [
         (
             {"titles": "movies.csv"},
-            "^titles is for a table of your own interactions, and {name} is none; leave it out.$",
+            "^titles applies only to a table of your own interactions, which {name} is not; leave it out.$",
         ),
-        ({"liked_from": 4}, "^liked_from is for a table of your own interactions, and {name} is none; leave it out.$"),
+        (
+            {"liked_from": 4},
+            "^liked_from applies only to a table of your own interactions, which {name} is not; leave it out.$",
+        ),
     ],
 )
 def test_settings_of_tables_are_refused_for_other_data(save, settings, message):
@@ -232,7 +235,10 @@ def test_settings_of_tables_are_refused_for_other_data(save, settings, message):
             {"titles": "nowhere.csv"},
             "There is no file nowhere.csv; titles must be the path of a table of ids and titles",
         ),
-        ({"titles": __file__}, "is no table of titles that minipo reads; give one that ends in .csv, .tsv, .item"),
+        (
+            {"titles": __file__},
+            "is not a table of titles that minipo reads; give one whose name ends in .csv, .tsv, .item",
+        ),
         ({"liked_from": float("nan")}, "liked_from must be a number, not nan"),
     ],
 )

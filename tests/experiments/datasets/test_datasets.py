@@ -25,7 +25,7 @@ def test_llara_fields():
     [
         (("c", "e"), "User 7: the chosen item 'd' is not among the candidates; add it."),
         ((), "User 7: the chosen item 'd' is not among the candidates; add it."),
-        (("c", "d", "c"), "User 7: the candidate 'c' stands there more than once; list it once."),
+        (("c", "d", "c"), "User 7: the candidate 'c' is listed more than once; list it once."),
         (("d",), "User 7 has no negative; add at least one candidate besides the chosen item."),
     ],
 )
@@ -59,7 +59,10 @@ def test_a_check_of_a_known_name_fetches_nothing(name):
         ),
         ("nowhere.csv", "There is no file nowhere.csv; check the path, or name one of catalog, ml-100k"),
         ("no/where", "There is no file no/where; check the path"),
-        (__file__, r"test_datasets\.py is no file that minipo reads; bring one that ends in \.csv, \.tsv, \.inter"),
+        (
+            __file__,
+            r"test_datasets\.py is not a file that minipo reads; give one whose name ends in \.csv, \.tsv, \.inter",
+        ),
     ],
 )
 def test_a_name_that_is_none_is_refused_before_anything_is_loaded(name, message):
@@ -86,7 +89,7 @@ def test_a_negative_seed_is_refused():
         ("ml-100k", "rows", "Unknown order of ties 'rows'. Known: file, random"),
         ("catalog", "random", "catalog has no times, so there are no ties; leave ties out"),
         ("lastfm", "file", "lastfm has no times"),
-        ("rows.json", "random", r"rows\.json holds rows of LLaRA, which have no times, so there are no ties"),
+        ("rows.json", "random", r"rows\.json contains LLaRA rows, which have no times, so there are no ties"),
     ],
 )
 def test_ties_are_for_data_with_times(tmp_path, name, ties, message):

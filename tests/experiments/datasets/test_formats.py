@@ -106,7 +106,7 @@ def test_a_column_in_the_names_of_folders_is_read(table, save, tmp_path):
     assert load_dataset(tmp_path / "plays") == load_dataset(save(pd.concat([rated[disliked], rated[~disliked]])))
     save(table, "csvs/rating=5/x.csv")
     with pytest.raises(
-        ValueError, match=r"has a column in its folders' names; save it anew as Parquet, or as one file"
+        ValueError, match=r"has a column in its folders' names; save it again as Parquet, or as one file"
     ):
         load_dataset(tmp_path / "csvs")
 
@@ -173,7 +173,7 @@ def test_a_dataset_as_downloaded_has_its_titles(numbers, save, tmp_path, kind):
     assert (
         f'{moved} titles had their article moved to the front: "Piano, The" is "The Piano".' in splits.report["notes"]
     )
-    assert "1 titles belong to an earlier item too and were told apart by year or number." in splits.report["notes"]
+    assert "1 titles belong to an earlier item too and were distinguished by year or number." in splits.report["notes"]
     assert ("was read as Latin-1" in notes(splits)) == (kind in ("ml-1m", "ml-100k"))
     packed = archive(save, **{f"{kind}/{name}": content for name, content in files.items()})
     assert load_dataset(packed) == splits
@@ -287,7 +287,7 @@ def test_stray_quotation_marks_in_a_table_with_tabs_are_letters(table, save):
     splits = load_dataset(save("user\titem\ttimestamp\n" + lines))
     assert splits.items == tuple(sorted(set(named["item"])))
     assert splits.report["notes"] == [
-        "Quotation marks were read as letters, for in this file they do not enclose cells."
+        "Quotation marks were read as ordinary characters, because they do not enclose cells in this file."
     ]
 
 
@@ -304,10 +304,10 @@ def test_stray_quotation_marks_in_a_table_with_tabs_are_letters(table, save):
         ({"a.inter": "x", "b.inter": "x"}, r"holds more than one table \(a.inter, b.inter\); name the file of the one"),
         (
             {"a.csv": "user,item,timestamp\n1,a,5\n", "b.csv": "user,item,timestamp,rating\n1,a,5,5\n"},
-            r"b.csv has other columns than the files before it \(rating\), so they are no parts of one table",
+            r"b.csv has different columns from the files before it \(rating\), so they are not parts of one table",
         ),
         ({"_delta_log/0.json": "{}", "a.parquet": "x"}, "a table whose log says which of its files count"),
-        ({"a.csv": "x", "train.json": "[]"}, r"holds both JSON \(train.json\), which may be LLaRA rows, and tables"),
+        ({"a.csv": "x", "train.json": "[]"}, r"contains both JSON \(train.json\), which may be LLaRA rows, and tables"),
         ({"a.csv": "", "b.csv": ""}, "a.csv is empty"),
     ],
 )
@@ -321,29 +321,29 @@ def test_a_folder_that_is_no_one_table_says_why(save, tmp_path, files, message):
 def test_parquet_parts_must_have_the_same_columns(table, save, tmp_path):
     save(table, "plays/a.parquet")
     save(table.assign(rating=5), "plays/b.parquet")
-    with pytest.raises(ValueError, match=r"b.parquet has other columns than the files before it \(rating\)"):
+    with pytest.raises(ValueError, match=r"b.parquet has different columns from the files before it \(rating\)"):
         load_dataset(tmp_path / "plays")
 
 
 def test_an_archive_that_cannot_be_used_says_why(table, save):
-    with pytest.raises(ValueError, match=r"plays.zip is no zip archive that can be read"):
+    with pytest.raises(ValueError, match=r"plays.zip is not a readable zip archive"):
         load_dataset(save(b"PK\x03\x04 and then nothing", "plays.zip"))
-    with pytest.raises(ValueError, match=r"plays.zip holds no table of interactions"):
+    with pytest.raises(ValueError, match=r"plays.zip contains no table of interactions"):
         load_dataset(archive(save, **{"notes.txt": "x", "__MACOSX/._a.csv": "x"}))
     with pytest.raises(ValueError, match=r"holds more than one table \(a.csv, b.tsv\); unpack it and name the file"):
         load_dataset(archive(save, **{"a.csv": "x", "b.tsv": "x"}))
     with pytest.raises(ValueError, match=r"plays.zip \(a.csv\) lacks the column timestamp"):
         load_dataset(archive(save, **{"in/a.csv": "user,item\n1,a\n"}))
     whole = gzip.compress(text(table).encode())
-    with pytest.raises(ValueError, match=r"plays.csv.gz cannot be read \(.*\); save it anew"):
+    with pytest.raises(ValueError, match=r"plays.csv.gz cannot be read \(.*\); save it again"):
         load_dataset(save(whole[: len(whole) // 2], "plays.csv.gz"))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[{"user": 1}]\n', "row 1: this is no JSON object; write one object a line"),
-        ("{'user': 1}\n", "row 1: this is no JSON object"),  # as Amazon's of 2014
+        ('[{"user": 1}]\n', "row 1: this is not a JSON object; write one object per line"),
+        ("{'user': 1}\n", "row 1: this is not a JSON object"),  # as Amazon's of 2014
         ('{"user": 1, "item": "a"}\n', "lacks the column timestamp; its columns are user, item"),
         ('{"user": 1, "item": ["a"], "timestamp": 5}\n', "the column item holds neither text nor numbers throughout"),
         ('{"user": 1, "item": "a", "timestamp": 5}\n{"user": "b", "item": "a", "timestamp": 5}\n', "column user holds"),
@@ -352,7 +352,7 @@ def test_an_archive_that_cannot_be_used_says_why(table, save):
             + '{"user": 1, "item": "a", "timestamp": 5, "stars": 1}\n',
             "has ratings, but none in the first 1,000 rows",
         ),
-        ('{"user": 1, "item": "a", "timestamp": 5}\n' * 1000 + "x\n", "cannot be read .*; save it anew"),
+        ('{"user": 1, "item": "a", "timestamp": 5}\n' * 1000 + "x\n", "cannot be read .*; save it again"),
         ("", "plays.jsonl is empty"),
     ],
 )

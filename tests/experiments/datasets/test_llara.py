@@ -117,7 +117,7 @@ def test_shuffled_rows_are_joined_to_those_of_their_user(tmp_path):
     joined = shuffled.report["joined"]
     assert 150 < joined["rows"] <= 160  # but for a few, which happen to follow each other
     assert (joined["several"], joined["loose"]) == (0, 0)
-    assert f"  joined        {joined['rows']} rows to their user's elsewhere in the file" in describe(shuffled)
+    assert f"  joined        {joined['rows']} rows with their user's rows elsewhere in the file" in describe(shuffled)
 
 
 def test_rows_are_joined_over_gaps_and_those_that_go_on_from_nothing_are_counted(tmp_path):
@@ -128,7 +128,7 @@ def test_rows_are_joined_over_gaps_and_those_that_go_on_from_nothing_are_counted
     content = [row for rows in people(20) for place, row in enumerate(rows) if place in (0, 1, 8)]
     splits = load_dataset(write(tmp_path / "more.json", content))
     assert splits.report["joined"] == {"rows": 0, "several": 0, "loose": 20}
-    assert "  loose         20 rows that no row leads to" in describe(splits)
+    assert "  loose         20 rows whose history continues no other row" in describe(splits)
 
 
 def test_users_whose_rows_cannot_be_told_apart_stay_in_one_split(tmp_path):
@@ -224,7 +224,7 @@ def test_harmless_faults_are_left_out_and_counted(tmp_path):
         "empty names": 2,
         "candidates that their row lists already": 1,
         "rows without a history": 1,
-        "rows that stood there already": 1,
+        "repeated rows": 1,
     }
     lines = [*splits.train, *splits.validation, *splits.test]
     assert len(lines) == 40
@@ -239,11 +239,11 @@ def test_harmless_faults_are_left_out_and_counted(tmp_path):
             {"trueSelection": "Nobody"},
             "row 3: the chosen item 'Nobody' is not among the candidates; add it to itemList",
         ),
-        ({"trueSelection": ""}, "row 3: trueSelection is '', which names nothing"),
-        ({"trueSelection": 7}, "row 3: trueSelection is 7, which names nothing"),
-        ({"itemList": "a::b"}, "row 3: itemList is no list of names; write text"),
-        ({"itemList": [1, 2]}, "row 3: itemList is no list of names; write text"),
-        ({"historyList": None}, "row 3: historyList is no list of names; write text"),
+        ({"trueSelection": ""}, "row 3: trueSelection is '', which is not a name"),
+        ({"trueSelection": 7}, "row 3: trueSelection is 7, which is not a name"),
+        ({"itemList": "a::b"}, "row 3: itemList is not a list of names; write text"),
+        ({"itemList": [1, 2]}, "row 3: itemList is not a list of names; write text"),
+        ({"historyList": None}, "row 3: historyList is not a list of names; write text"),
         ({"itemList": ["x", "x"], "trueSelection": "x"}, "row 3: there is no candidate besides the chosen item 'x'"),
     ],
 )
@@ -257,13 +257,13 @@ def test_a_bad_row_is_named_with_its_file(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mine.json is not JSON in UTF-8 .*; bring a list of LLaRA rows"),
+        ("", "mine.json is not JSON in UTF-8 .*; write a list of LLaRA rows"),
         ('[{"historyList": "a::b", "itemLi', "mine.json is not JSON in UTF-8"),
         ("\udcff\udcfe", "mine.json is not JSON in UTF-8"),
-        ("{}", "mine.json holds no list of rows"),
-        ("[]", "mine.json holds no list of rows"),
-        ("[[1]]", "mine.json, row 1: historyList, itemList and trueSelection are not all there"),
-        ('[{"itemList": []}]', "mine.json, row 1: historyList, itemList and trueSelection are not all there"),
+        ("{}", "mine.json contains no list of rows"),
+        ("[]", "mine.json contains no list of rows"),
+        ("[[1]]", "mine.json, row 1: historyList, itemList and trueSelection are not all present"),
+        ('[{"itemList": []}]', "mine.json, row 1: historyList, itemList and trueSelection are not all present"),
         ('[{"historyList": "", "itemList": ["a", "b"], "trueSelection": "a"}]', "No row of .* has a history"),
     ],
 )

@@ -129,7 +129,7 @@ HEADER = "user,item,timestamp\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "plays.csv is empty; bring a file with the columns user, item, timestamp"),
+        (b"", "plays.csv is empty; give a file with the columns user, item, timestamp"),
         ("\n\n", "plays.csv is empty"),
         (HEADER, "plays.csv has no row with user, item and timestamp"),
         (HEADER + ",,\n", "plays.csv has no row with user, item and timestamp"),
@@ -146,7 +146,7 @@ HEADER = "user,item,timestamp\n"
         ((HEADER + "1,a,5\n").encode("utf-16"), "plays.csv is not text in UTF-8"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "plays.csv is not text in UTF-8"),
         (HEADER + "1,a,5\n1,b,6\n", "plays.csv: there is one user, and negatives are items that only others met"),
-        (HEADER + "1,a,5\n2,b,6\n", "plays.csv: no user has 6 liked items .* the most that one has is 1"),
+        (HEADER + "1,a,5\n2,b,6\n", "plays.csv: no user has 6 liked items .* the most that any user has is 1"),
         (
             HEADER + "".join(f"{user},{item},{item}\n" for user in (1, 2) for item in range(8)),
             "plays.csv: there are 8 items, too few for 19 negatives",
@@ -162,7 +162,7 @@ HEADER = "user,item,timestamp\n"
         (HEADER + "1,a,5\n1,b,inf\n", "plays.csv, row 2: the timestamp 'inf' cannot be used"),
         (
             "user,item,timestamp,rating\n1,a,5,4\n1,b,6,9\n",
-            "plays.csv, row 2: the rating '9' cannot be used, .*; bring ratings of 1 to 5, or leave the column out",
+            "plays.csv, row 2: the rating '9' cannot be used, .*; use ratings from 1 to 5, or leave the column out",
         ),
         ("user,item,timestamp,rating\n1,a,5,4\n1,b,6,good\n", "plays.csv, row 2: the rating 'good' cannot be used"),
         ("user,item,timestamp,rating\n1,a,5,1\n1,b,6,0\n", "plays.csv: no rating is 4 or more, so nothing counts"),
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_used_says_why(save, content, message):
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and then nothing", b"\x00" * 4000])
 def test_a_damaged_parquet_file_says_so(save, content):
-    with pytest.raises(ValueError, match=r"^\S*plays\.parquet cannot be read \(.*\); save it anew\.$"):
+    with pytest.raises(ValueError, match=r"^\S*plays\.parquet cannot be read \(.*\); save it again\.$"):
         load_dataset(save(content, "plays.parquet"))
 
 
