@@ -229,9 +229,7 @@ class PreferConfig(_Shared):
     dynamic: Annotated[Switch, Field(description="DynamicPO")] = "off"
     select: Annotated[
         Literal["on", "off", "random", "hardest"],
-        Field(
-            description="DynamicPO's selection; random: as many negatives, drawn, as a control (hardest, of old runs: as on)"
-        ),
+        Field(description="DynamicPO's selection; random: as many negatives, drawn (hardest, in old runs: on)"),
     ] = "on"
     adjust_beta: Annotated[Switch, Field(description="DynamicPO's dual-margin beta")] = "on"
     clusters: Annotated[Count, Field(description="groups of DynamicPO's k-means")] = 3
