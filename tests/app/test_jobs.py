@@ -341,7 +341,7 @@ def test_the_runs_folder_may_go_while_the_app_is_open():
         ({"dataset": "own:../../etc"}, "These data are not on this server"),
         ({"objectiv": "dmpo"}, "Did you mean 'objective'"),
         ({"objective": "magic"}, "Unknown objective 'magic'"),
-        ({"beta": -1.0}, "beta must be a positive number"),
+        ({"beta": -1.0}, "beta must be greater than 0"),
     ],
 )
 def test_settings_that_no_viewer_may_train(settings: dict[str, Any], said: str):
