@@ -29,9 +29,9 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
-# What REAL_DATA says was chosen on validation users of MovieLens-100K (data/findings.py settings). PRETRAINED is what
-# trains SmolLM2-135M on a CPU in a class's time; its preference learning rate was chosen on 128 of those users
-# (data/findings.py llm-settings).
+# What REAL_DATA says was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED is
+# what trains SmolLM2-135M on a CPU in a class's time; its preference learning rate was chosen on 128 of those users
+# (data/record.py ml-100k-smollm2-settings).
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {
         "tuning": "lora",
