@@ -16,7 +16,7 @@ import pytest
 import streamlit as st
 from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.context import ContextProxy
-from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1 import AppTest, app_test
 
 from minipo.experiments import fetch, records
 
@@ -164,8 +164,10 @@ def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def scanned_once() -> Iterator[None]:
-    """AppTest looks through every installed package for components whenever an app is made: once is enough."""
+    """AppTest looks through every installed package for components whenever an app is made, and compiles the pages
+    whenever it runs: once is enough."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_test, "ScriptCache", functools.cache(app_test.ScriptCache))
         scan = functools.cache(manifest_scanner.scan_component_manifests)
         patch.setattr(manifest_scanner, "scan_component_manifests", scan)
         yield
