@@ -335,6 +335,9 @@ def test_an_objectives_own_settings_are_controls_and_reach_the_run():
     assert not app.exception
     settings = jobs.find(linked(app)[0]).settings
     assert (settings["objective"], settings["target_margin"]) == ("simpo", 0.3)
+    linked_form = opened("lab", train_objective="SimPO", train_target_margin="0.3")
+    assert linked_form.number_input(key="train_target_margin").value == 0.3
+    assert not linked_form.info
     app.selectbox(key="train_objective").set_value("beta-dpo").run()
     assert app.selectbox(key="train_dynamic").disabled
     assert {"train_alpha", "train_keep", "train_momentum"} <= {each.key for each in app.number_input}
