@@ -29,13 +29,13 @@ from minipo.evaluation import ranking_metrics, ranks
 from minipo.experiments.configuration import Config, PreferConfig, SFTConfig, make_config, splits_of
 from minipo.experiments.datasets import baselines, catalog
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import write_json
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, load_recorded, record, record_scores
 from minipo.experiments.runs import DATA, Run, cache_folder, finished, versions
 from minipo.experiments.sweeps import grid
 from minipo.experiments.training import sft_run
 from minipo.experiments.users import score
 from minipo.experiments.workers import train_all
-from minipo.files import write_json
 
 
 def load_current(name: str) -> Recorded:

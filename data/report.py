@@ -11,9 +11,9 @@ from recipes import BETA, HARDEST, RANDOM, SELECTION, Settings, choose_more_sft
 
 from minipo.course.figures.style import verdict
 from minipo.experiments.comparison import older_data
+from minipo.experiments.files import read_json, whole_file
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, check_same_data, difference, load_recorded
 from minipo.experiments.runs import DATA
-from minipo.files import read_json, whole_file
 
 MARKS = ("<!-- made by: python data/record.py report -->", "<!-- end -->")
 NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}

@@ -11,9 +11,10 @@ import streamlit as st
 from figures import microscope
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import files, load_dataset
+from minipo import load_dataset
 from minipo.course import diagnostics
 from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments import files
 from minipo.experiments.runs import Run
 
 KEYS = (
@@ -249,6 +250,9 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
     if state.get("beta", run["beta"]) not in strengths:
         state.pop("beta")
     link: dict[str, Any] = {"bind": "query-params"}
+    if run["objective"] not in OBJECTIVES:
+        place.caption(f"{run['objective']}, this run's own loss, is not drawn here; other losses on its log-probs are.")
+        run["objective"] = "DMPO"
     with place:
         objective = st.selectbox(
             "Loss", list(OBJECTIVES), list(OBJECTIVES).index(run["objective"]), key="objective", filter_mode=None,

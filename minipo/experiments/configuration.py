@@ -3,10 +3,11 @@
 import ast
 import inspect
 import os
+from dataclasses import Field as DataclassField
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 import numpy as np
 import pydantic.dataclasses
@@ -229,9 +230,7 @@ class PreferConfig(_Shared):
     dynamic: Annotated[Switch, Field(description="DynamicPO")] = "off"
     select: Annotated[
         Literal["on", "off", "random", "hardest"],
-        Field(
-            description="DynamicPO's selection; random: as many negatives, drawn, as a control (hardest, of old runs: as on)"
-        ),
+        Field(description="DynamicPO's selection; random: as many negatives, drawn (hardest, in old runs: on)"),
     ] = "on"
     adjust_beta: Annotated[Switch, Field(description="DynamicPO's dual-margin beta")] = "on"
     clusters: Annotated[Count, Field(description="groups of DynamicPO's k-means")] = 3
@@ -273,6 +272,10 @@ class PreferConfig(_Shared):
         if self.dynamic == "off":
             object.__setattr__(self, "select", "off")
             object.__setattr__(self, "adjust_beta", "off")
+        elif OBJECTIVES[self.objective].selects:
+            raise ValueError(
+                f"{self.objective} chooses negatives and their strength itself, as DynamicPO does; leave dynamic off."
+            )
         for field in fields(self):
             takes = OWN.get(field.name)
             if takes not in (None, self.objective) and getattr(self, field.name) != field.default:
@@ -293,6 +296,22 @@ class PreferConfig(_Shared):
             return OBJECTIVES[self.objective]
         own = {name: getattr(self, name) for name, objective in OWN.items() if objective == self.objective}
         return MAKERS[self.objective](**own)
+
+
+def type_of(field: DataclassField[Any]) -> tuple[type, tuple[str, ...]]:
+    """A setting's plain type, and the texts to choose from where there are some."""
+    kind: Any = field.type
+    while get_origin(kind) is not None:
+        if get_origin(kind) is Literal:
+            return str, get_args(kind)
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return kind, ()
+
+
+def purpose(field: DataclassField[Any]) -> str:
+    """What a setting is for, in a line."""
+    annotated: Any = field.type
+    return next(each.description for each in reversed(annotated.__metadata__))
 
 
 Config = SFTConfig | PreferConfig

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from minipo.files import alone, home, read_json, remove, write_json
+from minipo.experiments.files import home, locked, read_json, remove, write_json
 from minipo.names import lookup
 
 # Written last into a fetched folder: its origin and licence, each file's size and SHA-256.
@@ -208,7 +208,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     if (found := present(name)) is not None:
         return found
     folder = home() / "fetched" / name
-    with alone(folder):
+    with locked(folder):
         if (found := present(name)) is not None:
             return found
         for left in folder.parent.glob(f".{name}-*"):  # of a process that was killed: this one holds the lock

@@ -34,12 +34,12 @@ from minipo.experiments.configuration import (
     start_config,
 )
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.runs import Run, list_runs
 from minipo.experiments.training import Recorder, arithmetic, prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
 from minipo.extensions import beta_dpo, mppo_by, simpo
-from minipo.files import read_json, read_parquet, whole_file, write_json
 from minipo.preference import OBJECTIVES
 from minipo.prompts import TEMPLATES
 from minipo.trainers import COMPLETE, MarkComplete, PreferenceTrainer
@@ -764,7 +764,7 @@ def test_reference_log_probs_are_computed_once(start, tmp_path, home, scored):
     assert scored() == 64 + 32 + 32
     short = Run(tmp_path / "short").probe
     assert first.probe[first.probe.step == 0].reference.tolist() == short[short.step == 0].reference.tolist()
-    assert len(list((home / "reference").iterdir())) == 3
+    assert len(list((home / "reference").glob("*.npy"))) == 3
 
 
 def test_other_weights_and_another_precision_have_another_reference(start, tiny, tmp_path, scored):
@@ -780,12 +780,12 @@ def test_other_weights_and_another_precision_have_another_reference(start, tiny,
 
 def test_a_damaged_reference_is_computed_again(start, finished, tmp_path, home, scored):
     start(tmp_path / "first")
-    entries = {path: path.read_bytes() for path in (home / "reference").iterdir()}
+    entries = {path: path.read_bytes() for path in (home / "reference").glob("*.npy")}
     for path, whole in entries.items():
         path.write_bytes(whole[:-100])
     assert_same_end(start(tmp_path / "again"), finished)
     assert scored() == 2 * (64 + 32 + 32)
-    assert {path: path.read_bytes() for path in (home / "reference").iterdir()} == entries
+    assert {path: path.read_bytes() for path in (home / "reference").glob("*.npy")} == entries
 
 
 def test_it_may_be_cut_off_while_the_reference_is_scored(start, finished, tmp_path, monkeypatch):

@@ -21,14 +21,14 @@ from minipo.experiments import workers
 from minipo.experiments.configuration import PreferConfig, SFTConfig, recipe
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import Interaction, Splits
+from minipo.experiments.files import read_json, write_json
 from minipo.experiments.records import Recorded, check_same_data, difference, load_recorded, record, record_scores
 from minipo.experiments.runs import Run, cache_folder
 from minipo.experiments.sweeps import grid, sweep
 from minipo.experiments.training import Recorder
 from minipo.experiments.workers import train_all
-from minipo.files import read_json, write_json
 
-DESIGN_COLUMNS = """
+COLUMNS = """
     dataset model tuning objective negatives dynamic select adjust_beta clusters beta margin learning_rate seed steps
     train_loss pair_loss val_hr@1 sft_hr@1 hr@1 hr@5 ndcg@5 mrr reward_win_rate boundary_share seconds
 """.split()  # section 5
@@ -151,7 +151,7 @@ def test_a_bad_grid_is_one_sentence(settings, message):
 
 def test_a_table_has_a_row_a_run_with_designs_columns(tasks):
     table = sweep(negatives=[1, 5], dynamic=["off", "on"], progress=False, **SMALL)
-    assert [column for column in table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert [column for column in table if column != "sft_epochs"] == COLUMNS
     assert table[["negatives", "dynamic", "select", "adjust_beta"]].to_numpy().tolist() == [
         [1, "off", "off", "off"],
         [1, "on", "on", "on"],
@@ -166,7 +166,7 @@ def test_a_table_has_a_row_a_run_with_designs_columns(tasks):
         assert row["val_hr@1"] == run.evaluation["hr@1"].iloc[-1]
         assert row["train_loss"] == run.metrics.loss.iloc[-1]
     assert table["sft_hr@1"].nunique() == 1
-    assert table[DESIGN_COLUMNS].notna().all(axis=None)
+    assert table[COLUMNS].notna().all(axis=None)
 
 
 def test_the_sft_run_and_its_log_probs_come_first_and_once(tasks, home):
@@ -453,7 +453,7 @@ def kept(tiny, finished_runs, levels, tmp_path) -> Path:
 
 def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels):
     recorded = load_recorded("grid", kept)
-    assert [column for column in recorded.table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert [column for column in recorded.table if column != "sft_epochs"] == COLUMNS
     assert recorded.table.objective.tolist() == ["dmpo"] * 4 + ["sft"]
     assert recorded.table.dynamic.tolist() == ["off", "off", "on", "on", "off"]
     assert recorded.table.negatives.tolist() == [5, 5, 5, 5, 0]
