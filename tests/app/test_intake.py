@@ -226,10 +226,16 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     ),
     "deep.json": (lambda: 100_000 * b"[" + 100_000 * b"]", "is nested too deeply to be read"),
     "digits.json": (lambda: b"[" + 10_000 * b"7" + b"]", "is not JSON in UTF-8"),
-    "half-letter.json": (lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(), "a name has half a surrogate pair"),
+    "half-letter.json": (
+        lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(),
+        "a name has half a surrogate pair",
+    ),
     "object.json": (lambda: b'{"a": 1}', "contains no list of rows"),
     "other.json": (lambda: b'[{"a": 1}]', "row 1: historyList, itemList and trueSelection are not all present"),
-    "numbers.json": (lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]', "is not a list of names"),
+    "numbers.json": (
+        lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]',
+        "is not a list of names",
+    ),
     "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "a row lists 60 items, and 50 is the limit"),
     "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 letters"),
     "many.parquet": (
