@@ -1,10 +1,10 @@
 """Every causal architecture and every adapter, scored: `python benchmarks/architectures.py` (about ten minutes).
 
 A tiny model with random weights of each architecture that the installed transformers knows, and of GPT-2 and Llama with
-each tuner of the installed peft, scores candidates through minipo and in the plain way: one forward a candidate, no
-padding, no mask. Whatever the configuration can draw at random is turned up, so that what `disable_dropout` leaves of
-it is a difference between training and evaluation mode. Each model has a process of its own: one that hangs or dies is
-a row like the others.
+each tuner of the installed peft, scores candidates through minipo and in the plain way: one forward per candidate, no
+padding, no mask. Everything random in the configuration is turned up, so that what `disable_dropout` leaves of it shows
+as a difference between training and evaluation mode. Each model has its own process: one that hangs or dies is a row
+like the others.
 
 Writes docs/architectures.md; the exit status is 1 where a score is wrong, or minipo fails without saying why.
 """
@@ -40,7 +40,7 @@ from minipo.trainers import PreferenceTrainer
 
 REPORT = Path(__file__).parent.parent / "docs" / "architectures.md"
 PATIENCE = 300  # seconds for a model
-TOLERANCE = 1e-3  # nats of a summed log-prob: rounding stays below a tenth of it, a wrong mask makes 0.05 to 50
+TOLERANCE = 1e-3  # nats of a summed log-prob: rounding stays below a tenth of it, a wrong mask gives 0.05 to 50
 
 CANDIDATES = [" Fox", " Iron Lark Song Glass", " Neon Glass"]  # 1, 4 and 2 tokens
 ROWS = {
@@ -50,14 +50,14 @@ ROWS = {
     "a full context": (["Fox, " * 45 + "Glass,", "Glass, Fox, " * 22 + "Fox, Fox,"], [CANDIDATES] * 2),
     "too many tokens": (["Fox, " * 52 + "Glass,"], [CANDIDATES]),
 }
-ROWS["short rows again"] = ROWS["short rows"]  # what a model keeps from longer ones changes nothing
+ROWS["short rows again"] = ROWS["short rows"]  # what a model keeps from longer ones must not matter
 
 
 @torch.no_grad()
 def plain(
     model: nn.Module, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
 ) -> Float[Tensor, "rows candidates"]:
-    """One forward a candidate, its end included where the context has room for it: no padding, no mask."""
+    """One forward per candidate, its end included where the context has room for it: no padding, no mask."""
     scores = torch.full((len(prompts), max(map(len, candidates))), -torch.inf)
     for row, (prompt, answers) in enumerate(zip(prompts, candidates, strict=True)):
         start = TOKENIZER.encode(prompt)
@@ -77,7 +77,7 @@ def difference(scores: Tensor, expected: Tensor) -> float:
 
 
 def said(error: Exception) -> tuple[bool, str]:
-    """Whether it is minipo that says what is wrong, and what that is."""
+    """Whether the error is minipo's own, and what it says."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     line = " ".join(part.strip() for part in str(error).strip().splitlines()[:2])
     if isinstance(error, ValueError) and Path(last.filename).is_relative_to(Path(minipo.__file__).parent):
@@ -226,9 +226,9 @@ def reference(row: Row, base: nn.Module, adapter: peft.PeftConfig) -> None:
 
 
 def alone(name: str) -> Row:
-    """`examine`, in a process of its own."""
+    """`examine`, in a separate process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minipo.trainers", "peft"])  # so that each process need not import them anew
+    context.set_forkserver_preload(["minipo.trainers", "peft"])  # so that no process has to import them again
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(name, sender))
     process.start()
@@ -253,17 +253,17 @@ def _send(name: str, sender: Any) -> None:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The page that docs/architectures.md is."""
+    """The page docs/architectures.md."""
     tables = [[row for row in rows if (" on " in row.name) == adapters] for adapters in (False, True)]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     lines = [
         "# What minipo scores, and how",
         "",
         "A tiny model with random weights of every causal architecture that transformers knows, and of GPT-2 and Llama "
-        "with every kind of adapter of peft, scored by `minipo.candidate_logps` and, to compare, by one forward a "
+        "with every kind of adapter of peft, scored by `minipo.candidate_logps` and, to compare, by one forward per "
         "candidate without padding or mask: short rows, rows beyond every window, more candidates than the context "
         "holds, rows that fill the context, and one that is too long. `python benchmarks/architectures.py` writes this "
-        "page anew.",
+        "page.",
         "",
         "- *packed*: a row holds the prompt once, then all candidates. *one by one*: each candidate has a row, which "
         "takes longer; minipo warns and says why. *both*: short rows are packed, longer ones are not.",

@@ -1,12 +1,12 @@
 """Time a step as it grows: `python benchmarks/growth.py` (about 5 minutes).
 
 Forward and backward of SmolLM2-135M with LoRA, float32, as K, the prompt's tokens or the rows grow, one of them at a
-time, in micro-batches of at most 4 rows whose gradients add up, as a run with `accumulation` does it. And ragged rows,
-histories of 3 to 10 and 1 to 19 negatives, packed as they come (one batch) and in groups of similar length
-(`pack_groups`): what share of the tokens is padding, and what it costs.
+time, in micro-batches of at most 4 rows whose gradients add up, as in a run with `accumulation`. And ragged rows,
+histories of 3 to 10 and 1 to 19 negatives, packed in their order (one batch) and in groups of similar length
+(`pack_groups`): the share of padding among the tokens, and its cost.
 
 Prints tables, writes growth.json beside this file and, with kaleido installed (`pip install 'minipo[benchmarks]'`, and
-Chrome or Chromium), the figure docs/growth.svg: time against the tokens that are really there.
+Chrome or Chromium), the figure docs/growth.svg: time against the number of real tokens.
 """
 
 import importlib.util
@@ -43,8 +43,8 @@ Packing = Callable[[list[TokenIds], list[list[TokenIds]], int], Any]
 
 
 def tokens(rows: list[Row]) -> dict[str, int]:
-    """How many tokens the rows have: packed, and with a full row for each candidate. The last of each answer, its end,
-    is predicted and not read."""
+    """The number of tokens of the rows: packed, and with a full row for each candidate. The last of each answer, its
+    end token, is predicted and not read."""
     return {
         "tokens": sum(len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows),
         "plain_tokens": sum(len(prompt) + len(answer) - 1 for prompt, answers in rows for answer in answers),
@@ -91,7 +91,7 @@ def ragged(tokenizer: Any, count: int) -> list[Row]:
 
 
 def padding(rows: list[Row], together: int) -> dict[str, float]:
-    """Padding's share of the rows' tokens in batches of `together`, as they come and grouped, and groups a batch."""
+    """The share of padding in batches of `together` rows, in their order and grouped, and the groups per batch."""
     report: dict[str, float] = {"rows_together": together}
     for name, packing in (("one", pack_ids), ("groups", pack_groups)):
         made = packings(rows, together, packing)
@@ -139,7 +139,7 @@ def figure(report: dict[str, Any]) -> go.Figure:
 
 
 def measured(axes: dict[str, tuple[int, ...]], repeats: int, small: bool) -> dict[str, Any]:
-    """Every point and the ragged rows, in turns, all in this process: memory is no question here."""
+    """Every point and the ragged rows, in turns, all in this process, because memory is not measured here."""
     made = provenance()
     prepare()
     base, tokenizer, what = smollm2(small)
@@ -152,7 +152,7 @@ def measured(axes: dict[str, tuple[int, ...]], repeats: int, small: bool) -> dic
     tasks: list[tuple[list[Row], Packing]] = [(shaped(rows, setting), pack_groups) for _, setting in settings]
     tasks += [(timed, packing) for packing in ways.values()]
     for of, packing in tasks:
-        step(model, of[:TOGETHER], packing)  # without the clock
+        step(model, of[:TOGETHER], packing)  # untimed
     turns = [[step(model, of, packing) for of, packing in tasks] for _ in range(repeats)]
     seconds = [statistics.median(times) for times in zip(*turns, strict=True)]
     growth = []

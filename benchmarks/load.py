@@ -55,16 +55,16 @@ class Session:
 
     def __init__(self, address: str, waits: dict[str, list[float]], seed: int):
         self.address, self.waits, self.random = address, waits, random.Random(seed)
-        self.pages: dict[str, str] = {}  # by path, the hash that names it
+        self.pages: dict[str, str] = {}  # path to the page's hash
         self.page = ""
-        self.controls: dict[str, tuple[str, Any]] = {}  # by id: the fragment it is in, and the control
+        self.controls: dict[str, tuple[str, Any]] = {}  # id to the control's fragment and the control
         self.values: dict[str, WidgetState] = {}
-        self.refreshed: dict[str, float] = {}  # fragments that refresh themselves, and how often
+        self.refreshed: dict[str, float] = {}  # fragments that refresh themselves to their interval
         self.finished = asyncio.Event()
         self.busy = asyncio.Lock()
 
     async def live(self, seconds: float) -> None:
-        """Open a page, and act on it until the time is over."""
+        """Open a page, and act on it until time is up."""
         uri = f"{self.address.replace('http', 'ws')}/_stcore/stream"
         async with websockets.connect(uri, subprotocols=["streamlit"], max_size=None) as self.socket:  # type: ignore
             reader = asyncio.create_task(self.read())
@@ -134,7 +134,7 @@ class Session:
                     await self.ask("refresh", fragment_id=fragment, is_auto_rerun=True)
 
     async def read(self) -> None:
-        """Take in what the server sends."""
+        """Process the server's messages."""
         async for content in self.socket:
             message = ForwardMsg()
             message.ParseFromString(content)
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def hand_in(seconds: float) -> list[str]:
-    """Hand in so many runs that two train for all this time, and wait until the first two do; their tokens."""
+    """Submit enough runs that two train all the time, and wait until the first two do; their tokens."""
     settings = {**forms.OPENING, **forms.defaults("catalog", "pocket-gpt2"), "negatives": 19, "steps": limits.STEPS}
     count = 2 * math.ceil(seconds / 20)  # a run takes 50 seconds on two idle cores
     runs = [

@@ -1,6 +1,6 @@
-"""What the benchmarks share: a process for each measurement, models and rows, provenance, tables. No benchmark itself.
+"""Shared by the benchmarks, not one itself: a process for each measurement, models and rows, provenance, tables.
 
-A measurement in a process of its own has a peak memory of its own, and leaves nothing behind that the next one finds.
+A measurement in a separate process has its own peak memory and does not affect the next one.
 """
 
 import argparse
@@ -35,7 +35,7 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 def arguments(description: str | None) -> argparse.Namespace:
     """The command line that all benchmarks have; sets the number of threads.
 
-    measure: the settings of one measurement, if this process is there for one.
+    measure: the settings of one measurement, if this process is to make one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run on tiny settings that writes no file")
@@ -47,13 +47,13 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def alone(script: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What `script --measure settings` prints, run in a process of its own with this one's number of threads."""
+    """The output of `script --measure settings` in a separate process with this one's number of threads."""
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--measure", json.dumps(settings)]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
         if child.returncode == -9:
-            reason = "it was killed, as the system does where memory runs out; free some"
+            reason = "it was killed, probably because memory ran out; free some"
         raise SystemExit(f"The measurement {settings} failed: {reason}.")
     print(".", end="", file=sys.stderr, flush=True)
     result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
@@ -61,15 +61,15 @@ def alone(script: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(reuse: bool = True) -> None:
-    """What all sides of a comparison get: a seed, and memory that is kept, see `reuse_memory`."""
+    """The same start for all sides of a comparison: a seed, and freed memory that is kept, see `reuse_memory`."""
     torch.manual_seed(0)
     if reuse:
         reuse_memory()
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, resident, in GB (1e9 bytes)."""
-    # A process inherits what its parent held when it was started; the parents here have imported the same, and no more.
+    """The peak resident memory of this process so far, in GB (1e9 bytes)."""
+    # A process inherits its parent's memory at its start; the parents here have only imported the same modules.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -86,7 +86,9 @@ def provenance() -> dict[str, Any]:
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": THREADS,
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),  # of the minute before: about as much as there are threads, or too much
+        "load": round(
+            os.getloadavg()[0], 2
+        ),  # of the last minute: at most about the number of threads, or the timings suffer
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
     }
@@ -115,8 +117,8 @@ def _cell(value: object) -> str:
 
 
 def smollm2(small: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """SmolLM2-135M in float32 with its tokenizer, and which weights they are: those that `minipo fetch smollm2-135m`
-    brought, or random ones in the same shape, which take as long. small: two narrow layers, for a smoke run."""
+    """SmolLM2-135M in float32 with its tokenizer, and a description of its weights: those that `minipo fetch` gives,
+    or random ones of the same shape, which take as long. small: two narrow layers, for a smoke run."""
     if not small and present("smollm2-135m"):
         return (*load_model("smollm2-135m"), "SmolLM2-135M-Instruct as fetched")
     tokenizer = _stand_in()
@@ -141,7 +143,7 @@ def smollm2(small: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerFa
 
 
 def _stand_in() -> PreTrainedTokenizerFast:
-    """Tokens of up to four letters: names are about as long in them as in SmolLM2's."""
+    """Tokens of up to four letters: names have about as many as with SmolLM2's tokenizer."""
     splitter = pre_tokenizers.Split(Regex(r" ?\w{1,4}| ?[^\w\s]|\s"), behavior="isolated")
     text = render(TEMPLATES["music"], NAMES, NAMES)
     pieces = sorted({piece for piece, _ in splitter.pre_tokenize_str(text)})
@@ -151,7 +153,7 @@ def _stand_in() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-NAMES = (*catalog.SHARED_WORDS, *catalog.world(0).items)  # of one word and of two: 3 tokens, as the names in LastFM
+NAMES = (*catalog.SHARED_WORDS, *catalog.world(0).items)  # of one word and of two: 3 tokens, like the names in LastFM
 _OFTEN = np.repeat([0.75 / 60, 0.25 / 240], [60, 240])  # seven in ten of those drawn have one word
 
 
@@ -159,7 +161,7 @@ def lastfm_shaped(
     count: int, negatives: int = 19, history: tuple[int, int] = (3, 5), seed: int = 0
 ) -> list[Interaction]:
     """Invented users whose prompts look like LastFM's under the template "music": about 120 tokens of SmolLM2 with 20
-    candidates in the list, 3 to 4 a candidate. history: the fewest and the most items of it."""
+    candidates in the list, 3 to 4 a candidate. history: its minimum and maximum number of items."""
     random = np.random.default_rng(seed)
     users = []
     for user in range(count):
@@ -171,6 +173,6 @@ def lastfm_shaped(
 
 
 def texts(users: Sequence[Interaction], template: str) -> tuple[list[str], list[list[str]]]:
-    """Prompts, and candidates as they follow them, chosen first."""
+    """Prompts, and the candidates that follow them, chosen first."""
     prompts = [render(TEMPLATES[template], user.history, user.candidates) for user in users]
     return prompts, [[answer(item) for item in user.canonical] for user in users]

@@ -1,4 +1,4 @@
-"""Time the page as a viewer waits for it: `python benchmarks/page.py` (needs chromium on the PATH; about two minutes).
+"""Time the page as a viewer sees it: `python benchmarks/page.py` (needs chromium on the PATH; about two minutes).
 
 Starts the real app on this machine, opens it in headless Chromium at a projector's size, and measures first paint on a
 warm server, the slider from key to new sentence, and a live run of 300 steps at K = 15 from the shipped checkpoint.
@@ -51,7 +51,7 @@ def slide(page: Page) -> float:
 
 
 def train(page: Page, number: int) -> float:
-    """Seconds from the button to the result of a run of 300 steps at K = 15, the page's so many-th."""
+    """Seconds from the button to the result of a run of 300 steps at K = 15, number `number` on this page."""
     start = time.perf_counter()
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_text(re.compile(r"HR@1 on the test users: [\d.]+ %"))).to_have_count(number, timeout=300_000)

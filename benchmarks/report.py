@@ -1,4 +1,4 @@
-"""Puts what the benchmarks measured into the README, from the JSON that each left here: python benchmarks/report.py"""
+"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py"""
 
 from pathlib import Path
 from statistics import median
@@ -46,10 +46,10 @@ def step(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     return [
         "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
-        "answer a full row, logits of the whole vocabulary at every place, a reference forward each step, as the "
+        "answer a full row, logits of the whole vocabulary at every position, a reference forward each step, as the "
         "papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the reference's "
-        "log-probs kept. Plain as it comes gives freed memory back to the system and gets it anew, as a process does "
-        "unless told otherwise; the others keep it (`reuse_memory`), as minipo does by itself. float32; "
+        "log-probs kept. Plain as it comes returns freed memory to the system and requests it again, as processes do "
+        "by default; the others keep it (`reuse_memory`), as minipo does by itself. float32; "
         f"SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
         f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
         f"the catalogue. {where(found['provenance'])}.",
@@ -82,7 +82,7 @@ def scoring(found: dict[str, Any]) -> list[str]:
     ]
     header = ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"]
     return [
-        "**Scoring 20 candidates a user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
+        "**Scoring 20 candidates per user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
         markdown(header, lines),
     ]
 
@@ -94,7 +94,7 @@ def growth(found: dict[str, Any]) -> list[str]:
     )
     return [
         "**As it grows**, `python benchmarks/growth.py`: K from 1 to 63, prompts of 32 to 512 tokens, batches of 1 to "
-        f"64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand tokens that are really there (median "
+        f"64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand real tokens (median "
         f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
         f"grouped by length, {worst:.0%} in the worst batch.",
         "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
@@ -134,7 +134,7 @@ def load(found: dict[str, Any]) -> list[str]:
 def page(found: dict[str, Any]) -> list[str]:
     lines = [[name, f"{seconds:.2f} s"] for name, seconds in found["seconds"].items()]
     return [
-        "**How long things take on the page**, one viewer in headless Chromium and nobody else, `python "
+        "**How long things take on the page**, one viewer in headless Chromium and no others, `python "
         f"benchmarks/page.py` ({found['versions']['machine']}, {found['date']}).",
         markdown(["", ""], lines),
     ]
@@ -149,7 +149,7 @@ def selection(found: dict[str, Any]) -> list[str]:
 
 
 def report() -> str:
-    """The README's tables, of the benchmarks whose JSON is there."""
+    """The README's tables of the benchmarks that have a JSON file."""
     parts = (step, trl_step, scoring, growth, shapes, selection, page, load)
     there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))

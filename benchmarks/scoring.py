@@ -1,10 +1,10 @@
-"""Time the scoring of 20 candidates a user: `python benchmarks/scoring.py` (about 10 minutes).
+"""Time the scoring of 20 candidates per user: `python benchmarks/scoring.py` (about 10 minutes).
 
 minipo: `evaluation.score`, a user's prompt once.  plain: a full row for each candidate, a user's 20 rows in one padded
 forward, logits over the whole vocabulary at every position.  generate: `evaluation.valid_ratio`, greedy generation of
-one answer, several users at a time with a cache of keys and values, as ValidRatio does; it gives a name, no ranking.
+one answer, several users at a time with a cache of keys and values, as ValidRatio does; it gives a name, not a ranking.
 
-On SmolLM2-135M (LastFM-shaped prompts) and pocket-gpt2 (the catalogue), each way in a process of its own, in turns, all
+On SmolLM2-135M (LastFM-shaped prompts) and pocket-gpt2 (the catalogue), each way in a separate process, in turns, all
 with `reuse_memory`. Checks that the log-probs agree, prints a table, and writes scoring.json beside this file.
 """
 
@@ -36,7 +36,7 @@ from minipo.experiments.models import load_model
 from minipo.experiments.users import score, valid_ratio
 
 WAYS = ("minipo", "plain", "generate")
-# users, of them in one forward of minipo's and of generate's, runs on the clock after one without, processes a way
+# users; users in one forward of minipo and of generate; timed runs, after an untimed one; processes per way
 MODELS = {
     "smollm2-135m": {"users": 16, "batch_size": 8, "runs": 2, "repeats": 3},
     "pocket-gpt2": {"users": 256, "batch_size": 64, "runs": 5, "repeats": 3},
@@ -95,7 +95,7 @@ def compare(name: str, settings: dict[str, int]) -> dict[str, Any]:
     ours, plain = (torch.tensor(runs[way][0]["logps"]) for way in ("minipo", "plain"))
     difference = (ours - plain).abs().max().item()
     if not difference < TOLERANCE:
-        raise SystemExit(f"On {name} log-probs differ by {difference:.2g}: no timing is worth a report.")
+        raise SystemExit(f"On {name} log-probs differ by {difference:.2g}: the timings would be meaningless.")
     times = {way: [second / settings["users"] for run in runs[way] for second in run["seconds"]] for way in WAYS}
     seconds = {way: statistics.median(times[way]) for way in WAYS}
     return {
@@ -135,7 +135,7 @@ def main() -> None:
         return
     made = provenance()
     results = [compare(name, settings) for name, settings in (QUICK if given.quick else MODELS).items()]
-    print(f"\nMilliseconds a user of 20 candidates and peak memory, {made['threads']} threads, {made['processor']}")
+    print(f"\nMilliseconds per user of 20 candidates and peak memory, {made['threads']} threads, {made['processor']}")
     for result in results:
         print(f"{result['model']}: {result['weights']}")
     print(shown(results))

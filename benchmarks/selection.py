@@ -21,7 +21,7 @@ REPEATS = 15
 
 
 def looped(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The straightforward way: a row at a time, all pairs of cuts into three groups."""
+    """The straightforward way: row by row, all pairs of cuts into three groups."""
     selections, strengths = [], []
     for chosen, *negatives in logps.tolist():
         selected = [value >= chosen for value in negatives]
@@ -74,7 +74,7 @@ def vectorised(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def seconds(functions: list[Callable[[torch.Tensor], object]], logps: torch.Tensor) -> list[float]:
-    """The shortest of some runs each, in turns, so that other programs on the machine disturb them alike and least."""
+    """The shortest of several runs of each, in turns, so that other programs disturb them equally and least."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for function, taken in zip(functions, times, strict=True):
@@ -93,14 +93,14 @@ def processor() -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # as the loop has
+    torch.set_num_threads(1)  # like the loop
     generator = torch.Generator().manual_seed(0)
     logps = torch.randn(ROWS, 1 + NEGATIVES, generator=generator) * 3 - 12
     logps[::2, 0] += 12  # in about half of the rows no negative violates, and the split decides
     fast_selection, fast_strength = vectorised(logps)
     slow_selection, slow_strength = looped(logps)
     if not torch.equal(fast_selection, slow_selection):
-        raise SystemExit("The two selections differ: no timing is worth reporting.")
+        raise SystemExit("The two selections differ: the timings would be meaningless.")
     torch.testing.assert_close(fast_strength, slow_strength, rtol=1e-6, atol=0)
 
     split_share = (logps[:, 1:] < logps[:, :1]).all(1).double().mean().item()

@@ -2,10 +2,10 @@
 
 Forward, backward and optimizer of SmolLM2-135M with LoRA on a CPU; ragged rows, histories of 3 to 10 and 1 to 19
 negatives.
-least padding: rows in groups of similar length, as `pack_groups` does unless told otherwise.  few shapes: rows and
-places rounded up besides (`few_shapes`), as the trainers do for bfloat16 on a CPU.
+least padding: rows in groups of similar length, as `pack_groups` does by default.  few shapes: the numbers of
+rows and positions are also rounded up (`few_shapes`), as the trainers do for bfloat16 on a CPU.
 
-Each side runs once, in a process of its own. Prints a table and writes shapes.json beside this file.
+Each side runs once, in a separate process. Prints a table and writes shapes.json beside this file.
 """
 
 import json

@@ -1,13 +1,13 @@
 """Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 25 minutes).
 
-plain: the way the published trainers do it. Every candidate is a row of its own, prompt and answer, all of them in one
-padded forward; float32 logits over the whole vocabulary at every position; the reference is a second such forward.
-as it comes: the same, in a process that gives freed memory back to the system, as Python's do unless told otherwise.
-fresh: minipo, with a reference forward in each step.  cached: minipo, with the reference's log-probs computed before.
+plain: as in the published trainers. Every candidate has its own row of prompt and answer, all in one padded forward;
+float32 logits over the whole vocabulary at every position; the reference is a second such forward.
+as it comes: the same, in a process that returns freed memory to the system, as Python's do by default.
+fresh: minipo, with a reference forward in each step.  cached: minipo, with precomputed log-probs of the reference.
 
 On SmolLM2-135M (LoRA, 2 rows) and pocket-gpt2 (all weights, 32 rows of the catalogue), each K, in float32. Each side
-runs in a process of its own, in turns; peak memory is the process's, all included. All but "as it comes" keep freed
-memory (`reuse_memory`), which minipo does by itself. Checks that the log-probs agree, prints a table, and writes
+runs in a separate process, in turns; peak memory is that of the whole process. All but "as it comes" keep freed memory
+(`reuse_memory`), which minipo does by itself. Checks that the log-probs agree, prints a table, and writes
 step.json beside this file; of that, `dynamic_share` is the time of DynamicPO's selection and β as a share of the 135M
 model's fresh step at K = 15.
 """
@@ -37,7 +37,7 @@ from minipo.scoring import packed_logps
 THEIRS, OURS = ("as it comes", "plain"), ("fresh", "cached")
 SIDES = THEIRS + OURS
 NEGATIVES = (1, 5, 15, 19)
-# rows a step, steps without the clock, steps on it, processes a side
+# rows per step, untimed steps, timed steps, processes per side
 MODELS = {
     "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 3, "repeats": 2},
     "pocket-gpt2": {"rows": 32, "warm_up": 5, "steps": 20, "repeats": 3},
@@ -46,7 +46,7 @@ QUICK = {
     "tiny-llama": {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 1},
     "pocket-gpt2": {"rows": 4, "warm_up": 1, "steps": 2, "repeats": 1},
 }
-TOLERANCE = 1e-3  # nats, on summed log-probs; float32 leaves about a hundredth of that
+TOLERANCE = 1e-3  # nats, on summed log-probs; float32 rounding is about a hundredth of it
 
 
 def plain_logps(
@@ -55,7 +55,7 @@ def plain_logps(
     answer_ids: Sequence[Sequence[TokenIds]],
     pad_token_id: int,
 ) -> Float[Tensor, "rows candidates"]:
-    """The log-prob of each candidate, each in a full row of its own, as the published trainers compute it."""
+    """The log-prob of each candidate, each in its own full row, as the published trainers compute it."""
     pairs = [(prompt, answer) for prompt, row in zip(prompt_ids, answer_ids, strict=True) for answer in row]
     width = max(len(prompt) + len(answer) for prompt, answer in pairs)
     input_ids = torch.full((len(pairs), width), pad_token_id)
@@ -73,11 +73,11 @@ def plain_logps(
 
 
 def setting(name: str, rows: int) -> tuple[Any, Any, str, list[TokenIds], list[list[TokenIds]]]:
-    """The model to train, its tokenizer, what it is, and token ids of prompts and of their candidates, chosen first."""
+    """The model to train, its tokenizer and description, and token ids of prompts and candidates, chosen first."""
     if name == "pocket-gpt2":
         splits = load_dataset("catalog")
         model, tokenizer = load_model(name, items=splits.items)
-        what, users, template = f"{name}, random weights, all of them trained", list(splits.train[:rows]), "line"
+        what, users, template = f"{name}, random weights, all trained", list(splits.train[:rows]), "line"
     else:
         base, tokenizer, what = smollm2(small=name != "smollm2-135m")
         model, users, template = add_lora(base), lastfm_shaped(rows), "music"  # type: ignore[assignment]
@@ -133,7 +133,7 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-        # DynamicPO's part, once after each step, as a step finds the processor's caches.
+        # DynamicPO's part, once after each step, with the processor's caches as in a step.
         logps = policy.detach()
         start = time.perf_counter()
         dual_margin_beta(logps, boundary(logps), 1.0, 6.0)
@@ -165,7 +165,7 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> dict[str, An
     )
     if not difference < TOLERANCE:
         raise SystemExit(
-            f"On {name} at K={negatives} log-probs differ by {difference:.2g}: no timing is worth a report."
+            f"On {name} at K={negatives} log-probs differ by {difference:.2g}: the timings would be meaningless."
         )
     times = {side: [second for run in runs[side] for second in run["seconds"]] for side in SIDES}
     seconds = {side: statistics.median(times[side]) for side in SIDES}

@@ -1,6 +1,6 @@
-"""A tiny model of any causal architecture, and any adapter for it. No benchmark itself: architectures.py tries them.
+"""A tiny model of any causal architecture, and any adapter for it. Not a benchmark itself: architectures.py tests them.
 
-General rules make a configuration small, by the names of its fields; what a class needs besides stands in `FURTHER`.
+General rules make a configuration small, by the names of its fields; `FURTHER` has what a class needs in addition.
 """
 
 import dataclasses
@@ -83,11 +83,11 @@ LAYERS = (
     "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers"
 ).split()
 NOISE = ("drop", "jitter")  # in the names of fields that hold a probability or the width of noise
-LATENT = {"num_key_value_heads": 4}  # heads of latent attention have keys and values of their own
+LATENT = {"num_key_value_heads": 4}  # each head of latent attention has its own keys and values
 MAMBA2 = {"mamba_d_head": 16, "mamba_n_heads": 8}
 ENDS = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
 LONGROPE = {"rope_parameters": ENDS | {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}, "sliding_window": None}
-# What more a small configuration must say, by model type.
+# Further settings of a small configuration, by model type.
 FURTHER: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         "axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 dots3_note_text glm4_moe_lite glm_moe_dsa hy_v4 "
@@ -97,7 +97,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], **MAMBA2},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4, "attn_pdrop": 0.3}},
-    "diffllama": {"attention_dropout": 0.0},  # it takes no other
+    "diffllama": {"attention_dropout": 0.0},  # it accepts no other
     "falcon_h1": {"mamba_d_ssm": 128, **MAMBA2},
     "gemma3n_text": {
         "num_hidden_layers": 4,
@@ -144,7 +144,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
-# What a name may add behind a comma.
+# What may follow a comma in a name.
 VARIANTS: dict[str, dict[str, Any]] = {
     "as a decoder": {"is_decoder": True},
     "causal": {"causal": True},
@@ -177,7 +177,7 @@ TUNER_VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def small(config: PreTrainedConfig, **further: Any) -> PreTrainedConfig:
-    """`config` in tiny: one layer of each kind, at least two, and noise wherever it can have some."""
+    """A tiny `config`: one layer of each kind, at least two, and noise wherever possible."""
     names = {field.name for field in dataclasses.fields(config)}
     fields = {name: value for name, value in vars(config).items() if name in names}
     layers = next((fields[name] for name in LAYERS if name in fields), None)
@@ -206,13 +206,13 @@ def architecture(name: str) -> nn.Module:
     default = CONFIG_MAPPING[name]
     config = small(default(**FURTHER[name]) if name == "dbrx" else default(), **further)
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[default]
-    if not isinstance(config, cls.config_class):  # it reads text alone
+    if not isinstance(config, cls.config_class):  # it reads only text
         config = next((part for part in vars(config).values() if isinstance(part, cls.config_class)), config)
     torch.manual_seed(0)
     model = cls(config).eval()
     with torch.no_grad():
         for weights in model.parameters():
-            # So far from zero that every token, mask and position matters; what is drawn wider stays.
+            # Far enough from zero for every token, mask and position to matter; wider weights stay.
             if weights.dim() > 1 and not weights.std() > 0.1:
                 weights.normal_(std=0.3)
             elif weights.dim() == 1:

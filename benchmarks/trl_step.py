@@ -2,10 +2,10 @@
 
 `trl.DPOTrainer` and minipo's `PreferenceTrainer` train SmolLM2-135M on the same pairs: DPO, LoRA, float32, 2 rows a
 step, no gradient checkpointing, the same `TrainingArguments`. fresh: a reference forward in each step, TRL's default;
-for minipo a trainer that scores the reference in the step as well. cached: both compute the reference before training.
-A step is what passes from the end of one to the end of the next inside `.train()`, the first ones left out.
+for minipo a trainer that also scores the reference in the step. cached: both compute the reference before training.
+A step lasts from the end of one to the end of the next inside `.train()`, without the first ones.
 
-Each side runs in a process of its own, in turns, and all keep freed memory (`reuse_memory`), except for "TRL as it
+Each side runs in a separate process, in turns, and all keep freed memory (`reuse_memory`), except for "TRL as it
 comes": minipo does this by itself, users of TRL do not. Checks that the reference's log-probs agree, prints a table,
 and writes trl_step.json beside this file. Takes about 5 minutes.
 """
@@ -50,7 +50,7 @@ class Clock(TrainerCallback):
 
 
 class FreshReference(PreferenceTrainer):
-    """Scores the reference, the model without its adapter, in every step anew."""
+    """Scores the reference, the model without its adapter, again in every step."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *others: Any, **more: Any) -> Any:
         with torch.no_grad(), model.disable_adapter():
@@ -128,7 +128,7 @@ def compare(repeats: int, settings: dict[str, Any]) -> dict[str, Any]:
     theirs, ours = (torch.tensor(runs[side][0]["reference"]) for side in ("TRL, cached", "minipo, cached"))
     difference = (theirs - ours).abs().max().item()
     if not difference < TOLERANCE:
-        raise SystemExit(f"TRL's and minipo's log-probs differ by {difference:.2g}: no timing is worth a report.")
+        raise SystemExit(f"TRL's and minipo's log-probs differ by {difference:.2g}: the timings would be meaningless.")
     times = {side: [second for run in runs[side] for second in run["seconds"]] for side in SIDES}
     seconds = {side: statistics.median(times[side]) for side in SIDES}
     ours_of = {side: "minipo, cached" if SIDES[side]["cached"] else "minipo, fresh" for side in SIDES}
