@@ -12,6 +12,7 @@ import streamlit as st
 from shell import WORDS
 
 from minipo import files
+from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.experiments import fetch
 from minipo.experiments.configuration import PreferConfig, make_config, recipe, start_config
@@ -143,13 +144,7 @@ def run_settings(
 
 def described(settings: Mapping[str, Any]) -> str:
     """A run's settings in a few words, for a name and a legend."""
-    parts = [OBJECTIVE_LABELS[settings["objective"]]]
-    switches = settings["select"], settings["adjust_beta"]
-    if settings["dynamic"] == "on" and switches != ("off", "off"):  # with neither part it is the plain objective
-        whole = {("on", "on"): "", ("on", "off"): " selection alone", ("off", "on"): " β alone"}
-        control = f" {switches[0]} |B|{' with β' * (switches[1] == 'on')}"
-        parts.append(f"DynamicPO{whole.get(switches, control)}")
-    return ", ".join([*parts, f"K = {settings['negatives']}", f"seed {settings['seed']}"])
+    return f"{style.described(settings)}, seed {settings['seed']}"
 
 
 def estimate(settings: Mapping[str, Any]) -> str:
