@@ -11,10 +11,11 @@ import recorded
 import streamlit as st
 from shell import WORDS
 
-from minipo import files
 from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
-from minipo.experiments import fetch
+from minipo.experiments import fetch, files
+from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments import fetch, files
 from minipo.experiments.configuration import PreferConfig, make_config, recipe, start_config
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.runs import DATA, Run

@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from figures import own_data
 
-from minipo import files
+from minipo.experiments import files
 from minipo.experiments.datasets import delimited, tables
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.sources import Source, find, shown

@@ -25,8 +25,7 @@ import limits
 import psutil
 from huey import SqliteHuey
 
-from minipo import files
-from minipo.experiments import fetch, pairs
+from minipo.experiments import fetch, files, pairs
 from minipo.experiments.configuration import PreferConfig, make_config
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import FILES, ending

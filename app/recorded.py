@@ -4,11 +4,10 @@ from typing import Any
 
 import streamlit as st
 
-from minipo import files
 from minipo.course.figures import why
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.course.figures.why import Mistake
-from minipo.experiments import fetch, records
+from minipo.experiments import fetch, files, records
 from minipo.experiments.records import Recorded, check_same_data, load_recorded
 
 OBJECTIVES = ["dpo", "dmpo", "sdpo", "mppo"]

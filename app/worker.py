@@ -22,7 +22,7 @@ import limits
 import psutil
 from filelock import FileLock
 
-from minipo import files
+from minipo.experiments import files
 
 T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process

@@ -20,10 +20,11 @@ import plotly.graph_objects as go
 from measure import FOLDER, arguments, lastfm_shaped, prepare, provenance, smollm2, table, texts, write
 from plotly.subplots import make_subplots
 
+from minipo.compatibility.tokenizers import tokenize, tokenize_answers
 from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, OBJECTIVE_COLOURS, TEMPLATE
 from minipo.experiments.models import add_lora
 from minipo.packing import TokenIds, pack_groups, pack_ids, padding_share
-from minipo.scoring import packed_logps, tokenize, tokenize_answers
+from minipo.scoring import packed_logps
 
 BASE = {"K": 15, "prompt": 128, "batch": 2}
 AXES: dict[str, tuple[int, ...]] = {

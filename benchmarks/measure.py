@@ -21,12 +21,12 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from minipo.compatibility.forwards import reuse_memory
 from minipo.experiments.datasets import catalog
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.fetch import present
 from minipo.experiments.models import load_model
 from minipo.prompts import TEMPLATES, answer, render
-from minipo.scoring import reuse_memory
 
 FOLDER = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

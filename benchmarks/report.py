@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minipo.files import read_json, whole_file
+from minipo.experiments.files import read_json, whole_file
 
 FOLDER = Path(__file__).parent
 MARKS = ("<!-- made by: python benchmarks/report.py -->", "<!-- end -->")

@@ -30,10 +30,10 @@ from measure import (
 )
 from step import TOLERANCE, plain_logps
 
+from minipo.compatibility.tokenizers import tokenize, tokenize_answers
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.models import load_model
 from minipo.experiments.users import score, valid_ratio
-from minipo.scoring import tokenize, tokenize_answers
 
 WAYS = ("minipo", "plain", "generate")
 # users, of them in one forward of minipo's and of generate's, runs on the clock after one without, processes a way

@@ -26,12 +26,13 @@ from measure import alone, arguments, lastfm_shaped, peak_memory, prepare, prove
 from torch import Tensor
 
 from minipo.compatibility.architectures import disable_dropout
+from minipo.compatibility.tokenizers import tokenize, tokenize_answers
 from minipo.dynamic import boundary, dual_margin_beta
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.models import add_lora, load_model
 from minipo.packing import TokenIds, pack_groups
 from minipo.preference import preference_loss
-from minipo.scoring import packed_logps, tokenize, tokenize_answers
+from minipo.scoring import packed_logps
 
 THEIRS, OURS = ("as it comes", "plain"), ("fresh", "cached")
 SIDES = THEIRS + OURS

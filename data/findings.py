@@ -34,13 +34,13 @@ from minipo.experiments.comparison import older_data
 from minipo.experiments.configuration import Config, PreferConfig, SFTConfig, make_config, rows_at_once, splits_of
 from minipo.experiments.datasets import baselines
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import read_json, whole_file, write_json
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, check_same_data, difference, load_recorded, record
 from minipo.experiments.runs import DATA, Run, cache_folder, versions
 from minipo.experiments.sweeps import grid
 from minipo.experiments.training import arithmetic, sft_run
 from minipo.experiments.users import evaluate
 from minipo.experiments.workers import train_all
-from minipo.files import read_json, whole_file, write_json
 
 DATASET, POCKET, LANGUAGE_MODEL = "ml-100k", "pocket-gpt2", "smollm2-135m"
 SFT_EPOCHS = (1, 3, 10)
@@ -86,9 +86,9 @@ def more_sft_steps() -> int:
     Both have 32 users in a step. A preference step passes the prompt and 20 candidates, and the reference adds a
     forward of the same, a third of a pass; an SFT step passes the prompt and one answer.
     """
+    from minipo.compatibility.tokenizers import tokenize, tokenize_answers
     from minipo.experiments.models import load_model
     from minipo.prompts import TEMPLATES, answer, render
-    from minipo.scoring import tokenize, tokenize_answers
 
     splits = load_dataset(DATASET)
     _, tokenizer = load_model(POCKET, items=splits.items)

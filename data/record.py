@@ -24,13 +24,13 @@ from minipo.evaluation import ranking_metrics, ranks
 from minipo.experiments.configuration import PreferConfig, SFTConfig
 from minipo.experiments.datasets import baselines, catalog
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import read_json, whole_file, write_json
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, difference, load_recorded, record, record_scores
 from minipo.experiments.runs import DATA, Run, cache_folder, versions
 from minipo.experiments.sweeps import grid
 from minipo.experiments.training import sft_run
 from minipo.experiments.users import score
 from minipo.experiments.workers import train_all
-from minipo.files import read_json, whole_file, write_json
 
 SHIPPED_EPOCHS = (10, 20, 40)
 SFT_EPOCHS = (5, *SHIPPED_EPOCHS)

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minipo import moved  # noqa: F401
+import minipo.compatibility.moved  # noqa: F401
 from minipo.dynamic import DynamicPO
 from minipo.preference import PreferenceOutput, Push, preference_loss, preference_push
 

@@ -14,72 +14,48 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from minipo.experiments.configuration import PreferConfig, SFTConfig, rows_at_once
 from minipo.experiments.runs import DATA, Run
 from minipo.experiments.training import arithmetic, prefer, sft, sft_run
 from minipo.names import lookup
 
-HELP = {
-    "dataset": "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
-    "item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive of "
-    "them); LLaRA JSON, or a folder of it",
-    "dataset_seed": "seed of the dataset: of what is generated, or drawn (negatives, order within ties)",
-    "ties": "order of a user's rows of equal times: file, or random, by the dataset's seed (default: file for ml-100k; "
-    "for a table of your own random where more than a tenth of neighbouring liked items tie)",
-    "model": "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder that from_pretrained opens",
-    "sft": "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
-    "sft_epochs": "epochs of that SFT run",
-    "sft_seed": "seed of that SFT run",
-    "tuning": "full or lora",
-    "rank": "rank of LoRA's adapters",
-    "precision": "float32, or bfloat16 for the matrix products",
-    "validation_users": "validation users that each evaluation ranks (default: all)",
-    "objective": "dpo, dmpo, sdpo or mppo",
-    "negatives": "K, negatives per user",
-    "dynamic": "DynamicPO, off or on",
-    "select": "its selection: on, off, or a control, random or hardest",
-    "adjust_beta": "its dual-margin beta: on or off",
-    "clusters": "groups of its k-means",
-    "beta": "strength of the objective",
-    "margin": "gamma of dual-margin beta",
-    "evaluate_every": "steps between evaluations on validation users",
-    "accumulation": "micro-batches per step",
-    "template": "prompt: line, question or choice",
-    "titles": "for a table of your own whose items are ids: a table of ids and titles, such as movies.csv",
-    "liked_from": "for a table of your own: the least rating that counts as liked, on any scale (default: 4 of 5)",
-    "whole_line": "yes: learn history and answer; no: the answer alone (default: yes for pocket models)",
-}
-
 
 def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = False) -> None:
     """An option for every field of a configuration; with `lists`, each takes values joined by commas."""
     for field in fields(config):
-        if field.name == "kind":
-            continue
-        kind = _kind_of(field)
-        option, name = "--" + field.name.replace("_", "-"), field.name
-        if lists and name == "seed":
-            option, name = "--seeds", "seeds"
-        note = HELP.get(field.name, field.name.replace("_", " "))
-        default = "" if field.default is None else f" (default {field.default})"
-        parser.add_argument(
-            option,
-            dest=name,
-            type=_list_of(kind) if lists else kind,
-            default=argparse.SUPPRESS,
-            metavar=kind.__name__.strip("_").upper() + (",..." if lists else ""),
-            help=note + default,
-        )
+        if field.name != "kind":
+            name = "seeds" if lists and field.name == "seed" else field.name
+            _add_setting(parser, field, "--" + name.replace("_", "-"), name, lists)
 
 
-def _kind_of(field: Field[Any]) -> Callable[[str], Any]:
-    """What makes a setting of its text."""
-    kinds: dict[Any, Callable[[str], Any]] = {
-        int: int, float: float, int | None: int, float | None: float, bool | None: _boolean
-    }  # fmt: skip
-    return kinds.get(field.type, str)
+def _add_setting(
+    parser: argparse.ArgumentParser, field: Field[Any], option: str, name: str, lists: bool = False
+) -> None:
+    """A field of a configuration as an option; its type, its choices and what it is for are the field's own."""
+    kind, choices = _kind_of(field)
+    note = next(each.description for each in reversed(field.type.__metadata__))  # type: ignore[union-attr]
+    default = "" if field.default is None else f" (default {field.default})"
+    shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.strip("_").upper()
+    parser.add_argument(
+        option,
+        **({"dest": name} if option.startswith("-") else {}),  # type: ignore[arg-type]
+        type=_list_of(kind) if lists else kind,
+        default=argparse.SUPPRESS,
+        metavar=shown + (",..." if lists else ""),
+        help=note + default,
+    )
+
+
+def _kind_of(field: Field[Any]) -> tuple[Callable[[str], Any], tuple[str, ...]]:
+    """What makes a setting of its text, and the texts to choose from where there are some."""
+    kind: Any = field.type
+    while get_origin(kind) is not None:
+        if get_origin(kind) is Literal:
+            return str, get_args(kind)
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return _boolean if kind is bool else kind, ()
 
 
 def _boolean(text: str) -> bool:
@@ -127,7 +103,7 @@ def _prefer(arguments: argparse.Namespace) -> None:
 
 def _side(text: str) -> dict[str, Any]:
     """One side of a pair, settings of `PreferConfig` with a space between: objective=dmpo negatives=1."""
-    kinds = {field.name: _kind_of(field) for field in fields(PreferConfig)}
+    kinds = {field.name: _kind_of(field)[0] for field in fields(PreferConfig)}
     try:
         parts = shlex.split(text)
     except ValueError:
@@ -141,7 +117,7 @@ def _side(text: str) -> dict[str, Any]:
         try:
             settings[name] = kind(value)
         except ValueError:
-            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}.") from None
+            settings[name] = value  # whose type the configuration finds wrong
     return settings
 
 
@@ -197,13 +173,8 @@ def _data(arguments: argparse.Namespace) -> None:
     from minipo.experiments.datasets.loading import load_dataset
     from minipo.experiments.datasets.splits import describe
 
-    splits = load_dataset(
-        arguments.dataset,
-        arguments.dataset_seed,
-        ties=arguments.ties,
-        titles=arguments.titles,
-        liked_from=arguments.liked_from,
-    )
+    settings = _settings(arguments)
+    splits = load_dataset(settings.pop("dataset"), settings.pop("dataset_seed", 0), **settings)
     content = {"dataset": splits.name, "fingerprint": splits.fingerprint, **splits.report}
     _print(arguments, content, describe(splits))
 
@@ -259,11 +230,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="+", metavar="NAME", help=", ".join(SOURCES))
 
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
-    command.add_argument("dataset", help=HELP["dataset"])
-    command.add_argument("--dataset-seed", type=int, default=0, help=HELP["dataset_seed"])
-    command.add_argument("--ties", help=HELP["ties"])
-    command.add_argument("--titles", help=HELP["titles"])
-    command.add_argument("--liked-from", type=float, help=HELP["liked_from"])
+    shared = {field.name: field for field in fields(SFTConfig)}
+    _add_setting(command, shared["dataset"], "dataset", "dataset")
+    for name in ("dataset_seed", "ties", "titles", "liked_from"):
+        _add_setting(command, shared[name], "--" + name.replace("_", "-"), name)
 
     command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")

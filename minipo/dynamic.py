@@ -98,16 +98,8 @@ def random(logps: LogProbs, clusters: int = 3) -> Selection:
     """A control: as many negatives as the boundary has, drawn at random by torch's global generator."""
     _, negatives, present = _apart(logps, None)
     lottery = torch.rand(negatives.shape, device=logps.device).masked_fill(~present, -1)
-    return _highest(lottery, boundary(logps, clusters=clusters).sum(1, keepdim=True))
-
-
-def hardest(logps: LogProbs, clusters: int = 3) -> Selection:
-    """A control: as many negatives as the boundary has, the highest by log-prob.
-
-    This is the boundary itself, whichever way the boundary came about: negatives at or above the chosen item, and a top
-    group, are always the highest ones. What DynamicPO's rule adds to "the hardest" is how many.
-    """
-    return _highest(logps.detach()[:, 1:], boundary(logps, clusters=clusters).sum(1, keepdim=True))
+    place = lottery.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return place < boundary(logps, clusters=clusters).sum(1, keepdim=True)
 
 
 def _check_clusters(clusters: int) -> None:
@@ -124,12 +116,6 @@ def _apart(
     chosen, negatives = exact[:, :1], exact[:, 1:]
     present = negatives != -torch.inf
     return chosen, negatives, present if mask is None else present & mask
-
-
-def _highest(scores: Float[Tensor, "batch negatives"], count: Tensor) -> Selection:
-    """The `count` (batch, 1) highest of each row."""
-    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count
 
 
 def _top_group(values: Float[Tensor, "batch negatives"], present: Selection, clusters: int) -> Selection:

@@ -4,43 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minipo.packing import PackedBatch, pack_ids, unpack
+from minipo.packing import PackedBatch
 
 
 def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"]:
     """Log-probs of all candidates of a packed batch, which tells the model who sees whom and where each token is."""
     dtype = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
     segments, positions = (packed[name].to(device_of(model)) for name in ("segments", "position_ids"))
-    return _forward(model, packed, attention_mask=attention_mask(segments, dtype), position_ids=positions)
+    return forward(model, packed, attention_mask=attention_mask(segments, dtype), position_ids=positions)
 
 
-def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
-    """The same scores and gradients from an ordinary row for each candidate, in forwards of as many rows as before.
-
-    Only rows of one length go together: padding, at whichever end, changes what some models compute.
-    """
-    prompt_ids, answer_ids = unpack(packed)
-    rows, columns = packed["mask"].cpu().numpy().nonzero()
-    prompt_lengths = np.array([len(ids) for ids in prompt_ids])
-    lengths = prompt_lengths[rows] + packed["lengths"].cpu().numpy()[rows, columns]
-    order = np.argsort(lengths, kind="stable")
-    logps = []
-    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
-        for part in np.split(group, range(len(prompt_ids), len(group), len(prompt_ids))):
-            prompts = [prompt_ids[row] for row in rows[part]]
-            answers = [[answer_ids[row][column]] for row, column in zip(rows[part], columns[part], strict=True)]
-            logps.append(_forward(model, pack_ids(prompts, answers, pad_token_id=0, read_end=read_end)))
-    flat = torch.cat(logps).flatten()[torch.from_numpy(order).argsort().to(logps[0].device)]
-    mask = packed["mask"].to(flat.device)
-    return flat.new_full(mask.shape, -torch.inf).masked_scatter(mask, flat)
-
-
-def _forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
+def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
     names = ("input_ids", "predicting", "sources", "targets", "target_mask", "mask")
     inputs = {name: packed[name].to(device_of(model)) for name in names}  # type: ignore[literal-required]
     with head_at(model, inputs["predicting"]):

@@ -122,7 +122,7 @@ def pack_ids(
     places_by: int = 1,
     read_end: bool = False,
 ) -> PackedBatch:
-    """Pack rows that `scoring.tokenize_rows` made. Raises ValueError as `sizes` does.
+    """Pack rows that `tokenizers.tokenize_rows` made. Raises ValueError as `sizes` does.
 
     places_by: rows are padded to a multiple of it, and logits computed at a multiple of four times as many places.
     read_end: put end-of-answer tokens into the row too, for a model to which a row's length makes a difference.

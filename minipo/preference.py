@@ -90,9 +90,9 @@ def preference_loss(
     """The loss of each row; `.losses.mean()` is what one trains on.
 
     objective: "dpo", "dmpo", "sdpo", "mppo", or one of our extensions, "simpo" or "beta-dpo"; an `Objective`, as
-        `extensions.simpo(...)` returns with settings of one's own; or a function of
-        (margins, used), both (batch, negatives), to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or
-        β_k (s_w − s_k) without a reference, and 0 where unused.
+        `extensions.simpo(...)` returns with settings of one's own; or a function of (margins, used), both (batch,
+        negatives), to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or β_k (s_w − s_k) without a reference, and 0
+        where unused.
     policy, reference: summed log-probs in nats, the chosen item in column 0. mppo and simpo need no reference.
     beta: the strength β > 0; beta-dpo makes the batch's of it.
     mask: False where a row has fewer negatives; whatever stands in the tensors there is not looked at.
@@ -104,8 +104,7 @@ def preference_loss(
     not finite, β ≤ 0, a missing reference, missing lengths, DynamicPO around beta-dpo, and a selection rule that
     returns something else than it should. Sources: `minipo.objectives`, `minipo.dynamic`.
     """
-    pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic, state)
-    return PreferenceOutput(_losses(pairs), pairs.boundary, pairs.used, pairs.beta, pairs.rewards, pairs.state)
+    return _computed(objective, policy, reference, beta, mask, lengths, dynamic, state)[0]
 
 
 def preference_push(
@@ -125,31 +124,14 @@ def preference_push(
     _check_policy(policy)
     with torch.enable_grad():
         policy = policy.detach().clone().requires_grad_()
-        pairs = _pair(objective, policy, reference, beta, mask, lengths, dynamic, state)
-        (gradient,) = torch.autograd.grad(_losses(pairs).sum(), policy)
-    margins, used = pairs.margins.detach(), pairs.used
-    if pairs.objective is None:
-        unknown = torch.full_like(margins, torch.nan)
-        return Push(gradient[:, 1:], unknown, unknown)
-    saturation = torch.sigmoid(-pairs.objective.inside(margins, used)).expand_as(margins)  # one for all, but in DPO
-    return Push(gradient[:, 1:], pairs.objective.share(margins, used), saturation.masked_fill(~used, 0))
+        output, known, margins = _computed(objective, policy, reference, beta, mask, lengths, dynamic, state)
+        (gradient,) = torch.autograd.grad(output.losses.sum(), policy)
+    margins, used = margins.detach(), output.used
+    saturation = torch.sigmoid(-known.inside(margins, used)).expand_as(margins)  # one for all, but in DPO
+    return Push(gradient[:, 1:], known.share(margins, used), saturation.masked_fill(~used, 0))
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """All that comes before the aggregation."""
-
-    objective: Objective | None
-    aggregate: Aggregate
-    margins: Tensor
-    boundary: Tensor
-    used: Tensor
-    beta: Tensor
-    rewards: Tensor
-    state: State | None
-
-
-def _pair(
+def _computed(
     objective: str | Objective | Aggregate,
     policy: Tensor,
     reference: Tensor | None,
@@ -158,10 +140,10 @@ def _pair(
     lengths: Tensor | None,
     dynamic: DynamicPO | None,
     state: State | None,
-) -> _Pairs:
-    given = lookup("objective", objective, OBJECTIVES) if isinstance(objective, str) else objective
-    known, aggregate = (given, given.aggregate) if isinstance(given, Objective) else (None, given)
-    _check_settings(aggregate, known, reference, beta, lengths, dynamic)
+) -> tuple[PreferenceOutput, Objective, Tensor]:
+    """The loss and all about it, the objective, and its margins."""
+    known = _objective(objective)
+    _check_settings(known, reference, beta, lengths, dynamic)
     _check_policy(policy)
     mask = _checked_mask(policy, mask)
     present = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
@@ -170,36 +152,42 @@ def _pair(
     policy = _checked("policy", policy, policy, present, fill=0)
     if reference is not None:
         reference = _checked("reference", reference, policy, present, fill=0).detach()
-    if lengths is not None and known is not None:
+    if lengths is not None:
         lengths = _checked("lengths", lengths, policy, present, fill=1)
-    value = policy if reference is None else log_ratio(policy, reference)
-    utility = value if known is None else known.utility(policy, reference, lengths)
-
+    value = _gain(policy, reference)
     logps = policy.detach().masked_fill(~present, -torch.inf)
     census, used, strength = _select(logps, mask, beta, dynamic)
-    if known is not None:
-        gaps = pairwise_margins(value.detach(), torch.ones_like(strength))
-        used, strength, state = known.prepare(gaps, used, strength, state)
-    return _Pairs(
-        objective=known,
-        aggregate=aggregate,
-        margins=pairwise_margins(utility, strength) - (known.target_margin if known is not None else 0),
-        boundary=census,
-        used=used,
-        beta=strength,
-        rewards=(beta * value.detach()).masked_fill(~present, -torch.inf),
-        state=state,
-    )
-
-
-def _losses(pairs: _Pairs) -> Tensor:
-    losses = pairs.aggregate(pairs.margins, pairs.used)
-    rows = pairs.margins.shape[:1]
-    if not (isinstance(losses, Tensor) and losses.shape == rows):
+    gaps = pairwise_margins(value.detach(), torch.ones_like(strength))
+    used, strength, state = known.prepare(gaps, used, strength, state)
+    margins = pairwise_margins(known.utility(policy, reference, lengths), strength) - known.target_margin
+    losses = known.aggregate(margins, used)
+    if not (isinstance(losses, Tensor) and losses.shape == policy.shape[:1]):
         raise ValueError(
-            f"The objective returned {_described(losses)}: it must return a tensor with a loss a row, {tuple(rows)}."
+            f"The objective returned {_described(losses)}: it must return a tensor with a loss a row, "
+            f"{tuple(policy.shape[:1])}."
         )
-    return losses
+    rewards = (beta * value.detach()).masked_fill(~present, -torch.inf)
+    return PreferenceOutput(losses, census, used, strength, rewards, state), known, margins
+
+
+def _objective(given: str | Objective | Aggregate) -> Objective:
+    """An objective by its name, as it is, or of a function of one's own, whose parts are not known."""
+    if isinstance(given, str):
+        return lookup("objective", given, OBJECTIVES)
+    if isinstance(given, Objective):
+        return given
+    if not callable(given):
+        raise ValueError(f"objective is {given!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
+    return Objective("your objective", given, _unknown, _unknown, _gain, "yours")
+
+
+def _unknown(margins: Tensor, used: Tensor) -> Tensor:
+    return torch.full_like(margins, torch.nan)
+
+
+def _gain(policy: Tensor, reference: Tensor | None, lengths: Tensor | None = None) -> Tensor:
+    """ρ, or s without a reference."""
+    return policy if reference is None else log_ratio(policy, reference)
 
 
 def _select(logps: Tensor, mask: Tensor, beta: float, dynamic: DynamicPO | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,26 +212,16 @@ def _select(logps: Tensor, mask: Tensor, beta: float, dynamic: DynamicPO | None)
 
 
 def _check_settings(
-    aggregate: object,
-    known: Objective | None,
-    reference: Tensor | None,
-    beta: float,
-    lengths: Tensor | None,
-    dynamic: DynamicPO | None,
+    known: Objective, reference: Tensor | None, beta: float, lengths: Tensor | None, dynamic: DynamicPO | None
 ) -> None:
-    if not callable(aggregate):
-        raise ValueError(f"objective is {aggregate!r}: give a name ({', '.join(OBJECTIVES)}) or a function.")
-    if known is not None:
-        if "reference" in known.needs and reference is None:
-            raise ValueError(
-                f"{known.name} compares with a reference model: give reference, log-probs shaped like policy."
-            )
-        if "lengths" in known.needs and lengths is None:
-            raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
-        if known.selects and dynamic is not None:
-            raise ValueError(
-                f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
-            )
+    if "reference" in known.needs and reference is None:
+        raise ValueError(f"{known.name} compares with a reference model: give reference, log-probs shaped like policy.")
+    if "lengths" in known.needs and lengths is None:
+        raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
+    if known.selects and dynamic is not None:
+        raise ValueError(
+            f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
+        )
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta is {beta}: give a finite number above 0.")
     if not (dynamic is None or isinstance(dynamic, DynamicPO)):

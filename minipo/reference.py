@@ -2,33 +2,120 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from filelock import FileLock
+from numpy.typing import NDArray
 from torch import Tensor
+
+from minipo.evaluation import Scores
+from minipo.rows import TokenRows
+
+Batches = Iterable[tuple[NDArray[np.int64], Scores]]
 
 REFERENCE = "reference.npz"  # the reference log-probs in a checkpoint
 OTHER_MODEL = 1.0  # nats: the same model in bfloat16 on another processor stays below
 SAVE_EVERY = 60.0  # seconds between two writings of the reference log-probs, so that a kill costs a minute
 
 
-@contextmanager
-def without_adapters(model: Any) -> Iterator[None]:
-    """Within, the model computes as it did before peft's adapters came; ValueError if theirs cannot be switched off."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(model.disable_adapter())
-        except (ValueError, AttributeError, NotImplementedError) as error:
-            kinds = ", ".join(
-                str(getattr(each.peft_type, "value", each.peft_type)) for each in model.peft_config.values()
-            )
+class Reference:
+    """The reference's log-probs of rows, (rows, width): NaN where not computed yet, −inf where a row has no answer.
+
+    score: yields (rows, their log-probs) of the rows that it is asked for, a few at a time, by the model as it came in.
+    cache: a folder where they stay for other runs, or None. model, arithmetic: what they depend on besides rows.
+    Another process that needs the same ones waits for them, and one that was cut off goes on where it was.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[TokenRows, NDArray[np.int64]], Batches],
+        cache: Path | None,
+        model: bytes,
+        arithmetic: bytes,
+    ):
+        self.score, self.cache, self.model, self.arithmetic = score, cache, model, arithmetic
+
+    def logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Scores:
+        """Log-probs of `rows`, of those in `which` at least; from the cache or computed."""
+        empty = np.full((len(rows), rows.width), np.nan, np.float32)
+        if self.cache is None:
+            return self._fill(empty, rows, which, None)
+        path = (
+            Path(self.cache)
+            / f"{hashlib.sha256(self.model + rows.fingerprint() + self.arithmetic).hexdigest()[:24]}.npy"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            try:
+                known = np.load(path)
+            except (FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
+                known = empty
+            if known.shape != empty.shape or known.dtype != empty.dtype:
+                known = empty
+            return self._fill(known, rows, which, path)
+
+    def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], path: Path | None) -> Scores:
+        """Compute the rows of `which` that are not known yet, and save them now and then, and at the end."""
+        missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
+        for batch, logps in self.score(rows, missing):
+            known[batch] = logps
+            if path is not None and time.monotonic() - saved > SAVE_EVERY:
+                _save(path, known)
+                saved = time.monotonic()
+        if len(missing) and path is not None:
+            _save(path, known)
+        return known
+
+
+def _save(path: Path, logps: Scores) -> None:
+    """Write a file that nobody ever reads half of."""
+    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        np.save(draft, logps)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_reference(checkpoint: str, **parts: tuple[TokenRows, Scores]) -> None:
+    """Keep log-probs in a checkpoint, with the rows that they are of: an adapter may begin otherwise each time."""
+    content: dict[str, Any] = {name: logps for name, (_, logps) in parts.items()}
+    content |= {f"{name}_rows": np.frombuffer(rows.fingerprint(), np.uint8) for name, (rows, _) in parts.items()}
+    np.savez(Path(checkpoint, REFERENCE), **content)
+
+
+def saved_reference(checkpoint: str, adapted: bool, **parts: tuple[TokenRows, Scores]) -> dict[str, Scores]:
+    """The log-probs in a checkpoint, to the bit; of rows that it lacks those in `parts`.
+
+    adapted: whether the model has been trained already, so that its log-probs may differ from the reference's.
+    Raises ValueError if the checkpoint is of other rows or of another model.
+    """
+    with np.load(Path(checkpoint, REFERENCE)) as archive:
+        saved = {name: archive[name] for name in archive.files}
+    found = {}
+    for name, (rows, here) in parts.items():
+        if name not in saved:
+            found[name] = here
+            continue
+        if not np.array_equal(np.frombuffer(rows.fingerprint(), np.uint8), saved[f"{name}_rows"]):
             raise ValueError(
-                f"An adapter of the kind {kinds} cannot be switched off ({error}), as the reference needs it; choose "
-                "another, such as LoRA."
-            ) from error
-        yield
+                f"{checkpoint} was written while training on other {name} rows than these; resume it on its own."
+            )
+        both = np.isfinite(here) & np.isfinite(saved[name])
+        difference = np.abs(here[both] - saved[name][both]).max(initial=0)
+        if difference > OTHER_MODEL and not adapted:
+            raise ValueError(
+                f"{checkpoint} belongs to another model than this: their log-probs of one answer differ by "
+                f"{difference:.3g} nats; resume it from the model that it was started from."
+            )
+        found[name] = np.where(np.isnan(saved[name]), here, saved[name])
+    return found
 
 
 def fingerprint(model: torch.nn.Module) -> bytes:

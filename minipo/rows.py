@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from minipo.compatibility.formats import Answers, Rows, records, row_texts
+from minipo.compatibility.tokenizers import tokenize_rows
 from minipo.packing import TokenIds
-from minipo.scoring import tokenize_rows
 
 
 class TokenRows(Dataset):

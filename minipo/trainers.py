@@ -1,12 +1,9 @@
 """Trainers for supervised fine-tuning (SFT) and for preferences, both on `transformers.Trainer`."""
 
-import hashlib
 import json
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +26,23 @@ from transformers import (
     TrainingArguments,
 )
 
-from minipo.compatibility.architectures import check_quiet, disable_dropout
+from minipo.compatibility.architectures import check_quiet, disable_dropout, warn_of_adapters, without_adapters
 from minipo.compatibility.arguments import check_arguments, longest_row
 from minipo.compatibility.formats import Rows, completion, preference_answers
+from minipo.compatibility.tokenizers import pad_token
 from minipo.dynamic import DynamicPO
 from minipo.evaluation import Report, Scores, report
-from minipo.files import alone, whole_file
 from minipo.objectives import Aggregate, Objective, State
 from minipo.packing import PackedBatch, pack_groups
 from minipo.preference import PreferenceOutput, preference_loss
-from minipo.reference import OTHER_MODEL, REFERENCE, SAVE_EVERY, fingerprint, without_adapters
+from minipo.reference import (
+    REFERENCE,
+    Batches,
+    Reference,
+    fingerprint,
+    save_reference,
+    saved_reference,
+)
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import packed_logps
 
@@ -49,8 +53,7 @@ STATES = ("objective_state.json", "batch_beta.json")  # an objective's state in 
 class Progress(ProgressCallback):
     """The Trainer's progress bar without its lines of logs: those go into the run's folder."""
 
-    def on_log(self, *_: Any, **__: Any) -> None:
-        pass
+    def on_log(self, *_: Any, **__: Any) -> None: ...
 
 
 class MarkComplete(TrainerCallback):
@@ -58,68 +61,6 @@ class MarkComplete(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         Path(str(args.output_dir), f"checkpoint-{state.global_step}", COMPLETE).touch()
-
-
-class Listen(TrainerCallback):
-    """Tells `heard(step, logs)` of every line the Trainer logs, evaluations included."""
-
-    def __init__(self, heard: Callable[[int, dict[str, float]], None]):
-        self.heard = heard
-
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.heard(state.global_step, dict(logs or {}))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest complete checkpoint in `folder`, or None."""
-    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-
-
-def training_arguments(
-    folder: Path,
-    *,
-    steps: int,
-    batch_size: int,
-    accumulation: int,
-    learning_rate: float,
-    seed: int,
-    evaluate_every: int | None = None,
-    progress: bool = True,
-    **others: Any,
-) -> TrainingArguments:
-    """The `TrainingArguments` of minipo's own runs: AdamW, 5 % warm-up, cosine, no reporting service.
-
-    batch_size: rows per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
-    be given as they are. Raises ValueError if `accumulation` does not divide `batch_size`.
-    """
-    # 30 lines a run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
-    log_every = max(1, steps // 30)
-    if batch_size % accumulation:
-        raise ValueError(
-            f"accumulation {accumulation} does not divide the batch of {batch_size} users; choose a divisor."
-        )
-    settings: dict[str, Any] = {
-        "max_steps": steps,
-        "per_device_train_batch_size": batch_size // accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": math.ceil(0.05 * steps),
-        "seed": seed,
-        "logging_steps": log_every,
-        "save_steps": 10 * log_every,
-        "eval_strategy": "no" if evaluate_every is None else "steps",
-        "eval_steps": evaluate_every,
-        "disable_tqdm": not progress,
-        "use_cpu": not torch.accelerator.is_available(),  # said aloud, or the Trainer would refuse bf16 there
-        "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
-    return TrainingArguments(output_dir=str(folder), **(settings | others))
-
-
-# Trainers.
 
 
 class _RowTrainer(Trainer):
@@ -145,7 +86,8 @@ class _RowTrainer(Trainer):
                 "choose one, as with CUDA_VISIBLE_DEVICES=0."
             )
         if peft_config is not None:
-            with seeded(args.seed):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(args.seed)
                 model = get_peft_model(model, peft_config)  # type: ignore[assignment]
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
@@ -170,17 +112,12 @@ class _RowTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the Trainer's estimate assumes one plain row per example, which packed rows are not
 
-    @property
-    def pad_token_id(self) -> int:
-        tokenizer = self.processing_class
-        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
     def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
         """What `packed_logps` takes, of the columns of the rows that `visits` names."""
         return pack_groups(
             [rows.prompts[row] for row, _ in visits],
             [[rows.answers[row][column] for column in columns] for row, columns in visits],
-            self.pad_token_id,
+            pad_token(self.processing_class),
             few_shapes=self.args.bf16 and self.args.device.type == "cpu",
         )
 
@@ -357,7 +294,8 @@ class PreferenceTrainer(_RowTrainer):
         self.beta, self.dynamic = beta, dynamic
         self._check_objective()
         self.tokenizer, self.context = processing_class, longest_row(model, args)
-        self.model_fingerprint = b"" if reference_cache is None else fingerprint(model)
+        arithmetic = json.dumps([args.device.type, args.bf16, args.fp16]).encode()
+        before = b"" if reference_cache is None else fingerprint(model)
         self.adapts = peft_config is not None
         super().__init__(
             model,
@@ -371,13 +309,13 @@ class PreferenceTrainer(_RowTrainer):
             **others,
         )
         disable_dropout(self.model)
-        self.reference_cache = reference_cache
+        self.references = Reference(self._reference_logps, reference_cache, before, arithmetic)
         self._check_model()
         self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
         self.measured_step = -1
-        self.reference = self._reference(self.train_dataset, self._visited())
+        self.reference = self.references.logps(self.train_dataset, self._visited())
         if self.eval_dataset is not None:
-            self.validation_reference = self._reference(self.eval_dataset, np.arange(len(self.eval_dataset)))
+            self.validation_reference = self.references.logps(self.eval_dataset, np.arange(len(self.eval_dataset)))
 
     def _check_model(self) -> None:
         """Refuse a model that draws at random in training, and warn of an adapter that belongs to the reference."""
@@ -385,22 +323,13 @@ class PreferenceTrainer(_RowTrainer):
         first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
         check_quiet(self.model, first, packed_logps)
         model: Any = self.model
-        if self.adapts or not isinstance(model, PeftModel):
-            return
-        with torch.no_grad():
-            adapted = packed_logps(model, first)
-            with without_adapters(model):
-                difference = (adapted - packed_logps(model, first))[first["mask"]].abs().max()
-        if difference > 1e-3:
-            warnings.warn(
-                f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
-                "rows): the reference is the model with it. If it is new, hand it over as peft_config instead.",
-                stacklevel=3,
-            )
+        if isinstance(model, PeftModel) and not self.adapts:
+            warn_of_adapters(model, first, packed_logps)
 
-    def _as_reference(self) -> AbstractContextManager[Any]:
+    def _reference_logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Batches:
         """The model as it came in, for as long as it has not been trained: without the adapters that came here."""
-        return without_adapters(self.model) if self.adapts else nullcontext()
+        with without_adapters(self.model) if self.adapts else nullcontext():
+            yield from self.logps(rows, which, "reference")
 
     def _check_objective(self) -> None:
         """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
@@ -429,46 +358,12 @@ class PreferenceTrainer(_RowTrainer):
         if self.state.global_step:
             raise ValueError("The model has been trained, so it is not the reference any more; ask before training.")
         read = self._read(rows)
-        return self._reference(read, np.arange(len(read)))
+        return self.references.logps(read, np.arange(len(read)))
 
     def score(self, rows: Rows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
         has fewer. In the arithmetic of training and of the reference."""
         return self.all_logps(self._read(rows))
-
-    def _reference(self, rows: TokenRows, which: NDArray[np.int64]) -> Scores:
-        """(rows, width) log-probs, of the rows `which` at least; NaN where not computed, −inf where absent."""
-        if self.reference_cache is None:
-            return self._fill(np.full((len(rows), rows.width), np.nan, np.float32), rows, which, lambda _: None)
-        arithmetic = [self.args.device.type, self.args.bf16, self.args.fp16]
-        key = hashlib.sha256(self.model_fingerprint + rows.fingerprint() + json.dumps(arithmetic).encode())
-        path = Path(self.reference_cache) / f"{key.hexdigest()[:24]}.npy"
-
-        def save(logps: Scores) -> None:
-            with whole_file(path) as draft:
-                np.save(draft, logps)
-
-        with alone(path):
-            try:
-                known = np.load(path)
-            except (FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
-                known = np.empty(0)
-            if known.shape != (len(rows), rows.width) or known.dtype != np.float32:
-                known = np.full((len(rows), rows.width), np.nan, np.float32)
-            return self._fill(known, rows, which, save)
-
-    def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], save: Callable[[Scores], None]) -> Scores:
-        """Compute the rows of `which` that are not known yet; `save` is called now and then, and at the end."""
-        missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
-        with self._as_reference():
-            for batch, logps in self.logps(rows, missing, "reference"):
-                known[batch] = logps
-                if time.monotonic() - saved > SAVE_EVERY:
-                    save(known)
-                    saved = time.monotonic()
-        if len(missing):
-            save(known)
-        return known
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
         rows, width = self.train_dataset, max(len(columns) for _, columns in visits)
@@ -486,16 +381,8 @@ class PreferenceTrainer(_RowTrainer):
         present = inputs["lengths"] > 0
         policy = packed_logps(model, inputs["packed"])
         self.check_finite(policy[present])
-        output = preference_loss(
-            self.objective,
-            policy,
-            inputs["reference"],
-            beta=self.beta,
-            mask=present[:, 1:],
-            lengths=inputs["lengths"],
-            dynamic=self.dynamic,
-            state=self.objective_state,
-        )
+        rows = (inputs["reference"], self.beta, present[:, 1:], inputs["lengths"])
+        output = preference_loss(self.objective, policy, *rows, dynamic=self.dynamic, state=self.objective_state)
         if model.training:
             self.objective_state = output.state
             if self.measured_step != self.state.global_step:
@@ -506,47 +393,26 @@ class PreferenceTrainer(_RowTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        np.savez(Path(output_dir, REFERENCE), **self._references())  # type: ignore[arg-type]
+        save_reference(output_dir, **self._scored())
         if self.objective_state is not None:
             Path(output_dir, STATES[0]).write_text(json.dumps(self.objective_state), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and Path(checkpoint, REFERENCE).is_file():
-            self._take_reference(checkpoint)
+            adapted = hasattr(self.model, "peft_config") and not self.adapts
+            found = saved_reference(checkpoint, adapted, **self._scored())
+            self.reference, self.validation_reference = found["train"], found.get("validation")
         for path in (Path(checkpoint, name) for name in STATES if checkpoint):
             if path.is_file():
                 self.objective_state = json.loads(path.read_text(encoding="utf-8"))
 
-    def _references(self) -> dict[str, NDArray[Any]]:
-        """The reference log-probs as a checkpoint holds them, and of which rows they are."""
-        found = {"train": self.reference, "train_rows": np.frombuffer(self.train_dataset.fingerprint(), np.uint8)}
+    def _scored(self) -> dict[str, tuple[TokenRows, Scores]]:
+        """The rows whose reference a checkpoint keeps, and their log-probs."""
+        found = {"train": (self.train_dataset, self.reference)}
         if self.eval_dataset is not None and self.validation_reference is not None:
-            rows = np.frombuffer(self.eval_dataset.fingerprint(), np.uint8)
-            found |= {"validation": self.validation_reference, "validation_rows": rows}
+            found["validation"] = (self.eval_dataset, self.validation_reference)
         return found
-
-    def _take_reference(self, checkpoint: str) -> None:
-        """Go on with the reference of the run's beginning, to the bit: an adapter may begin otherwise each time."""
-        here = self._references()
-        with np.load(Path(checkpoint, REFERENCE)) as archive:
-            saved = {name: archive[name] for name in archive.files}
-        for name in ("train", "validation"):
-            if name not in here or name not in saved:
-                continue
-            if not np.array_equal(here[f"{name}_rows"], saved[f"{name}_rows"]):
-                raise ValueError(
-                    f"{checkpoint} was written while training on other {name} rows than these; resume it on its own."
-                )
-            both = np.isfinite(here[name]) & np.isfinite(saved[name])
-            difference = np.abs(here[name][both] - saved[name][both]).max(initial=0)
-            if difference > OTHER_MODEL and not (hasattr(self.model, "peft_config") and not self.adapts):
-                raise ValueError(
-                    f"{checkpoint} belongs to another model than this: their log-probs of one answer differ by "
-                    f"{difference:.3g} nats; resume it from the model that it was started from."
-                )
-        self.reference = np.where(np.isnan(saved["train"]), self.reference, saved["train"])
-        self.validation_reference = saved.get("validation", self.validation_reference)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.measured and "loss" in logs:
@@ -580,11 +446,3 @@ def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: T
     return {
         name: (values[group].sum().item(), int(group.sum())) for name, (values, group) in groups.items() if group.any()
     }
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw under `seed` inside, and leave the caller's random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -6,7 +6,7 @@ import sys
 import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
-from minipo import scoring
+from minipo.compatibility import tokenizers
 from minipo.experiments.runs import DATA
 
 FOLDER = DATA.parent / "benchmarks"
@@ -26,7 +26,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     import architectures
 
-    scoring._warned.clear()  # a warning is given once a class; here every model is to give its own
+    tokenizers._warned.clear()  # a warning is given once a class; here every model is to give its own
     return architectures
 
 

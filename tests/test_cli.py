@@ -118,6 +118,14 @@ def test_settings_arrive_as_what_they_are(asked):
     }
 
 
+def test_an_objectives_own_settings_arrive(asked):
+    assert asked("prefer", "--objective", "simpo", "--target-margin", "0.3", "--quiet") == {
+        "objective": "simpo",
+        "target_margin": 0.3,
+        "progress": False,
+    }
+
+
 def test_settings_of_pretrained_models_arrive_too(asked):
     line = "sft --dataset plays.csv --model smollm2-135m --epochs 0.5 --precision bfloat16 --rank 4 --start-epochs 0.25"
     assert asked(*line.split(), "--quiet") == {
@@ -309,12 +317,12 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
         ("prefer --dataset catalogue", "Unknown dataset 'catalogue'. Did you mean 'catalog'? Known: catalog"),
         ("prefer --model pocket-gpt3 --quiet", "Unknown model 'pocket-gpt3'. Did you mean 'pocket-gpt2'? Known: "),
         ("sft --model ./nowhere", "There is no model folder './nowhere'; "),
-        ("prefer --dynamic on --select hardst", "Unknown setting of select 'hardst'. Did you mean 'hardest'? Known: "),
+        ("prefer --dynamic on --select hardst", "Unknown select 'hardst'. Did you mean 'hardest'? Known: "),
         ("prefer --negatives 40", "negatives must be "),
-        ("prefer --negatives 0", "negatives must be at least 1, not 0."),
-        ("prefer --beta 0", "beta must be a positive number, not 0"),
-        ("prefer --beta nan", "beta must be a positive number, not nan."),
-        ("prefer --learning-rate inf", "learning_rate must be a positive number, not inf."),
+        ("prefer --negatives 0", "negatives must be greater than or equal to 1, not 0."),
+        ("prefer --beta 0", "beta must be greater than 0, not 0"),
+        ("prefer --beta nan", "beta must be a finite number, not nan."),
+        ("prefer --learning-rate inf", "learning_rate must be a finite number, not inf."),
         ("prefer --sft {tmp_path}", "{tmp_path} is not a finished SFT run: "),
         ("prefer --out {tmp_path}", "{tmp_path} exists and is not a run; choose another folder."),
         ("prefer --precision half", "Unknown precision 'half'. Known: float32, bfloat16."),
@@ -487,7 +495,7 @@ def test_pair_writes_its_file_and_prints_the_difference(capsys, tiny, tmp_path):
     ("left", "message"),
     [
         ("objective", "'objective' is no setting; write NAME=VALUE, as in objective=dmpo negatives=1."),
-        ("negatives=x", "negatives must be of type int, not 'x'."),
+        ("negatives=x", "negatives must be a valid integer, not 'x'."),
         ("negative=1", "Unknown setting 'negative'. Did you mean 'negatives'?"),
         ("objective=dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'?"),
         ("seed=1", "A pair's runs have one seed"),

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,17 @@ import tomllib
 from collections.abc import Iterable
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from minipo import preference_loss, preference_push
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -165,3 +170,17 @@ def test_make_installs_once_and_again_when_the_packages_change(elsewhere: Path) 
     installed = (elsewhere / ".venv/installed").stat().st_mtime
     os.utime(elsewhere / "constraints.txt", (installed + 5, installed + 5))
     assert steps() == ["pip", "minipo"]
+
+
+def test_the_objective_in_contributing_is_one() -> None:
+    """Its loss against its formula, and its push against the parts that it names."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 20
+    names: dict[str, Any] = {}
+    exec(code, names)
+    policy, reference = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses = preference_loss(names["closest"], policy, reference).losses
+    ratio = policy - reference
+    torch.testing.assert_close(losses, -torch.nn.functional.logsigmoid((ratio[:, :1] - ratio[:, 1:]).amin(1)))
+    push = preference_push(names["closest"], policy, reference)
+    torch.testing.assert_close(push.push, push.dilution * push.saturation)

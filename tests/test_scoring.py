@@ -39,10 +39,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from minipo import scoring
+from minipo.compatibility import forwards, tokenizers
 from minipo.compatibility.architectures import KNOWN
+from minipo.compatibility.forwards import reuse_memory
+from minipo.compatibility.tokenizers import tokenize, tokenize_answers, tokenize_rows
 from minipo.experiments.models import add_lora, pocket_tokenizer
 from minipo.packing import length_groups, pack_groups, pack_ids, padding_share
-from minipo.scoring import candidate_logps, pack, packed_logps, reuse_memory, tokenize, tokenize_answers, tokenize_rows
+from minipo.scoring import candidate_logps, pack, packed_logps
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Fox", "Iron Lark Song", "Redemption, The (1994)", "Glass"]
 # Prompts of different lengths; ragged K; candidates of one token, of several, and of bytes.
@@ -73,7 +76,7 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
     """A warning is given once a class, and nothing but the tests of that should meet one."""
-    scoring._warned.clear()
+    tokenizers._warned.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "(?s).*candidate on its own")
         yield
@@ -620,5 +623,5 @@ def test_freed_memory_is_used_again():
 
 def test_without_glibc_memory_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(scoring.ctypes, "CDLL", None)
+    monkeypatch.setattr(forwards.ctypes, "CDLL", None)
     reuse_memory.__wrapped__()

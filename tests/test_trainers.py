@@ -26,10 +26,12 @@ from transformers import (
 )
 
 import minipo.trainers
+from minipo import reference
 from minipo.compatibility.architectures import disable_dropout
 from minipo.compatibility.formats import preference_answers
 from minipo.dynamic import DynamicPO
 from minipo.evaluation import report
+from minipo.experiments.arguments import last_checkpoint, training_arguments
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.models import add_lora, load_model
 from minipo.experiments.users import preference_rows, score
@@ -38,7 +40,7 @@ from minipo.preference import preference_loss, preference_push
 from minipo.reference import fingerprint
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import candidate_logps, pack, packed_logps
-from minipo.trainers import COMPLETE, PreferenceTrainer, SFTTrainer, last_checkpoint, training_arguments
+from minipo.trainers import COMPLETE, PreferenceTrainer, SFTTrainer
 
 gc.freeze()  # every training begins with a collection of garbage; what is imported need not be looked through each time
 
@@ -578,7 +580,7 @@ def test_the_reference_is_computed_once_for_a_model_and_its_rows(scored, tmp_pat
     assert sorted(scored) == list(range(11))  # and validation asks for the rows of training here
     assert np.array_equal(first.reference[scored[:8]], second.reference[scored[:8]])
     assert second.reference == pytest.approx(score(*model_for(), USERS), abs=1e-4)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.npy"))) == 1
 
 
 def trained_adapter():
@@ -607,7 +609,7 @@ def test_another_model_other_rows_or_precision_have_their_own_reference(other, s
     other = {name: value() for name, value in other.items()}
     trainer = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30, **other)
     assert len(scored) == before + len(trainer.train_dataset)
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.npy"))) == 2
 
 
 def test_fingerprints():
@@ -627,7 +629,7 @@ def test_fingerprints():
 def test_a_damaged_reference_is_computed_again(damage, scored, tmp_path):
     cache = tmp_path / "cache"
     expected = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30).reference
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.npy")
     if isinstance(damage, bytes):
         path.write_bytes(damage)
     elif damage == "half":
@@ -651,12 +653,12 @@ def test_a_reference_that_was_cut_off_goes_on(scored, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield part
 
-    monkeypatch.setattr(minipo.trainers, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(reference, "SAVE_EVERY", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(minipo.trainers._RowTrainer, "logps", killed)
         with pytest.raises(KeyboardInterrupt):
             preference_trainer(tmp_path, **arguments)
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.npy")
     known = np.flatnonzero(~np.isnan(np.load(path)).any(1)).tolist()
     assert sorted(known) == sorted(scored[:6])
     del scored[:]

@@ -10,10 +10,9 @@ import streamlit as st
 from figures import sources
 from shell import WORDS, asked, draw, head, plain, say
 
-from minipo import files
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.evaluation import Interval
-from minipo.experiments import records
+from minipo.experiments import files, records
 from minipo.experiments.records import Outcomes, Recorded, difference
 from minipo.experiments.runs import DATA
 

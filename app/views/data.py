@@ -13,7 +13,7 @@ import streamlit as st
 from figures import own_data
 from shell import asked, draw, head, plain, say, viewer
 
-from minipo import files
+from minipo.experiments import files
 from minipo.experiments.configuration import SFTConfig
 from minipo.experiments.datasets import own
 from minipo.experiments.datasets.splits import remarks

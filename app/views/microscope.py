@@ -11,9 +11,10 @@ import streamlit as st
 from figures import microscope
 from shell import WORDS, asked, draw, head, plain, say, viewer
 
-from minipo import files, load_dataset
+from minipo import load_dataset
 from minipo.course import diagnostics
 from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments import files
 from minipo.experiments.runs import Run
 
 KEYS = (

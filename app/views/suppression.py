@@ -11,9 +11,10 @@ import streamlit as st
 from figures import suppression
 from shell import WORDS, asked, draw, head, say
 
-from minipo import DynamicPO, files
+from minipo import DynamicPO
 from minipo.course import diagnostics
 from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.experiments import files
 
 GRID = "objectives"
 TOKENS = 3.0  # of an answer in the catalogue, its end included: what MPPO's average likelihood divides by

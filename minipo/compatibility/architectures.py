@@ -4,8 +4,9 @@
 it reads packed rows as they are meant is known of a few architectures (`KNOWN`) and tried on the others.
 """
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
 
-from minipo.forward import device_of, head_at, logits_of, one_by_one, packed_forward
+from minipo.compatibility.forwards import one_by_one
+from minipo.forward import device_of, head_at, logits_of, packed_forward
 from minipo.packing import PackedBatch, TokenIds, pack_ids, unpack
 
 NOISE = ("drop", "jitter")  # what numbers are called that make a model draw at random in training
@@ -204,6 +207,69 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
             f"A {_described(model)} still draws at random in training: log-probs of one batch differ by "
             f"{difference:.2g} nats between training and evaluation mode. Preference training compares with the model "
             "as it was; switch off what draws, or choose another model or adapter."
+        )
+
+
+def check_context(
+    model: nn.Module,
+    prompt_lengths: Int[np.ndarray, " B"],
+    counts: Int[np.ndarray, " B"],
+    lengths: Int[np.ndarray, " answers"],
+) -> None:
+    context = context_of(model)
+    if context is None or not len(counts):
+        return
+    longest = np.maximum.reduceat(lengths - 1, np.cumsum(counts) - counts)
+    needed = prompt_lengths + longest
+    row = needed.argmax()
+    if needed[row] > context:
+        raise ValueError(
+            f"Row {row} needs {needed[row]} tokens (prompt {prompt_lengths[row]}, longest candidate {longest[row]}), "
+            f"more than the {context} of the model's context; shorten its history."
+        )
+
+
+def check_tokens(model: nn.Module, packed: PackedBatch) -> None:
+    table = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    highest = max(int(packed["input_ids"].max()), int(packed["targets"].max()))
+    if isinstance(table, Tensor) and highest >= len(table):
+        raise ValueError(
+            f"Token {highest} is beyond the model's vocabulary of {len(table)}: the tokenizer is another model's, or "
+            "has new tokens; take the model's own, or call model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+@contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Within, the model computes as it did before peft's adapters came; ValueError if theirs cannot be switched off."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(model.disable_adapter())
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            kinds = ", ".join(
+                str(getattr(each.peft_type, "value", each.peft_type)) for each in model.peft_config.values()
+            )
+            raise ValueError(
+                f"An adapter of the kind {kinds} cannot be switched off ({error}), as the reference needs it; choose "
+                "another, such as LoRA."
+            ) from error
+        yield
+
+
+def warn_of_adapters(model: Any, packed: PackedBatch, logps: Any) -> None:
+    """Warn if the model comes with an adapter that changes its log-probs: the reference is the model with it.
+
+    logps: as in `check_quiet`.
+    """
+    with torch.no_grad():
+        adapted = logps(model, packed)
+        with without_adapters(model):
+            difference = (adapted - logps(model, packed))[packed["mask"]].abs().max()
+    if difference > 1e-3:
+        warnings.warn(
+            f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
+            "rows): the reference is the model with it. If it is new, hand it over as peft_config instead.",
+            stacklevel=4,
         )
 
 

@@ -28,9 +28,9 @@ from minipo.experiments.configuration import (
     splits_of,
 )
 from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.files import home
 from minipo.experiments.training import sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
-from minipo.files import home
 from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
 from minipo.prompts import answer
@@ -263,8 +263,9 @@ def watch(
     """
     from transformers import TrainerCallback
 
+    from minipo.experiments.arguments import Listen, training_arguments
     from minipo.experiments.models import add_lora
-    from minipo.trainers import Listen, PreferenceTrainer, training_arguments
+    from minipo.trainers import PreferenceTrainer
 
     if every < 1 or probed < 1:
         raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
@@ -294,7 +295,7 @@ def watch(
             ),
             train,
             processing_class=tokenizer,
-            objective=objective,
+            objective=config.loss() if isinstance(objective, str) else objective,
             negatives=config.negatives,
             beta=config.beta,
             dynamic=dynamic,

@@ -225,7 +225,7 @@ def table(
                 "paired_over": found.paired_over if isinstance(found, Difference) else found,
             }
         )
-    whole = [field.name for field in fields(PreferConfig) if field.type is int and field.name in COMPARED]
+    whole = [field.name for field in fields(PreferConfig) if type(field.default) is int and field.name in COMPARED]
     return pd.DataFrame(rows).astype(dict.fromkeys(ENDS, "float64") | dict.fromkeys(whole, "Int64"))
 
 

@@ -1,29 +1,30 @@
 """The settings of a run: an SFT's and a preference run's, their defaults, and the recipes for data and models."""
 
+import ast
+import inspect
 import os
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 import numpy as np
+import pydantic.dataclasses
+from pydantic import ConfigDict, Field, ValidationError
 
-from minipo.dynamic import DynamicPO, SelectionRule, hardest, random
+from minipo.dynamic import DynamicPO, SelectionRule, random
 from minipo.experiments.datasets.loading import DATASETS, check_dataset, load_dataset
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import SOURCES
-from minipo.names import lookup
-from minipo.preference import OBJECTIVES
-from minipo.prompts import TEMPLATES
+from minipo.names import lookup, unknown
+from minipo.objectives import Objective
+from minipo.preference import MAKERS, OBJECTIVES
 
-# transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
-# trained.
-if TYPE_CHECKING:
-    pass
+T = TypeVar("T")
 
-
-SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": hardest}
-SWITCH = {"on": True, "off": False}
-TUNING = {"full": False, "lora": True}  # to whether there is an adapter
+SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": True}
+# Settings that belong to one objective, to its name.
+OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.signature(make).parameters}
 PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
@@ -63,158 +64,233 @@ def recipe(kind: str, dataset: str, model: str) -> dict[str, Any]:
     return {} if dataset == "catalog" else REAL_DATA[kind]
 
 
-def _check_types(config: Any) -> None:
-    if config.kind != type(config).kind:
-        raise ValueError(f"kind must be {type(config).kind!r} here, not {config.kind!r}; leave it out.")
-    for field in fields(config):
-        value, kind = getattr(config, field.name), cast(type, field.type)
-        allowed = kind | int if kind in (float, float | None) else kind
-        if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float, float | None)):
-            raise ValueError(f"{field.name} must be of type {getattr(kind, '__name__', kind)}, not {value!r}.")
-        if kind in (float, float | None) and value is not None:
-            # 1 and 1.0 are one setting, and must have one folder in the cache
-            object.__setattr__(config, field.name, float(cast(float, value)))
+# A default below is also what a run did that was started before the setting existed: its config.json lacks it, and its
+# folder in the cache is named after what differs from the defaults. So a new setting's default is "as before".
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Switch = Literal["on", "off"]
 
 
-def _check_numbers(config: Any, *positive: str) -> None:
-    for name in positive:
-        value = getattr(config, name)
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, not {value:g}.")
-    for name in ("seed", "sft_seed", "dataset_seed", "start_epochs"):
-        if getattr(config, name, 0) < 0:
-            raise ValueError(f"{name} must not be negative, and it is {getattr(config, name):g}.")
-    if config.batch_size % config.accumulation:
-        raise ValueError(
-            f"accumulation {config.accumulation} does not divide the batch of {config.batch_size} users; "
-            "choose a divisor."
-        )
+@dataclass_transform(frozen_default=True)
+def _settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values pydantic checks against their types, with one sentence for what does not fit."""
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
+    check = made.__init__
+
+    @wraps(check)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            check(self, *values, **named)
+        except ValidationError as error:
+            raise ValueError(sentence(error)) from None
+
+    made.__init__ = init
+    return cast(type[T], made)
 
 
-# A default below is also what a run did that was begun before the setting existed: its config.json lacks it, and its
-# folder in the cache is named after what is not as by default. So a new setting's default is "as before".
+def sentence(error: ValidationError) -> str:
+    """The first thing wrong, in one sentence."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name, value = (first["loc"] or ("value",))[0], first["input"]
+    if first["type"] == "literal_error":
+        known = ast.literal_eval(f"[{first['ctx']['expected'].replace(' or ', ', ')}]")
+        return unknown(str(name), value, known)
+    return f"{name} must be {first['msg'].removeprefix('Input should be ')}, not {value!r}."
 
 
-@dataclass(frozen=True)
-class SFTConfig:
+class _Shared:
+    """What both kinds of runs check beyond their types."""
+
+    def __post_init__(self) -> None:
+        config: Any = self
+        check_dataset(config.dataset, config.ties, config.titles, config.liked_from)
+        if (config.dataset, config.ties) == ("ml-100k", "file"):  # as by default, and the same runs
+            object.__setattr__(self, "ties", None)
+        if config.batch_size % config.accumulation:
+            raise ValueError(
+                f"accumulation {config.accumulation} does not divide the batch of {config.batch_size} users; "
+                "choose a divisor."
+            )
+
+
+Dataset = Annotated[
+    str,
+    Field(
+        description="catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
+        "item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive "
+        "of them); LLaRA JSON, or a folder of it"
+    ),
+]
+DatasetSeed = Annotated[Seed, Field(description="seed of what the dataset draws: users, negatives, order within ties")]
+Model = Annotated[
+    str,
+    Field(description="pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"),
+]
+Tuning = Annotated[Literal["full", "lora"], Field(description="train all weights, or adapters alone")]
+Rank = Annotated[Count, Field(description="rank of LoRA's adapters")]
+Rate = Annotated[Positive, Field(description="peak learning rate")]
+Batch = Annotated[Count, Field(description="users per optimizer step")]
+Accumulation = Annotated[Count, Field(description="micro-batches per step")]
+Template = Annotated[
+    Literal["line", "question", "choice", "music", "films", "books", "games"], Field(description="the prompt's text")
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16"], Field(description="of the matrix products; all else stays in float32")
+]
+Ties = Annotated[
+    str | None,
+    Field(
+        description="order of a user's rows of equal times: file, or random, by the dataset's seed (default: file for "
+        "ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
+    ),
+]
+Titles = Annotated[
+    str | None,
+    Field(description="for a table of your own whose items are ids: a table of ids and titles, such as movies.csv"),
+]
+LikedFrom = Annotated[
+    float | None,
+    Field(description="for a table of your own: the lowest rating that counts as liked (default: 4 of 5)"),
+]
+
+
+@_settings
+class SFTConfig(_Shared):
     """One SFT run.
 
     dataset: a name, or the path of a file or folder of one's own. model: a name, or a folder that `from_pretrained`
     opens. start_epochs: above 0, the run goes on from the SFT run of that many epochs under seed 0 ("more SFT"). epochs
-    (a fraction may be given) or, if given, steps say how long. tuning is "full" or "lora", with adapters of rank
-    `rank`; precision is "float32", or "bfloat16" for the matrix products alone. whole_line says whether history and
-    answer are learnt or the answer alone; None: "as the model is: pocket models the whole line, pretrained ones
-    the answer". batch_size: users in an optimizer step, `accumulation` micro-batches of them. ties, titles,
+    (a fraction may be given) or, if given, steps say how long. whole_line says whether history and answer are learnt or
+    the answer alone; None: "as the model is: pocket models the whole line, pretrained ones the answer". ties, titles,
     liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of
-    other data and models.
-    Raises ValueError on a setting that does not fit.
+    other data and models. Raises ValueError on a setting that does not fit.
     """
 
-    kind: str = "sft"
-    dataset: str = "catalog"
-    dataset_seed: int = 0
-    model: str = "pocket-gpt2"
-    tuning: str = "full"
-    rank: int = 8
-    start_epochs: float = 0.0
-    epochs: float = 40.0
-    steps: int | None = None
-    learning_rate: float = 2e-3
-    batch_size: int = 32
-    accumulation: int = 1
-    seed: int = 0
-    template: str = "line"
-    whole_line: bool | None = None
-    precision: str = "float32"
-    ties: str | None = None
-    titles: str | None = None
-    liked_from: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_types(self)
-        check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
-        if (self.dataset, self.ties) == ("ml-100k", "file"):  # as by default, and the same runs
-            object.__setattr__(self, "ties", None)
-        lookup("tuning", self.tuning, TUNING)
-        lookup("template", self.template, TEMPLATES)
-        lookup("precision", self.precision, PRECISION)
-        steps = ["steps"] if self.steps is not None else []
-        _check_numbers(self, "epochs", "learning_rate", "batch_size", "accumulation", "rank", *steps)
+    kind: Literal["sft"] = "sft"
+    dataset: Dataset = "catalog"
+    dataset_seed: DatasetSeed = 0
+    model: Model = "pocket-gpt2"
+    tuning: Tuning = "full"
+    rank: Rank = 8
+    start_epochs: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="start from the SFT run of so many epochs, for more SFT")
+    ] = 0.0
+    epochs: Annotated[Positive, Field(description="passes over the training users; a fraction may be given")] = 40.0
+    steps: Annotated[Count | None, Field(description="optimizer steps, in place of epochs")] = None
+    learning_rate: Rate = 2e-3
+    batch_size: Batch = 32
+    accumulation: Accumulation = 1
+    seed: Annotated[Seed, Field(description="of weights and of the order of users")] = 0
+    template: Template = "line"
+    whole_line: Annotated[
+        bool | None,
+        Field(description="yes: learn history and answer; no: the answer alone (default: yes for pocket models)"),
+    ] = None
+    precision: Precision = "float32"
+    ties: Ties = None
+    titles: Titles = None
+    liked_from: LikedFrom = None
 
 
-@dataclass(frozen=True)
-class PreferConfig:
+@_settings
+class PreferConfig(_Shared):
     """One preference run.
 
     sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
-    negatives: K, that many of each user's. dynamic, adjust_beta: "on" or "off"; select: "on", "off", or a control,
-    "random" or "hardest". With dynamic off, select and adjust_beta are off too. batch_size: users in an optimizer step,
-    `accumulation` micro-batches of them. validation_users: how many of the split's users, its first, each evaluation
-    ranks; None for all. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the
-    catalogue, whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of
-    other data and models.
-    Raises ValueError on a setting that does not fit.
+    negatives: K, that many of each user's. With dynamic off, select and adjust_beta are off too. validation_users: how
+    many of the split's users, its first, each evaluation ranks; None for all. likelihood_of, target_margin, alpha, keep
+    and momentum are settings of one objective each, see `minipo.extensions`; with another objective they must be left
+    out. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue, whose
+    sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of other data and
+    models. Raises ValueError on a setting that does not fit.
     """
 
-    kind: str = "prefer"
-    dataset: str = "catalog"
-    dataset_seed: int = 0
-    model: str = "pocket-gpt2"
-    sft: str | None = None
-    sft_epochs: float = 40.0
-    sft_seed: int = 0
-    tuning: str = "full"
-    rank: int = 8
-    objective: str = "dmpo"
-    negatives: int = 15
-    dynamic: str = "off"
-    select: str = "on"
-    adjust_beta: str = "on"
-    clusters: int = 3
-    beta: float = 1.0
-    margin: float = 6.0
-    learning_rate: float = 3e-4
-    steps: int = 300
-    batch_size: int = 32
-    accumulation: int = 1
-    seed: int = 0
-    evaluate_every: int = 50
-    validation_users: int | None = None
-    template: str = "line"
-    precision: str = "float32"
-    ties: str | None = None
-    titles: str | None = None
-    liked_from: float | None = None
+    kind: Literal["prefer"] = "prefer"
+    dataset: Dataset = "catalog"
+    dataset_seed: DatasetSeed = 0
+    model: Model = "pocket-gpt2"
+    sft: Annotated[
+        str | None,
+        Field(description="folder of the SFT run to start from (default: the shipped one for these settings, or one "
+              "trained now)"),
+    ] = None  # fmt: skip
+    sft_epochs: Annotated[Positive, Field(description="epochs of that SFT run")] = 40.0
+    sft_seed: Annotated[Seed, Field(description="seed of that SFT run")] = 0
+    tuning: Tuning = "full"
+    rank: Rank = 8
+    objective: Annotated[
+        Literal["dpo", "dmpo", "sdpo", "mppo", "simpo", "beta-dpo"], Field(description="the preference loss")
+    ] = "dmpo"
+    negatives: Annotated[Count, Field(description="K, negatives per user")] = 15
+    dynamic: Annotated[Switch, Field(description="DynamicPO")] = "off"
+    select: Annotated[
+        Literal["on", "off", "random", "hardest"],
+        Field(description="DynamicPO's selection; random: as many negatives, drawn (hardest, in old runs: on)"),
+    ] = "on"
+    adjust_beta: Annotated[Switch, Field(description="DynamicPO's dual-margin beta")] = "on"
+    clusters: Annotated[Count, Field(description="groups of DynamicPO's k-means")] = 3
+    beta: Annotated[Positive, Field(description="strength of the objective")] = 1.0
+    margin: Annotated[float, Field(ge=0, allow_inf_nan=False, description="gamma of DynamicPO's dual-margin beta")] = (
+        6.0
+    )
+    learning_rate: Rate = 3e-4
+    steps: Annotated[Count, Field(description="optimizer steps")] = 300
+    batch_size: Batch = 32
+    accumulation: Accumulation = 1
+    seed: Annotated[Seed, Field(description="of the order of users and of each user's negatives")] = 0
+    evaluate_every: Annotated[Count, Field(description="steps between evaluations on validation users")] = 50
+    validation_users: Annotated[
+        Count | None, Field(description="validation users that each evaluation ranks (default: all)")
+    ] = None
+    template: Template = "line"
+    precision: Precision = "float32"
+    ties: Ties = None
+    titles: Titles = None
+    liked_from: LikedFrom = None
+    likelihood_of: Annotated[
+        Literal["token", "answer"],
+        Field(description="mppo: average likelihood per token, or the whole answer's, as in DynamicPO's release"),
+    ] = "token"
+    target_margin: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="simpo: gamma that a margin must exceed")
+    ] = 0.5
+    alpha: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="beta-dpo: how much beta follows a batch's gaps")
+    ] = 0.6
+    keep: Annotated[float, Field(gt=0, le=1, description="beta-dpo: share of a batch's pairs that enter the loss")] = (
+        0.8
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1, description="beta-dpo: share of the past in the running mean")] = 0.9
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
-        if (self.dataset, self.ties) == ("ml-100k", "file"):  # as by default, and the same runs
-            object.__setattr__(self, "ties", None)
-        lookup("objective", self.objective, OBJECTIVES)
-        lookup("tuning", self.tuning, TUNING)
-        lookup("template", self.template, TEMPLATES)
-        lookup("precision", self.precision, PRECISION)
-        lookup("setting of dynamic", self.dynamic, SWITCH)
-        lookup("setting of select", self.select, SELECT)
-        lookup("setting of adjust_beta", self.adjust_beta, SWITCH)
-        limits = ["validation_users"] if self.validation_users is not None else []
-        _check_numbers(
-            self, "beta", "learning_rate", "steps", "batch_size", "accumulation", "evaluate_every", "clusters",
-            "sft_epochs", "rank", *limits,
-        )  # fmt: skip
-        if self.negatives < 1:
-            raise ValueError(f"negatives must be at least 1, not {self.negatives}.")
+        super().__post_init__()
         if self.dynamic == "off":
             object.__setattr__(self, "select", "off")
             object.__setattr__(self, "adjust_beta", "off")
-        self.dynamic_po()  # for its own checks
+        for field in fields(self):
+            takes = OWN.get(field.name)
+            if takes not in (None, self.objective) and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is a setting of {takes}, and the objective is {self.objective}; leave it out, or "
+                    f"choose {takes}."
+                )
 
     def dynamic_po(self) -> DynamicPO | None:
         """The `DynamicPO` these settings describe, or None."""
         if self.dynamic == "off":
             return None
-        return DynamicPO(self.margin, self.clusters, SELECT[self.select], SWITCH[self.adjust_beta])
+        return DynamicPO(self.margin, self.clusters, SELECT[self.select], self.adjust_beta == "on")
+
+    def loss(self) -> Objective:
+        """The objective with the settings of its own."""
+        if self.objective not in MAKERS:
+            return OBJECTIVES[self.objective]
+        own = {name: getattr(self, name) for name, objective in OWN.items() if objective == self.objective}
+        return MAKERS[self.objective](**own)
 
 
 Config = SFTConfig | PreferConfig

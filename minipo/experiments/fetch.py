@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from minipo.files import alone, home, read_json, remove, write_json
+from minipo.experiments.files import home, locked, read_json, remove, write_json
 from minipo.names import lookup
 
 RECEIPT = (
@@ -207,7 +207,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     if (found := present(name)) is not None:
         return found
     folder = home() / "fetched" / name
-    with alone(folder):
+    with locked(folder):
         if (found := present(name)) is not None:
             return found
         for left in folder.parent.glob(f".{name}-*"):  # by a process that was killed: this one holds the lock

@@ -1,7 +1,8 @@
 """From a name to a model and its tokenizer: pocket models made on the spot, hub models, local folders; LoRA."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from minipo.experiments.fetch import SOURCES, fetch, first_line
-from minipo.files import read_json, remove, write_json
+from minipo.experiments.files import read_json, remove, write_json
 from minipo.names import lookup
-from minipo.trainers import seeded
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
 DROPOUT = 0.1  # GPT-2's own; SFT needs it, because a few thousand users are few; preference training turns it off
@@ -260,3 +260,11 @@ def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, se
     )
     with seeded(seed):
         return get_peft_model(model, configuration)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw under `seed` inside, and leave the caller's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

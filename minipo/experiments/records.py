@@ -14,8 +14,8 @@ from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.evaluation import ranks as ranks_of
 from minipo.experiments.configuration import PreferConfig, make_config, splits_of
 from minipo.experiments.datasets.splits import Splits
+from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.runs import DATA, Run, versions
-from minipo.files import read_json, read_parquet, whole_file, write_json
 from minipo.names import lookup
 
 RECORDED = DATA / "recorded"

@@ -27,7 +27,7 @@ import pandas as pd
 
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import sha256
-from minipo.files import home, read_json, read_parquet
+from minipo.experiments.files import home, read_json, read_parquet
 
 # transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
 # trained.

@@ -7,23 +7,28 @@ from typing import Any
 
 import pandas as pd
 
-from minipo.experiments.configuration import PreferConfig, make_config
+from minipo.experiments.configuration import OWN, PreferConfig, make_config
+from minipo.experiments.files import whole_file
 from minipo.experiments.records import RESULTS, _values, row
 from minipo.experiments.workers import train_all
-from minipo.files import whole_file
 
 
 def grid(**settings: Any) -> list[PreferConfig]:
     """The configurations of a grid: settings of `PreferConfig`, each a value or a list of values, `seeds` for `seed`.
 
-    Settings that come to the same run, as `select` does where dynamic is off, are listed once.
+    Settings that come to the same run, as `select` does where dynamic is off, are listed once. A setting of one
+    objective's own, such as SimPO's target_margin, is left out of the cells of others.
     """
     settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
     axes = {name: _values(value) for name, value in settings.items()}
-    for name, values in axes.items():
-        if not values:
+    for name, choices in axes.items():
+        if not choices:
             raise ValueError(f"{name} has no values; name at least one.")
-    cells = [make_config(PreferConfig, dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    cells: list[PreferConfig] = []
+    for values in product(*axes.values()):
+        cell: dict[str, Any] = dict(zip(axes, values, strict=True))
+        others = {*axes.get("objective", ())} - {cell.get("objective")}
+        cells.append(make_config(PreferConfig, {name: cell[name] for name in cell if OWN.get(name) not in others}))
     return list(dict.fromkeys(cells))
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from minipo.experiments.datasets.splits import Interaction, Splits
-from minipo.files import alone, home, remove, whole_file, write_json
+from minipo.experiments.files import home, locked, remove, whole_file, write_json
 
 # transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
 # trained.
@@ -88,15 +88,16 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
     """
     config = make_config(SFTConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
-    with alone(out):
+    with locked(out):
         return finished(out, config) or _sft(config, out, progress)
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.compatibility.architectures import context_of
+    from minipo.experiments.arguments import training_arguments
     from minipo.experiments.models import POCKET, add_lora, load_model
     from minipo.experiments.users import evaluate, preference_rows
-    from minipo.trainers import SFTTrainer, training_arguments
+    from minipo.trainers import SFTTrainer
 
     splits = splits_of(config)
     whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
@@ -167,7 +168,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     """
     config = make_config(PreferConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
-    with alone(out):
+    with locked(out):
         return finished(out, config) or _prefer(config, out, progress)
 
 
@@ -178,9 +179,10 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
     from minipo.compatibility.architectures import context_of
     from minipo.evaluation import report
+    from minipo.experiments.arguments import training_arguments
     from minipo.experiments.models import add_lora
     from minipo.experiments.users import preference_rows
-    from minipo.trainers import PreferenceTrainer, training_arguments
+    from minipo.trainers import PreferenceTrainer
 
     model: Any
     model, tokenizer = start.load_model()
@@ -213,7 +215,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         rows["train"],
         rows["validation"],
         processing_class=tokenizer,
-        objective=config.objective,
+        objective=config.loss(),
         negatives=config.negatives,
         beta=config.beta,
         dynamic=config.dynamic_po(),
@@ -308,7 +310,7 @@ def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) ->
 def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> float:
     from transformers import TrainerState
 
-    from minipo.trainers import Listen, last_checkpoint
+    from minipo.experiments.arguments import Listen, last_checkpoint
 
     checkpoint = last_checkpoint(out / "checkpoints")
     # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.

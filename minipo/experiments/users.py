@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from minipo.compatibility.architectures import context_of
+from minipo.compatibility.tokenizers import tokenize
 from minipo.experiments.datasets.splits import Interaction
 from minipo.names import lookup
 from minipo.prompts import TEMPLATES, Template, answer, render
-from minipo.scoring import candidate_logps, tokenize
+from minipo.scoring import candidate_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

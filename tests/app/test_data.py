@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from minipo import files
+from minipo.experiments import files
 from minipo.experiments.datasets import own
 from tests.app.conftest import charts, opened, text
 

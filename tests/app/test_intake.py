@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from minipo import files
+from minipo.experiments import files
 from minipo.experiments.configuration import PreferConfig, make_config
 from minipo.experiments.datasets import own
 from minipo.experiments.datasets.loading import load_dataset

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from minipo import files
+from minipo.experiments import files
 from tests.app.conftest import MAIN
 
 import jobs  # isort: skip

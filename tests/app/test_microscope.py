@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from minipo import files
-from minipo.experiments import records
+from minipo.experiments import files, records
 from minipo.experiments.configuration import PreferConfig
 from tests.app.conftest import MAIN, VIEWER, charts, opened, text
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from minipo import files
 from minipo.course.figures.style import as_text
+from minipo.experiments import files
 from minipo.experiments.configuration import PreferConfig
 from minipo.experiments.runs import DATA
 from tests.app.conftest import MAIN, charts, opened, text

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minipo import files
+from minipo.experiments import files
 from tests.app.conftest import charts, opened, text
 
 pytestmark = pytest.mark.usefixtures("recorded")

@@ -28,7 +28,7 @@ from transformers import (
     RobertaForCausalLM,
 )
 
-from minipo import scoring
+from minipo.compatibility import tokenizers
 from minipo.compatibility.architectures import context_of, examine
 from minipo.experiments.models import pocket_tokenizer
 from minipo.scoring import candidate_logps, pack, packed_logps
@@ -43,7 +43,7 @@ CANDIDATES = [[" Fox", " Iron Lark Song", " Glass"]] * 2
 
 @pytest.fixture(autouse=True)
 def warnings_are_errors():
-    scoring._warned.clear()
+    tokenizers._warned.clear()
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "(?s).*candidate on its own")

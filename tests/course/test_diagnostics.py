@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from minipo import DynamicPO, preference_loss, preference_push
+from minipo.compatibility.tokenizers import tokenize, tokenize_answers
 from minipo.course.diagnostics import boundary_with_dmpo_weights, by_group, gradient_parts, moments, pushes, watch
 from minipo.experiments.training import prefer
 from minipo.experiments.users import score, user_prompt
 from minipo.prompts import answer
-from minipo.scoring import tokenize, tokenize_answers
 
 COUNTS = {7: 4, 3: 2, 9: 4}  # user to negatives: the rows are ragged
 SETTINGS = {"dataset": "tiny", "negatives": 5, "steps": 8, "batch_size": 4}

@@ -18,9 +18,9 @@ from minipo.cli import main
 from minipo.experiments import training
 from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config
 from minipo.experiments.datasets.loading import DATASETS, load_dataset
+from minipo.experiments.files import read_json, write_json
 from minipo.experiments.runs import Run, cache_folder, model_fingerprint
 from minipo.experiments.training import prefer, sft, sft_run
-from minipo.files import read_json, write_json
 from minipo.trainers import COMPLETE
 from tests.experiments.test_runs import Cut, cut_at
 

@@ -15,11 +15,11 @@ from minipo.evaluation import ranking_metrics
 from minipo.experiments.comparison import older_data
 from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config, recipe, start_config
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import read_json
 from minipo.experiments.records import RECORDED, Recorded, load_recorded, row
 from minipo.experiments.runs import DATA, PROBED_USERS, Run, list_runs
 from minipo.experiments.training import prefer, sft, sft_folder, sft_run
 from minipo.experiments.users import evaluate
-from minipo.files import read_json
 
 sys.path.insert(0, str(DATA))  # as for a script that runs there
 script, findings = (importlib.import_module(name) for name in ("record", "findings"))

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -32,11 +34,14 @@ from minipo.experiments.configuration import (
     start_config,
 )
 from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.runs import Run, list_runs
 from minipo.experiments.training import Recorder, arithmetic, prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
-from minipo.files import read_json, read_parquet, whole_file, write_json
+from minipo.extensions import beta_dpo, mppo_by, simpo
+from minipo.preference import OBJECTIVES
+from minipo.prompts import TEMPLATES
 from minipo.trainers import COMPLETE, MarkComplete, PreferenceTrainer
 
 STEPS = 25  # a line each, a checkpoint at 10, 20 and 25
@@ -582,37 +587,39 @@ def test_a_finished_run_without_its_model(finished):
         ({"objective": "dmpoo"}, r"Unknown objective 'dmpoo'. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo"),
         ({"dataset": "./plays.csv"}, r"^There is no file \./plays\.csv; check the path, or name one of catalog"),
         ({"dataset": "catalogue"}, r"Unknown dataset 'catalogue'. Did you mean 'catalog'\? Known: catalog"),
-        ({"select": "randon"}, r"Unknown setting of select 'randon'. Did you mean 'random'\? Known: on, off, random"),
-        ({"dynamic": "yes"}, r"Unknown setting of dynamic 'yes'. Known: on, off\."),
-        ({"adjust_beta": "true"}, r"Unknown setting of adjust_beta 'true'. Known: on, off\."),
+        ({"select": "randon"}, r"Unknown select 'randon'. Did you mean 'random'\? Known: on, off, random"),
+        ({"dynamic": "yes"}, r"Unknown dynamic 'yes'. Known: on, off\."),
+        ({"adjust_beta": "true"}, r"Unknown adjust_beta 'true'. Known: on, off\."),
         ({"tuning": "LoRA"}, r"Unknown tuning 'LoRA'.* Known: full, lora\."),
         ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, question, choice"),
         ({"precision": "float16"}, r"^Unknown precision 'float16'. Did you mean '.*'\? Known: float32, bfloat16\.$"),
-        ({"rank": 0}, r"^rank must be a positive number, not 0\.$"),
-        ({"validation_users": 0}, r"^validation_users must be a positive number, not 0\.$"),
+        ({"rank": 0}, r"^rank must be greater than or equal to 1, not 0\.$"),
+        ({"validation_users": 0}, r"^validation_users must be greater than or equal to 1, not 0\.$"),
         ({"learning_rates": 1e-3}, r"Unknown setting 'learning_rates'. Did you mean 'learning_rate'\? Known: kind"),
+        ({"objective": "dmpo", "target_margin": 0.3}, r"^target_margin is a setting of simpo, and "),
+        ({"objective": "beta-dpo", "keep": 0.0}, r"^keep must be greater than 0, not 0\.0\.$"),
         ({"negatives": 20}, r"^negatives must be at most 19, the most that a user here has, not 20\.$"),
-        ({"negatives": 0}, r"^negatives must be at least 1, not 0\.$"),
-        ({"negatives": 2.5}, r"^negatives must be of type int, not 2\.5\.$"),
-        ({"negatives": "5"}, r"^negatives must be of type int, not '5'\.$"),
-        ({"beta": 0}, r"^beta must be a positive number, not 0\.$"),
-        ({"beta": -1.0}, r"^beta must be a positive number, not -1\.$"),
-        ({"learning_rate": float("nan")}, r"^learning_rate must be a positive number, not nan\.$"),
-        ({"learning_rate": float("inf")}, r"^learning_rate must be a positive number, not inf\.$"),
-        ({"learning_rate": None}, r"^learning_rate must be of type float, not None\.$"),
-        ({"steps": 0}, r"^steps must be a positive number, not 0\.$"),
-        ({"steps": True}, r"^steps must be of type int, not True\.$"),
-        ({"clusters": 0, "dynamic": "on"}, r"^clusters must be a positive number, not 0\.$"),
+        ({"negatives": 0}, r"^negatives must be greater than or equal to 1, not 0\.$"),
+        ({"negatives": 2.5}, r"^negatives must be a valid integer, not 2\.5\.$"),
+        ({"negatives": "5"}, r"^negatives must be a valid integer, not '5'\.$"),
+        ({"beta": 0}, r"^beta must be greater than 0, not 0\.$"),
+        ({"beta": -1.0}, r"^beta must be greater than 0, not -1\.0\.$"),
+        ({"learning_rate": float("nan")}, r"^learning_rate must be a finite number, not nan\.$"),
+        ({"learning_rate": float("inf")}, r"^learning_rate must be a finite number, not inf\.$"),
+        ({"learning_rate": None}, r"^learning_rate must be a valid number, not None\.$"),
+        ({"steps": 0}, r"^steps must be greater than or equal to 1, not 0\.$"),
+        ({"steps": True}, r"^steps must be a valid integer, not True\.$"),
+        ({"clusters": 0, "dynamic": "on"}, r"^clusters must be greater than or equal to 1, not 0\.$"),
         ({"margin": float("nan"), "dynamic": "on"}, r"margin"),
-        ({"seed": -1}, r"^seed must not be negative, and it is -1\.$"),
-        ({"sft_epochs": 0}, r"^sft_epochs must be a positive number, not 0\.$"),
-        ({"sft_seed": -1}, r"^sft_seed must not be negative, and it is -1\.$"),
+        ({"seed": -1}, r"^seed must be greater than or equal to 0, not -1\.$"),
+        ({"sft_epochs": 0}, r"^sft_epochs must be greater than 0, not 0\.$"),
+        ({"sft_seed": -1}, r"^sft_seed must be greater than or equal to 0, not -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
-        ({"kind": "sft"}, r"^kind must be 'prefer' here, not 'sft'; leave it out\.$"),
+        ({"kind": "sft"}, r"^Unknown kind 'sft'\. Known: prefer\.$"),
         ({"ties": "random"}, r"^catalog has no times, so there are no ties; leave ties out\.$"),
-        ({"sft": 3}, r"^sft must be of type str \| None, not 3\.$"),
+        ({"sft": 3}, r"^sft must be a valid string, not 3\.$"),
         ({"titles": "a.csv"}, r"^titles is for a table of your own interactions, and catalog is none; leave it out\.$"),
-        ({"liked_from": True}, r"^liked_from must be of type float \| None, not True\.$"),
+        ({"liked_from": True}, r"^liked_from must be a valid number, not True\.$"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_path):
@@ -625,16 +632,16 @@ def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"epochs": 0}, r"^epochs must be a positive number, not 0\.$"),
-        ({"epochs": "ten"}, r"^epochs must be of type float, not 'ten'\.$"),
-        ({"steps": 0}, r"^steps must be a positive number, not 0\.$"),
-        ({"learning_rate": 0.0}, r"^learning_rate must be a positive number, not 0\.$"),
+        ({"epochs": 0}, r"^epochs must be greater than 0, not 0\.$"),
+        ({"epochs": "ten"}, r"^epochs must be a valid number, not 'ten'\.$"),
+        ({"steps": 0}, r"^steps must be greater than or equal to 1, not 0\.$"),
+        ({"learning_rate": 0.0}, r"^learning_rate must be greater than 0, not 0\.0\.$"),
         ({"batch_size": 5, "accumulation": 2}, r"^accumulation 2 does not divide the batch of 5 users"),
-        ({"start_epochs": -1}, r"^start_epochs must not be negative, and it is -1\.$"),
+        ({"start_epochs": -1}, r"^start_epochs must be greater than or equal to 0, not -1\.$"),
         ({"model": "pocket_gpt2"}, r"Unknown model 'pocket_gpt2'. Did you mean 'pocket-gpt2'\? Known: pocket-gpt2"),
         ({"model": "./nowhere"}, r"There is no model folder './nowhere'"),
         ({"negatives": 3}, r"Unknown setting 'negatives'.* Known: kind, dataset"),
-        ({"whole_line": "yes"}, r"^whole_line must be of type bool \| None, not 'yes'\.$"),
+        ({"whole_line": "yes"}, r"^whole_line must be a valid boolean, not 'yes'\.$"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_sft(settings, sentence, tmp_path):
@@ -757,7 +764,7 @@ def test_reference_log_probs_are_computed_once(start, tmp_path, home, scored):
     assert scored() == 64 + 32 + 32
     short = Run(tmp_path / "short").probe
     assert first.probe[first.probe.step == 0].reference.tolist() == short[short.step == 0].reference.tolist()
-    assert len(list((home / "reference").iterdir())) == 3
+    assert len(list((home / "reference").glob("*.npy"))) == 3
 
 
 def test_other_weights_and_another_precision_have_another_reference(start, tiny, tmp_path, scored):
@@ -773,12 +780,12 @@ def test_other_weights_and_another_precision_have_another_reference(start, tiny,
 
 def test_a_damaged_reference_is_computed_again(start, finished, tmp_path, home, scored):
     start(tmp_path / "first")
-    entries = {path: path.read_bytes() for path in (home / "reference").iterdir()}
+    entries = {path: path.read_bytes() for path in (home / "reference").glob("*.npy")}
     for path, whole in entries.items():
         path.write_bytes(whole[:-100])
     assert_same_end(start(tmp_path / "again"), finished)
     assert scored() == 2 * (64 + 32 + 32)
-    assert {path: path.read_bytes() for path in (home / "reference").iterdir()} == entries
+    assert {path: path.read_bytes() for path in (home / "reference").glob("*.npy")} == entries
 
 
 def test_it_may_be_cut_off_while_the_reference_is_scored(start, finished, tmp_path, monkeypatch):
@@ -864,6 +871,34 @@ def test_what_a_run_was_started_with_is_read_back_whatever_the_recipe_says(finis
 
 def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
     assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 6
+
+
+def test_every_objective_and_template_can_be_chosen():
+    choices = {field.name: get_args(get_args(field.type)[0]) for field in fields(PreferConfig)}
+    assert choices["objective"] == tuple(OBJECTIVES)
+    assert choices["template"] == tuple(TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "expected"),
+    [
+        ("simpo", {"target_margin": 0.3}, simpo(0.3)),
+        ("beta-dpo", {"alpha": 0.5, "keep": 0.7, "momentum": 0.6}, beta_dpo(0.5, 0.7, 0.6)),
+        ("mppo", {"likelihood_of": "answer"}, mppo_by("answer")),
+        ("sdpo", {}, OBJECTIVES["sdpo"]),
+    ],
+)
+def test_an_objectives_own_settings_reach_it(objective, settings, expected, start, tmp_path, monkeypatch):
+    seen, original = [], PreferenceTrainer.__init__
+
+    def note(self, *arguments, **others):
+        seen.append(others["objective"])
+        original(self, *arguments, **others)
+
+    monkeypatch.setattr(PreferenceTrainer, "__init__", note)
+    run = start(tmp_path / "run", objective=objective, steps=1, **settings)
+    assert seen == [expected]
+    assert vars(run.config).items() >= settings.items()
 
 
 @pytest.mark.parametrize("kind", [SFTConfig, PreferConfig])

@@ -21,14 +21,14 @@ from minipo.experiments import workers
 from minipo.experiments.configuration import PreferConfig, SFTConfig, recipe
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import Interaction, Splits
+from minipo.experiments.files import read_json, write_json
 from minipo.experiments.records import Recorded, check_same_data, difference, load_recorded, record, record_scores
 from minipo.experiments.runs import Run, cache_folder
 from minipo.experiments.sweeps import grid, sweep
 from minipo.experiments.training import Recorder
 from minipo.experiments.workers import train_all
-from minipo.files import read_json, write_json
 
-DESIGN_COLUMNS = """
+COLUMNS = """
     dataset model tuning objective negatives dynamic select adjust_beta clusters beta margin learning_rate seed steps
     train_loss pair_loss val_hr@1 sft_hr@1 hr@1 hr@5 ndcg@5 mrr reward_win_rate boundary_share seconds
 """.split()  # section 5
@@ -122,6 +122,13 @@ def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
     ]
 
 
+def test_a_setting_of_one_objectives_own_is_left_out_of_the_cells_of_others():
+    cells = grid(objective=["dmpo", "simpo"], target_margin=[0.3, 0.7], negatives=1)
+    assert [(cell.objective, cell.target_margin) for cell in cells] == [("dmpo", 0.5), ("simpo", 0.3), ("simpo", 0.7)]
+    with pytest.raises(ValueError, match=r"^target_margin is a setting of simpo, and the objective is dmpo; "):
+        grid(objective="dmpo", target_margin=0.3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -129,8 +136,8 @@ def test_settings_of_dynamicpo_make_no_second_run_where_it_is_off():
         ({"seeds": ()}, "seed has no values; name at least one."),
         ({"negative": 5}, "Unknown setting 'negative'. Did you mean 'negatives'? Known: "),
         ({"objective": ["dmpo", "dmmpo"]}, "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: "),
-        ({"beta": [1.0, 0.0]}, "beta must be a positive number, not 0"),
-        ({"negatives": [1, "5"]}, "negatives must be of type int, not '5'."),
+        ({"beta": [1.0, 0.0]}, "beta must be greater than 0, not 0"),
+        ({"negatives": [1, "5"]}, "negatives must be a valid integer, not '5'."),
     ],
 )
 def test_a_bad_grid_is_one_sentence(settings, message):
@@ -144,7 +151,7 @@ def test_a_bad_grid_is_one_sentence(settings, message):
 
 def test_a_table_has_a_row_a_run_with_designs_columns(tasks):
     table = sweep(negatives=[1, 5], dynamic=["off", "on"], progress=False, **SMALL)
-    assert [column for column in table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert [column for column in table if column != "sft_epochs"] == COLUMNS
     assert table[["negatives", "dynamic", "select", "adjust_beta"]].to_numpy().tolist() == [
         [1, "off", "off", "off"],
         [1, "on", "on", "on"],
@@ -159,7 +166,7 @@ def test_a_table_has_a_row_a_run_with_designs_columns(tasks):
         assert row["val_hr@1"] == run.evaluation["hr@1"].iloc[-1]
         assert row["train_loss"] == run.metrics.loss.iloc[-1]
     assert table["sft_hr@1"].nunique() == 1
-    assert table[DESIGN_COLUMNS].notna().all(axis=None)
+    assert table[COLUMNS].notna().all(axis=None)
 
 
 def test_the_sft_run_and_its_log_probs_come_first_and_once(tasks, home):
@@ -296,7 +303,7 @@ def test_a_worker_that_dies_is_one_sentence(tasks, monkeypatch):
     ("settings", "message"),
     [
         ({"negatives": [1, 40]}, "negatives must be at most 19, the most that a user here has, not 40."),
-        ({"negatives": [1, 0]}, "negatives must be at least 1, not 0."),
+        ({"negatives": [1, 0]}, "negatives must be greater than or equal to 1, not 0."),
         (
             {"out": "table.xlsx"},
             "The table's file must end in .parquet or .csv, not 'table.xlsx'; give it such a name.",
@@ -446,7 +453,7 @@ def kept(tiny, finished_runs, levels, tmp_path) -> Path:
 
 def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels):
     recorded = load_recorded("grid", kept)
-    assert [column for column in recorded.table if column != "sft_epochs"] == DESIGN_COLUMNS
+    assert [column for column in recorded.table if column != "sft_epochs"] == COLUMNS
     assert recorded.table.objective.tolist() == ["dmpo"] * 4 + ["sft"]
     assert recorded.table.dynamic.tolist() == ["off", "off", "on", "on", "off"]
     assert recorded.table.negatives.tolist() == [5, 5, 5, 5, 0]

@@ -17,7 +17,7 @@ import pytest
 from nbclient.exceptions import CellExecutionError
 
 from minipo.experiments import fetch
-from minipo.files import home as minipo_home
+from minipo.experiments.files import home as minipo_home
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"

@@ -24,8 +24,8 @@ ROUNDING = 1e-4  # of a number's size: float32 in an answer is no mistake
 @cache
 def recorded_probe() -> pd.DataFrame:
     """The probe of a recorded run: DMPO, K = 19, no DynamicPO, seed 0; see `minipo.course.diagnostics.moments`."""
+    from minipo.experiments.files import read_parquet
     from minipo.experiments.records import load_recorded
-    from minipo.files import read_parquet
 
     grid = load_recorded("objectives")
     (run,) = grid.rows(objective="dmpo", negatives=19, dynamic="off", seed=0).index

@@ -1,4 +1,4 @@
-"""The catalogue's world does what DESIGN section 6 says, and its oracle is the best ranking of it."""
+"""The catalogue's world does what its data card says, and its oracle is the best ranking of it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -88,7 +88,7 @@ def test_negatives_are_drawn_from_everything_else():
 
 
 def plain_user(random):
-    """One user, word by word from DESIGN section 6: item numbers of seven steps."""
+    """One user, word by word from the data card: item numbers of seven steps."""
     genres = random.choice(12, 3, replace=False)
     weights = random.dirichlet([1.5, 1.5, 1.5])
     place = {genre: random.random(2) for genre in genres}

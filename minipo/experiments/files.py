@@ -67,7 +67,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """One process at a time in `out`: another that wants the same run waits, and then finds it finished.
 
     The lock is the operating system's, so it ends with its process, however that ends.

@@ -1,0 +1,76 @@
+"""Forwards of models that do not read packed rows, or not rows of every length together; and memory on CPUs."""
+
+import ctypes
+import platform
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minipo.forward import forward
+from minipo.packing import PackedBatch, pack_ids, unpack
+
+
+def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
+    """The same scores and gradients from an ordinary row for each candidate, in forwards of as many rows as before.
+
+    Only rows of one length go together: padding, at whichever end, changes what some models compute.
+    """
+    prompt_ids, answer_ids = unpack(packed)
+    rows, columns = packed["mask"].cpu().numpy().nonzero()
+    prompt_lengths = np.array([len(ids) for ids in prompt_ids])
+    lengths = prompt_lengths[rows] + packed["lengths"].cpu().numpy()[rows, columns]
+    order = np.argsort(lengths, kind="stable")
+    logps = []
+    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        for part in np.split(group, range(len(prompt_ids), len(group), len(prompt_ids))):
+            prompts = [prompt_ids[row] for row in rows[part]]
+            answers = [[answer_ids[row][column]] for row, column in zip(rows[part], columns[part], strict=True)]
+            logps.append(forward(model, pack_ids(prompts, answers, pad_token_id=0, read_end=read_end)))
+    flat = torch.cat(logps).flatten()[torch.from_numpy(order).argsort().to(logps[0].device)]
+    mask = packed["mask"].to(flat.device)
+    return flat.new_full(mask.shape, -torch.inf).masked_scatter(mask, flat)
+
+
+def by_length(
+    model: nn.Module, packed: PackedBatch, limit: int, score: Callable[[nn.Module, PackedBatch, bool], Tensor]
+) -> Float[Tensor, "B C"]:
+    """The scores under longrope, which takes its long factors for all rows of a forward as soon as one is longer than
+    `limit`: candidates that are longer with their end-of-answer token, and the others, in forwards of their own.
+
+    score: scores a packed batch whose rows are all on one side; its last argument says to read end-of-answer tokens.
+    """
+    prompt_lengths = (packed["segments"] == 0).sum(1)
+    long = packed["mask"] & (prompt_lengths[:, None] + packed["lengths"] > limit)
+    if not long.any():
+        return score(model, packed, False)
+    prompt_ids, answer_ids = unpack(packed)
+    logps = torch.full(long.shape, -torch.inf)
+    for side in (long, packed["mask"] & ~long):
+        rows = side.any(1).nonzero().flatten().tolist()
+        if not rows:
+            continue
+        answers = [[answer_ids[row][column] for column in side[row].nonzero().flatten().tolist()] for row in rows]
+        part = pack_ids([prompt_ids[row] for row in rows], answers, pad_token_id=0, read_end=True)
+        scores = score(model, part, True)
+        logps = logps.to(scores).masked_scatter(side.to(scores.device), scores[part["mask"].to(scores.device)])
+    return logps
+
+
+@cache
+def reuse_memory() -> None:
+    """Make this process keep the memory that tensors on the CPU free, for the next ones, instead of returning it.
+
+    glibc hands every large block back to the system and gets it anew, and each new page costs a fault: what that comes
+    to is the side "as it comes" of `benchmarks/step.py`.
+    Holds for the whole process; `packed_logps` calls it for models on the CPU. Nothing happens without glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        top_pad, trim_threshold, mmap_max = -2, -1, -4  # their numbers in malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)  # no block of its own from the system, however large
+        mallopt(trim_threshold, -1)  # never give the heap's end back
+        mallopt(top_pad, 2**28)  # and extend it by 256 MiB at a time

@@ -1,0 +1,145 @@
+"""Text to token ids, with whatever tokenizer a model comes with."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from minipo.packing import TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool = False) -> list[TokenIds]:
+    """Token ids of each text. special: with the tokens that the tokenizer puts before a text, which prompts need; what
+    it puts behind one, an end-of-answer token say, is left off, for the text goes on."""
+    distinct = list(dict.fromkeys(texts))  # candidates repeat: the same 240 names for every user
+    if not distinct:
+        return []
+    end = -_appended(tokenizer) if special else 0
+    # Not verbose: what is too long for the model is said elsewhere, where it is known what to do about it.
+    encoded = tokenizer(distinct, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    known = {text: np.asarray(ids[: end or None], dtype=np.int64) for text, ids in zip(distinct, encoded, strict=True)}
+    return [known[text] for text in texts]
+
+
+def _appended(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """How many tokens the tokenizer puts behind a text."""
+    text = "a"
+    plain, whole = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
+    ends = [start + len(plain) for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
+    return len(whole) - ends[-1] if plain and ends else 0
+
+
+def tokenize_answers(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[TokenIds]:
+    """Token ids of each candidate's text, with the end-of-answer token behind them, once. Nothing stays nothing."""
+    distinct = list(dict.fromkeys(texts))
+    ended = dict(zip(distinct, (_ended(tokenizer, ids) for ids in tokenize(tokenizer, distinct)), strict=True))
+    return [ended[text] for text in texts]
+
+
+def _ended(tokenizer: "PreTrainedTokenizerBase", ids: TokenIds) -> TokenIds:
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("The tokenizer has no eos_token, which ends an answer; set one.")
+    return ids if len(ids) > 1 and ids[-1] == end else np.append(ids, end)
+
+
+# Where prompt and answer meet: whether the two ends of text there are tokenized alike apart and together.
+_seams: WeakKeyDictionary["PreTrainedTokenizerBase", dict[tuple[str, str], bool]] = WeakKeyDictionary()
+
+
+def tokenize_rows(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    special: bool = True,
+) -> tuple[list[TokenIds], list[list[TokenIds]]]:
+    """Token ids of every prompt, and of its candidates with the end-of-answer token: those of "prompt + candidate".
+
+    Prompts and candidates are tokenized by themselves, each once. Where that differs from the text of both together (a
+    tokenizer that marks a text's beginning, a prompt that ends in a space), which is tried once for what meets, a row
+    is tokenized together, with one warning: its prompt ends where the first of its candidates parts from it, which is
+    TRL's rule. special: see `tokenize`; False where a chat template has written those tokens.
+    """
+    if len(prompts) != len(candidates):
+        raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
+    flat = list(chain.from_iterable(candidates))
+    prompt_ids, answers = tokenize(tokenizer, prompts, special), iter(tokenize_answers(tokenizer, flat))
+    answer_ids = [[next(answers) for _ in row] for row in candidates]
+    seams = _seams.setdefault(tokenizer, {})
+    new: dict[tuple[str, str], tuple[int, int]] = {}
+    for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
+        for column, text in enumerate(texts):
+            if (seam := _seam(prompt, text)) not in seams:
+                new.setdefault(seam, (row, column))
+    together = tokenize(tokenizer, [prompts[row] + candidates[row][column] for row, column in new.values()], special)
+    for (seam, (row, column)), ids in zip(new.items(), together, strict=True):
+        apart = np.concatenate([prompt_ids[row], answer_ids[row][column]])
+        seams[seam] = np.array_equal(_ended(tokenizer, ids), apart) or not candidates[row][column]
+    if not all(seams.values()):
+        _tokenize_together(tokenizer, prompts, candidates, special, prompt_ids, answer_ids)
+    return prompt_ids, answer_ids
+
+
+def _seam(prompt: str, text: str) -> tuple[str, str]:
+    """What decides how the two are tokenized where they meet. A space begins a token; else whole words count."""
+    if text[:1] == " " and not prompt[-1:].isspace():
+        return prompt[-2:], text[:2]
+    return re.findall(r"\S*\s*\Z", prompt[-80:])[0], re.findall(r"\A\s*\S*", text)[0]
+
+
+def _tokenize_together(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    special: bool,
+    prompt_ids: list[TokenIds],
+    answer_ids: list[list[TokenIds]],
+) -> None:
+    """Put the ids of "prompt + candidate" in the place of those rows that have a seam where they differ."""
+    seams = _seams[tokenizer]
+    for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
+        if not any(not seams[_seam(prompt, text)] for text in texts):
+            continue
+        warn_once(
+            type(tokenizer),
+            "tokens",
+            f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} otherwise together than apart: "
+            "such prompts are tokenized with each of their answers, which takes longer.",
+        )
+        together = tokenize(tokenizer, [prompt + text for text in texts], special)
+        shared = min(_shared(ids, prompt_ids[row]) for ids in together)
+        if not shared:
+            raise ValueError(
+                f"Row {row}: no token of the prompt stays as it is once an answer follows it; end the prompt in a "
+                "whole word, and begin answers with a space."
+            )
+        prompt_ids[row] = prompt_ids[row][:shared]
+        answer_ids[row] = [_ended(tokenizer, ids[shared:]) for ids in together]
+
+
+def _shared(left: TokenIds, right: TokenIds) -> int:
+    """How many tokens both begin with."""
+    length = min(len(left), len(right))
+    differ = np.flatnonzero(left[:length] != right[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def pad_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def warn_once(of: type, what: str, message: str) -> None:
+    """Warn once in this process that objects of this class are slow in this respect."""
+    if (of.__name__, what) not in _warned:
+        _warned.add((of.__name__, what))
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,70 @@
+"""What every run trains with, what it says on its way, and where it goes on from."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from minipo.trainers import COMPLETE
+
+
+class Listen(TrainerCallback):
+    """Tells `heard(step, logs)` of every line the Trainer logs, evaluations included."""
+
+    def __init__(self, heard: Callable[[int, dict[str, float]], None]):
+        self.heard = heard
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.heard(state.global_step, dict(logs or {}))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest complete checkpoint in `folder`, or None."""
+    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulation: int,
+    learning_rate: float,
+    seed: int,
+    evaluate_every: int | None = None,
+    progress: bool = True,
+    **others: Any,
+) -> TrainingArguments:
+    """The `TrainingArguments` of minipo's own runs: AdamW, 5 % warm-up, cosine, no reporting service.
+
+    batch_size: rows per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
+    be given as they are. Raises ValueError if `accumulation` does not divide `batch_size`.
+    """
+    # 30 lines a run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
+    log_every = max(1, steps // 30)
+    if batch_size % accumulation:
+        raise ValueError(
+            f"accumulation {accumulation} does not divide the batch of {batch_size} users; choose a divisor."
+        )
+    settings: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(0.05 * steps),
+        "seed": seed,
+        "logging_steps": log_every,
+        "save_steps": 10 * log_every,
+        "eval_strategy": "no" if evaluate_every is None else "steps",
+        "eval_steps": evaluate_every,
+        "disable_tqdm": not progress,
+        "use_cpu": not torch.accelerator.is_available(),  # said aloud, or the Trainer would refuse bf16 there
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(output_dir=str(folder), **(settings | others))
