@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from minipo.course.figures.style import as_text, differences, in_points
 from minipo.evaluation import Interval
 
-LETTERS = 19  # of a line of a label: two such lines stand beside an interval on a phone too
+LETTERS = 19  # of a line of a label: two such lines fit beside an interval on a phone
 NAMED = 3  # differences of a kind that the sentence names one by one
 
 

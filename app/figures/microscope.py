@@ -50,7 +50,7 @@ ROW, ABOVE, BELOW = 18, 40, 52  # pixels: of a row, and above and below the rows
 LETTER = 0.02  # of a phone's width
 COLUMNS = {  # of a negative's push: heading, share of the width, what it means
     "name": ("", 0.29, ""),
-    "dilution": ("dilution", 0.15, "the negative's share in what stands inside the sigmoid"),
+    "dilution": ("dilution", 0.15, "the negative's share of the sigmoid's argument"),
     "saturation": ("× saturation", 0.21, "σ(−z): what the sigmoid leaves of the push"),
     "beta": ("× β", 0.13, "the strength with which the negative is pushed"),
     "slope": ("× du/ds", 0.16, "how fast the likelihood, which MPPO compares, grows with the log-prob"),
@@ -281,7 +281,7 @@ def _note(text: str, x: int, yshift: int) -> dict[str, Any]:
 
 
 def _of_names(here: pd.DataFrame) -> list[str]:
-    """The names' colours: those at the boundary stand out."""
+    """The names' colours, strongest at the boundary."""
     return [{"absent": FAINT, "rest": QUIET}.get(kind, INK) for kind in here["kind"]]
 
 

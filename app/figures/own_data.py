@@ -21,9 +21,9 @@ def overview(splits: Splits) -> dict[str, Any]:
     """The data report and the content of the figures below, as plain numbers and text for JSON.
 
     Besides `splits.report`: fingerprint; negatives, the fewest and the most of a training line; items_of_users, pairs
-    of a number of items and how many users took so many; users_of_items, at most POINTS pairs of an item's rank by
-    popularity, from 1, and how many users took it; head, the most popular tenth's share of all interactions; top, the
-    most popular items and how many users took each; hr@1, see `levels`; lines, the first test lines.
+    of a number of items and the number of users with that many; users_of_items, at most POINTS pairs of an item's rank
+    by popularity, from 1, and how many users took it; head, the most popular tenth's share of all interactions; top,
+    the most popular items and how many users took each; hr@1, see `levels`; lines, the first test lines.
     """
     lines = (*splits.train, *splits.validation, *splits.test)
     taken = {(line.user, item) for line in lines for item in (*line.history, line.chosen)}

@@ -1,4 +1,4 @@
-"""Collapse: loss and ranking against K, a guess first, the settings where it happens, and the users it happens to."""
+"""Collapse: loss and ranking against K, with a guess first, and the settings in which it happens."""
 
 from typing import Any
 
@@ -293,7 +293,7 @@ def settings_maps(name: str, metric: str) -> dict[str, dict[tuple[float, float],
 
 
 def sft_of(grid: Recorded, epochs: float) -> str:
-    """The name of the SFT baseline of so many epochs; a grid with one SFT run calls it sft."""
+    """The name of the SFT baseline with this many epochs; "sft" in a grid with one SFT run."""
     return "sft" if "sft" in grid.baselines else f"sft-{epochs:g}"
 
 

@@ -12,7 +12,7 @@ import recorded
 import repeat
 import streamlit as st
 from figures.compared import compared, compared_sentence
-from shell import WORDS, check_link, draw, head, plain, viewer
+from shell import WORDS, check_link, choose, draw, head, plain, viewer
 
 from minipo.course.figures.style import DYNAMIC_COLOUR, OBJECTIVE_COLOURS, OBJECTIVE_LABELS, in_points
 from minipo.evaluation import Interval
@@ -255,13 +255,10 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     switched = any(name in differing for name in SWITCHES)
     columns = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
     look = pd.DataFrame({"name": table["name"]})
-    difference = [
-        in_points(Interval(row["difference"], row["low"], row["high"]))
-        if pd.notna(row["difference"])
-        else row["paired_over"]
-        for row in table.to_dict("records")
+    look["difference"] = [
+        in_points(Interval(*interval)) if pd.notna(interval[0]) else over
+        for *interval, over in table[["difference", "low", "high", "paired_over"]].itertuples(index=False)
     ]
-    look["difference"] = difference
     for name in columns:
         values = table.apply(part, axis=1) if name == "dynamic" else table[name].map(partial(said, name))
         look[name] = values.astype(str)
@@ -304,9 +301,7 @@ def as_parquet(table: pd.DataFrame) -> bytes:
 
 
 def button(label: str, data: Callable[[], Any], file: str, help: str) -> None:
-    st.download_button(
-        label, data, file, key=file, help=help, on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+    st.download_button(label, data, file, key=file, help=help, on_click="ignore", icon=":material/download:")
 
 
 @st.fragment
@@ -348,11 +343,9 @@ def compare(mine: str) -> None:
         help="The line that every other one is compared with.",
     )  # fmt: skip
     measures = {label: name for name, label in METRICS.items()}
-    measure = fifth.segmented_control(
-        "Difference in", list(measures), default=METRICS["hr@1"], required=True, key="metric", bind="query-params",
-        wrap=True,
-        help=" ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP),
-    )  # fmt: skip
+    help = " ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP)
+    with fifth:
+        measure = choose("Difference in", measures, "metric", help, METRICS["hr@1"], wrap=True)
     if not by_name:
         st.info("Choose the runs to compare.")
         return
@@ -399,11 +392,11 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
     figure = compared(intervals, METRICS[metric], base.name, colours)
     draw(figure, "differences", f"Each line's difference to {base.name} in {METRICS[metric]}, with its interval.")
     users = len(next(iter(base.ranks.values())))
-    alone = [plain(name) for name, found in differences.items() if "no seed" in getattr(found, "paired_over", "")]
+    unpaired = [plain(name) for name, found in differences.items() if "no seed" in getattr(found, "paired_over", "")]
     note = f"95 % intervals, paired over {users:,} test users and the seeds that both lines have; "
     note += "grey: one point to either side of zero."
-    if alone:
-        note += f" Paired only over users, because no seed is on both sides: {', '.join(alone)}."
+    if unpaired:
+        note += f" Paired only over users, because no seed is on both sides: {', '.join(unpaired)}."
     st.caption(note)
 
 
@@ -411,11 +404,9 @@ def again(repeated: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> N
     """Commands or cells that repeat each line's runs."""
     title, choice = st.columns([1.25, 2.2], vertical_alignment="bottom")
     title.subheader("Repeat these runs", anchor="repeat")
-    way = choice.segmented_control(
-        "Repeat as", ["command", "notebook cell"], default="command", required=True, key="repeat",
-        bind="query-params", label_visibility="collapsed",
-        help="A command for a shell, or a cell for a notebook; either trains the runs anew, with minipo installed.",
-    )  # fmt: skip
+    help = "A command for a shell, or a cell for a notebook; either trains the runs again, with minipo installed."
+    with choice:
+        way = choose("Repeat as", ["command", "notebook cell"], "repeat", help, label_visibility="collapsed")
     for name, settings, seeds in repeated:
         st.caption(plain(name))
         if way == "command":

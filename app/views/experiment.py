@@ -67,7 +67,7 @@ def results(code: str, version: int) -> Drawn:
             f"Mean HR@1 of {len(differences)} pair{'s' * (len(differences) > 1)} of runs: {levels}; "
             f"{differences.shape[1]:,} test users. "
             "Both runs of a pair see the same users and negatives, in the same order. The 95 % interval is paired over "
-            "users and seeds; of one seed alone, over users."
+            "users and seeds, or over users if there is one seed."
         )
     return Drawn(
         classroom.class_sentence(experiment.labels, entries, interval),

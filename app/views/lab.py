@@ -88,7 +88,7 @@ def chosen(tokens: list[str], known: list[Job]) -> None:
     """A control for which runs are on the bench."""
     state = st.session_state
     names = {job.token: job.name for job in known}
-    for token, name in names.items():  # two of one name can be told apart
+    for token, name in names.items():  # distinguish equal names
         if list(names.values()).count(name) > 1:
             names[token] = f"{name} ({token[:4]})"
     with st.popover(f"On the bench: {len(tokens)} of {BENCH}", icon=":material/checklist:"):
@@ -97,7 +97,7 @@ def chosen(tokens: list[str], known: list[Job]) -> None:
             "Runs on the bench", list(names), format_func=names.__getitem__, max_selections=BENCH, key="bench",
             on_change=put, placeholder="Choose up to four",
             help="Your runs, and those of the link that you opened. The address above names the runs on the bench: "
-            "whoever opens it sees them.",
+            "anyone who opens it sees them.",
         )  # fmt: skip
 
 

@@ -246,9 +246,9 @@ def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFra
         "AdamW divides each step by the recent size of its gradients: a push that is small for all negatives alike "
         "makes the steps hardly smaller. What can turn a step is the *part* of all push, not its height."
     )
-    swap, alone = said("swap_sentence("), said("alone_sentence(")
-    if swap and alone:
-        found.append(f"Notebook 04 tests the explanation with DMPO at K = 19, in runs of its own. {swap} {alone}")
+    swap, easy = said("swap_sentence("), said("alone_sentence(")
+    if swap and easy:
+        found.append(f"Notebook 04 tests the explanation with DMPO at K = 19, in runs of its own. {swap} {easy}")
     else:
         found.append(
             "This page cannot show whether the small push does the harm: notebook 04 (`make lab`) tests it, by taking "

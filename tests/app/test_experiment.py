@@ -273,7 +273,7 @@ def test_a_job_without_a_readable_result_can_be_run_again(experiment: experiment
 def test_the_page_opens_with_recorded_pairs(recorded: Path) -> None:
     app = opened("experiment")
     assert "**Recorded, 5 seeds, no class yet.**" in text(app)
-    assert "closes in" in text(app) or "opens" in text(app)
+    assert "narrows" in text(app) or "widens" in text(app)
     dots = charts(app)["class_dots"]["data"][-1]
     assert dots["name"] == "difference"
     assert dots["text"] == [f"seed {seed}" for seed in range(5)]

@@ -18,7 +18,7 @@ from minipo.preference import preference_push
 USER, MISTAKE = 4036, "Twangy Compasses"  # stays above the chosen item in the recorded run
 OTHERS = (4060, 4053, 4000)
 STEPS = (0, 100, 200, 300)
-ROUNDING = 1e-4  # of a number's size: float32 in an answer is no mistake
+ROUNDING = 1e-4  # of a number's size: float32 in an answer is fine
 
 
 @cache
@@ -167,7 +167,7 @@ def _prediction(function: Any) -> str:
     }
     for name, factor in given.items():
         if factor < 1:
-            raise Wrong(f"{name!r} is {factor:g}: you are asked how many times *smaller*, a factor above 1.")
+            raise Wrong(f"{name!r} is {factor:g}: the question is how many times *smaller*, a factor above 1.")
     if not math.isclose(given["dilution"], truth["dilution"], rel_tol=0.01):
         raise Wrong(
             f"Your dilution is {given['dilution']:g}. With one negative the mean inside σ has one term, with 19 it "
@@ -424,7 +424,7 @@ def _disagreement(function: Any, parts: Any) -> str:
         if math.isclose(numbers["length"], odds["norm"], rel_tol=0.01):
             raise Wrong(
                 f"Your length is {numbers['length']:.3g}, that of the two gradients: norm is {what['norm']}. But the "
-                f"groups were not pushed alike, push_share is {what['push_share']}: length *per push* is asked."
+                f"groups were not pushed alike, push_share is {what['push_share']}: the question is length *per push*."
             )
         hints = {
             "length": f"norm is {what['norm']}, push_share {what['push_share']}: length per push, of the one over the "

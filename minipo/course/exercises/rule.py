@@ -376,10 +376,10 @@ def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
             "is in points; leave it as a difference of HR@1, a number between −1 and 1": 100 * truth,
             "subtracts the ends of two intervals, as if the two sides had nothing in common. They share every user and "
             "every seed: what should be subtracted first?": np.array([truth[0], own[1] - its[2], own[2] - its[1]]),
-            "draws users anew but not seeds, as if five runs were all that could ever be": _three(
+            "resamples users but not seeds, as if five runs were all that could ever be": _three(
                 paired_interval(difference.mean(0)), other
             ),
-            "draws seeds anew but not users, as if there were no others": _three(
+            "resamples seeds but not users, as if there were no others": _three(
                 paired_interval(difference.mean(1, keepdims=True)), other
             ),
         }  # fmt: skip

@@ -338,7 +338,7 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
         notes += [
             {"text": f"÷ {short(by)}", "x": (np.log10(left) + np.log10(right)) / 2, "y": label}
             for label, left, right, by in zip(labels, start, end, factor, strict=True)
-            if right / left > 2.5  # else there is no room
+            if right / left > 2.5  # otherwise there is no room
         ]
     notes += [
         {
