@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import Field, fields
 from typing import Any
 
 import jobs
@@ -14,9 +15,10 @@ from shell import WORDS
 from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.experiments import fetch, files
-from minipo.experiments.configuration import PreferConfig, make_config, recipe, start_config
+from minipo.experiments.configuration import OWN, PreferConfig, make_config, purpose, recipe, start_config, type_of
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.runs import DATA, Run
+from minipo.preference import OBJECTIVES
 
 OPENING: dict[str, Any] = {
     "dataset": "catalog", "model": "pocket-gpt2", "objective": "dmpo", "negatives": 15, "dynamic": "on", "select": "on",
@@ -25,8 +27,16 @@ OPENING: dict[str, Any] = {
 # The controls, in their order; with a prefix, the names of a link's parameters.
 NAMES = (
     "dataset", "model", "objective", "negatives", "dynamic", "select", "adjust_beta", "beta", "margin",
-    "learning_rate", "steps", "seed",
+    "learning_rate", "steps", "seed", *OWN,
 )  # fmt: skip
+# Settings that belong to one objective: label, and a number's minimum, maximum and step.
+OF_OBJECTIVES: dict[str, tuple[str, *tuple[float, ...]]] = {
+    "likelihood_of": ("Likelihood of",),
+    "target_margin": ("γ, target margin", 0.0, 10.0, 0.1),
+    "alpha": ("α, how β follows", 0.0, 10.0, 0.1),
+    "keep": ("Share of pairs", 0.05, 1.0, 0.05),
+    "momentum": ("Momentum", 0.0, 0.99, 0.05),
+}
 LAB = "train_"  # prefix of Live lab's: other pages have an objective too, which must not change the form
 WIDTH = 146  # of a control, in pixels: two fit a phone's line
 
@@ -87,6 +97,14 @@ def run_settings(
             bind="query-params", **more,
         )  # fmt: skip
 
+    def of_objective(field: Field[Any]) -> Any:
+        """A control for a setting that belongs to the objective."""
+        label, *numbers = OF_OBJECTIVES[field.name]
+        if numbers:
+            low, high, step = numbers
+            return number(field.name, label, low, high, step, purpose(field))
+        return choose(field.name, label, list(type_of(field)[1]), str, purpose(field))
+
     switch = {"on": "on", "off": "off"}.__getitem__
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=f"{prefix}settings"):
         if data is None:
@@ -102,22 +120,27 @@ def run_settings(
             "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
             on_change=_refill, args=(prefix,),
         )  # fmt: skip
-        opening = {**defaults(dataset, model), **opening}
+        opening = {**{name: getattr(PreferConfig, name) for name in OWN}, **defaults(dataset, model), **opening}
         settings = {
             "dataset": dataset,
             "model": model,
-            "objective": choose(
-                "objective", "Objective", recorded.OBJECTIVES, OBJECTIVE_LABELS.__getitem__, WORDS["objective"]
-            ),
+            "objective": (objective := choose(
+                "objective", "Objective", list(OBJECTIVE_LABELS), OBJECTIVE_LABELS.__getitem__, WORDS["objective"]
+            )),
             "negatives": st.slider(
                 "K, negatives", 1, limits.NEGATIVES, opening["negatives"], key=prefix + "negatives", help=WORDS["K"],
                 width=WIDTH, bind="query-params",
             ),
-            "dynamic": choose("dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"]),
+            "dynamic": choose(
+                "dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"],
+                disabled=OBJECTIVES[objective].selects,
+            ),
             "steps": number("steps", "Steps", 10, limits.STEPS, 50, WORDS["steps"]),
         }  # fmt: skip
         if seed:
             settings["seed"] = number("seed", "Seed", 0, 10_000, 1, WORDS["seed"])
+        if OBJECTIVES[objective].selects:
+            settings["dynamic"] = "off"  # because it chooses its negatives itself
         off = settings["dynamic"] == "off"
         with st.popover("More settings", width=WIDTH):
             settings |= {
@@ -135,6 +158,9 @@ def run_settings(
                 ),
                 "margin": number("margin", "γ, margin of β", 0.0, 20.0, 1.0, WORDS["γ"], disabled=off),
             }  # fmt: skip
+            for field in fields(PreferConfig):
+                if OWN.get(field.name) == objective:
+                    settings[field.name] = of_objective(field)
             if away and data is None:
                 st.caption("Other data and models, which the administrator of this server can add:")
                 st.caption("\n".join(f"- {fetch.missing(name)}" for name in away))

@@ -14,9 +14,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from minipo.experiments.configuration import PreferConfig, SFTConfig, rows_at_once
+from minipo.experiments.configuration import PreferConfig, SFTConfig, purpose, rows_at_once, type_of
 from minipo.experiments.runs import DATA, Run
 from minipo.experiments.training import arithmetic, prefer, sft, sft_run
 from minipo.names import lookup
@@ -34,8 +34,8 @@ def _add_setting(
     parser: argparse.ArgumentParser, field: Field[Any], option: str, name: str, lists: bool = False
 ) -> None:
     """A field of a configuration as an option; its type, its choices and what it is for are the field's own."""
-    kind, choices = _kind_of(field)
-    note = next(each.description for each in reversed(field.type.__metadata__))  # type: ignore[union-attr]
+    plain, choices = type_of(field)
+    kind: Callable[[str], Any] = _boolean if plain is bool else plain
     default = "" if field.default is None else f" (default {field.default})"
     shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.strip("_").upper()
     parser.add_argument(
@@ -44,18 +44,8 @@ def _add_setting(
         type=_list_of(kind) if lists else kind,
         default=argparse.SUPPRESS,
         metavar=shown + (",..." if lists else ""),
-        help=note + default,
+        help=purpose(field) + default,
     )
-
-
-def _kind_of(field: Field[Any]) -> tuple[Callable[[str], Any], tuple[str, ...]]:
-    """What makes a setting of its text, and the texts to choose from where there are some."""
-    kind: Any = field.type
-    while get_origin(kind) is not None:
-        if get_origin(kind) is Literal:
-            return str, get_args(kind)
-        kind = next(each for each in get_args(kind) if each is not type(None))
-    return _boolean if kind is bool else kind, ()
 
 
 def _boolean(text: str) -> bool:
@@ -103,7 +93,7 @@ def _prefer(arguments: argparse.Namespace) -> None:
 
 def _side(text: str) -> dict[str, Any]:
     """One side of a pair, settings of `PreferConfig` with a space between: objective=dmpo negatives=1."""
-    kinds = {field.name: _kind_of(field)[0] for field in fields(PreferConfig)}
+    kinds = {field.name: type_of(field)[0] for field in fields(PreferConfig)}
     try:
         parts = shlex.split(text)
     except ValueError:

@@ -86,7 +86,7 @@ def origin(name: str, grid: Recorded) -> dict[str, Any]:
     left = made.get("missing")
     return {
         "Grid": name,
-        "Repeat it with": made.get("command", "—"),
+        "Repeat it with": grid.command,
         "It holds": sources.held(grid.table) + (f"; {left} runs still to come" if left else ""),
         "Runs": len(grid.table),
         "Seeds": ", ".join(map(str, made.get("seeds", []))),

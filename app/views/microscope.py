@@ -246,6 +246,9 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
     if state.get("beta", run["beta"]) not in strengths:
         state.pop("beta")
     link: dict[str, Any] = {"bind": "query-params"}
+    if run["objective"] not in OBJECTIVES:
+        place.caption(f"{run['objective']}, this run's own loss, is not drawn here; other losses on its log-probs are.")
+        run["objective"] = "DMPO"
     with place:
         objective = st.selectbox(
             "Loss", list(OBJECTIVES), list(OBJECTIVES).index(run["objective"]), key="objective", filter_mode=None,

@@ -3,10 +3,11 @@
 import ast
 import inspect
 import os
+from dataclasses import Field as DataclassField
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 import numpy as np
 import pydantic.dataclasses
@@ -28,9 +29,9 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
-# What REAL_DATA says was chosen on validation users of MovieLens-100K (data/findings.py settings). PRETRAINED is what
-# trains SmolLM2-135M on a CPU in a class's time; its preference learning rate was chosen on 128 of those users
-# (data/findings.py llm-settings).
+# What REAL_DATA says was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED is
+# what trains SmolLM2-135M on a CPU in a class's time; its preference learning rate was chosen on 128 of those users
+# (data/record.py ml-100k-smollm2-settings).
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {
         "tuning": "lora",
@@ -271,6 +272,10 @@ class PreferConfig(_Shared):
         if self.dynamic == "off":
             object.__setattr__(self, "select", "off")
             object.__setattr__(self, "adjust_beta", "off")
+        elif OBJECTIVES[self.objective].selects:
+            raise ValueError(
+                f"{self.objective} chooses negatives and their strength itself, as DynamicPO does; leave dynamic off."
+            )
         for field in fields(self):
             takes = OWN.get(field.name)
             if takes not in (None, self.objective) and getattr(self, field.name) != field.default:
@@ -291,6 +296,22 @@ class PreferConfig(_Shared):
             return OBJECTIVES[self.objective]
         own = {name: getattr(self, name) for name, objective in OWN.items() if objective == self.objective}
         return MAKERS[self.objective](**own)
+
+
+def type_of(field: DataclassField[Any]) -> tuple[type, tuple[str, ...]]:
+    """A setting's plain type, and the texts to choose from where there are some."""
+    kind: Any = field.type
+    while get_origin(kind) is not None:
+        if get_origin(kind) is Literal:
+            return str, get_args(kind)
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    return kind, ()
+
+
+def purpose(field: DataclassField[Any]) -> str:
+    """What a setting is for, in a line."""
+    annotated: Any = field.type
+    return next(each.description for each in reversed(annotated.__metadata__))
 
 
 Config = SFTConfig | PreferConfig

@@ -61,6 +61,11 @@ class Recorded:
     wins: np.ndarray | None = None
 
     @property
+    def command(self) -> str:
+        """The command that records this grid again; provenance.json has the one that was used then."""
+        return f"python data/record.py {self.folder.name}"
+
+    @property
     def fingerprint(self) -> str:
         """That of the data that the runs are on; ValueError if it was not recorded."""
         found = self.provenance.get("dataset_fingerprint")
@@ -249,8 +254,8 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
     folder = RECORDED / grid if folder is None else Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with data/record.py or "
-            "data/findings.py."
+            f"The recorded grid {grid!r} is missing: there is no folder {folder}; make it with 'python data/record.py "
+            f"{grid}'."
         )
     names = ("table", "ranks", "baselines", "curves")
     table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
@@ -264,8 +269,8 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         or not isinstance(provenance, dict)
     ):
         raise ValueError(
-            f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with "
-            "data/record.py or data/findings.py."
+            f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with 'python "
+            f"data/record.py {folder.name}'."
         )
     return Recorded(
         table,

@@ -1,8 +1,11 @@
 """Recorded grids made up for the app's tests: the format is real, the numbers are not and never leave the tests."""
 
+import functools
 import json
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import streamlit as st
+from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.context import ContextProxy
-from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1 import AppTest, app_test
 
 from minipo.experiments import fetch, records
 
@@ -87,7 +91,20 @@ def _probe(path: Path, users: int = 3) -> None:
     pd.concat(tables).to_parquet(path)
 
 
-def write_recorded(root: Path) -> Path:
+def copied(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """`write`, which fills a folder, but done once: a folder gets a copy of what it wrote then."""
+
+    @functools.cache
+    def written() -> tempfile.TemporaryDirectory[str]:
+        folder = tempfile.TemporaryDirectory()
+        write(Path(folder.name))
+        return folder
+
+    return lambda root: shutil.copytree(written().name, root, dirs_exist_ok=True) and None
+
+
+@copied
+def write_recorded(root: Path) -> None:
     """The grids that the page reads, made up, under `root`."""
     objectives = [
         (objective, negatives, *switch)
@@ -98,9 +115,16 @@ def write_recorded(root: Path) -> Path:
     _write(root / "objectives", [*objectives, ("sft", 0, "off", "off", "off")])
     _probe(root / "objectives" / "probes" / "110.parquet")
     _write(root / "parts", [("dmpo", negatives, "on", *part) for negatives in (5, 19) for part in PARTS])
-    return root
 
 
+@copied
+def write_pushed(root: Path) -> None:
+    """The same, with what `_push` adds to the grid of objectives."""
+    write_recorded(root)
+    _push(root / "objectives")
+
+
+@copied
 def write_real(root: Path) -> None:
     """The same for MovieLens-100K, with a pocket model and with a language model, whose last run is still to come."""
     objectives = [
@@ -138,6 +162,17 @@ def no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIPO_HOME", str(tmp_path / "home"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def scanned_once() -> Iterator[None]:
+    """AppTest looks through every installed package for components whenever an app is made, and compiles the pages
+    whenever it runs: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_test, "ScriptCache", functools.cache(app_test.ScriptCache))
+        scan = functools.cache(manifest_scanner.scan_component_manifests)
+        patch.setattr(manifest_scanner, "scan_component_manifests", scan)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser that has been here before; AppTest's own has no cookies at all."""
@@ -150,7 +185,6 @@ def opened(page: str = "why", **link: str | list[str]) -> AppTest:
     """A page of the app, as the link with these parameters opens it."""
     app = AppTest.from_file(str(MAIN), default_timeout=60)
     if page != "why":  # the first page would take the parameters for its own
-        app.run()
         app.switch_page(f"views/{page}.py")
     for name, value in link.items():
         app.query_params[name] = value
@@ -173,13 +207,14 @@ def charts(app: AppTest) -> dict[str, Any]:
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the grids, to which the page looks; damage it before the page runs."""
-    monkeypatch.setattr(records, "RECORDED", write_recorded(tmp_path / "recorded"))
+    write_recorded(tmp_path / "recorded")
+    monkeypatch.setattr(records, "RECORDED", tmp_path / "recorded")
     _forget()
     yield tmp_path / "recorded"
     _forget()
 
 
-def write_pushes(folder: Path) -> None:
+def _push(folder: Path) -> None:
     """Give a made-up grid what its runs logged of their pushes, a line every 10 of 300 steps, and log-probs of a
     validation user for DMPO's and S-DPO's runs at K = 1 and 19, seed 0. A quarter of the negatives are boundary, and
     pushes halve over training; S-DPO's on the boundary stay."""

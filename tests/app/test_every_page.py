@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.app.conftest import MAIN, charts, opened, text, write_pushes
+from tests.app.conftest import MAIN, charts, opened, text, write_pushed
 
 import shell  # isort: skip
 
@@ -24,7 +24,7 @@ NONSENSE = "−17<b>*x*</b>"
 
 @pytest.fixture
 def grids(recorded: Path) -> Path:
-    write_pushes(recorded / "objectives")
+    write_pushed(recorded)
     return recorded
 
 

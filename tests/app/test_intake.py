@@ -41,6 +41,23 @@ def handed_in(content: bytes, name: str) -> jobs.Job:
     return found
 
 
+def read_here(content: bytes, name: str) -> Path:
+    """The report on an upload, made in this process: another for each takes seconds."""
+    upload = files.home() / f"upload{jobs.suffix(name)}"
+    upload.parent.mkdir(exist_ok=True)
+    upload.write_bytes(content)
+    assert intake.main(str(upload), str(upload.with_name("result.json"))) == 0
+    return upload.with_name("result.json")
+
+
+def held(content: bytes, name: str = "plays.csv") -> jobs.Job:
+    """The job of an upload as it is after the worker has done it, its report aside."""
+    job = jobs.submit("data", {"suffix": jobs.suffix(name)}, "viewer", name, content)
+    jobs.begin()
+    jobs.finish(job.token, "done", "")
+    return job
+
+
 def as_csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False).encode()
 
@@ -82,9 +99,7 @@ PACKED: dict[str, Callable[[pd.DataFrame], bytes]] = {
 @pytest.mark.parametrize("name", PACKED)
 def test_a_table_is_reported_with_what_was_left_out(name: str):
     table = own.example(60)
-    job = handed_in(PACKED[name](table), name)
-    assert (job.state, job.message) == ("done", "")
-    report = files.read_json(job.result)
+    report = files.read_json(read_here(PACKED[name](table), name))
     assert report["users"] == 57  # three of sixty have too few rows
     assert report["dropped"]["users with fewer than 6 liked items"] >= 3
     assert report["dropped"]["rows without item"] == int(table["item"].isna().sum())
@@ -96,10 +111,16 @@ def test_a_table_is_reported_with_what_was_left_out(name: str):
     assert low < report["hr@1"]["markov"][0] < high
 
 
+def test_the_worker_reports_in_a_process_of_its_own_what_is_reported_here():
+    content = PACKED["plays.csv.gz"](own.example(60))
+    job = handed_in(content, "plays.csv.gz")
+    assert (job.state, job.message) == ("done", "")
+    assert files.read_json(job.result) == files.read_json(read_here(content, "plays.csv.gz"))
+
+
 def test_llara_rows_are_reported_with_the_negatives_they_have():
-    job = handed_in(json.dumps(llara()).encode(), "rows.json")
-    assert job.state == "done"
-    assert files.read_json(job.result)["negatives"] == [3, 3]
+    report = files.read_json(read_here(json.dumps(llara()).encode(), "rows.json"))
+    assert report["negatives"] == [3, 3]
 
 
 def test_movielens_is_taken_as_it_was_downloaded():
@@ -114,9 +135,7 @@ def test_movielens_is_taken_as_it_was_downloaded():
     content = zipped(
         "", **{"ml-1m/ratings.dat": ratings, "ml-1m/movies.dat": titles.replace("e", "é").encode("latin-1")}
     )
-    job = handed_in(content, "ml-1m.zip")
-    assert (job.state, job.message) == ("done", "")
-    report = files.read_json(job.result)
+    report = files.read_json(read_here(content, "ml-1m.zip"))
     assert report["items"] == len(films)
     assert {item for item, _ in report["top"]} <= {title.replace("e", "é") for title in films}
     assert report["notes"] == [
@@ -141,15 +160,20 @@ def test_the_largest_table_that_is_allowed_is_read_in_time():
     assert time.monotonic() - start < limits.UPLOAD_SECONDS / 2
 
 
+def too_much(share: float = 1.0) -> int:
+    """So many letters are more than an upload may unpack to."""
+    return int(share * 1.05 * limits.UNPACKED_MB * 2**20)
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked for: some are large
     "binary.csv": (lambda: bytes(range(256)) * 40, "holds NUL bytes, so it is binary or in UTF-16"),
     "utf-16.csv": (lambda: as_csv(own.example(9)).decode().encode("utf-16"), "in UTF-16; save it as text in UTF-8"),
     "latin-1.csv": (lambda: HEADER + "anna,Björk,2025-01-01\n".encode("latin-1"), "line 2 is not in UTF-8"),
     "nul.csv": (lambda: HEADER + b"anna,The\0Larks,2025-01-01\n", "holds NUL bytes"),
-    "bomb.csv.gz": (lambda: gzip.compress(HEADER + 210 * 2**20 * b"x"), "unpacks to more than 200 MB, the limit here"),
-    "bomb.zip": (lambda: zipped(HEADER + 210 * 2**20 * b"x"), "unpacks to more than 200 MB, the limit here"),
+    "bomb.csv.gz": (lambda: gzip.compress(HEADER + too_much() * b"x"), "unpacks to more than 200 MB, the limit here"),
+    "bomb.zip": (lambda: zipped(HEADER + too_much() * b"x"), "unpacks to more than 200 MB, the limit here"),
     "parts.zip": (
-        lambda: zipped(HEADER + 110 * 2**20 * b"x", **{"other.csv": HEADER + 110 * 2**20 * b"x"}),
+        lambda: zipped(HEADER + too_much(0.6) * b"x", **{"other.csv": HEADER + too_much(0.6) * b"x"}),
         "unpacks to more than 200 MB, the limit here",
     ),
     "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "does not use the usual zip compression"),
@@ -213,9 +237,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         "has 1,000,000 rows, and 300,000 is the limit",
     ),
     "bomb.parquet": (
-        lambda: as_parquet(
-            pa.table({"user": ["a"], "item": [210 * 2**20 * "x"], "timestamp": [1]}), compression="zstd"
-        ),
+        lambda: as_parquet(pa.table({"user": ["a"], "item": [too_much() * "x"], "timestamp": [1]}), compression="zstd"),
         "unpacks to",
     ),
     "dictionary-bomb.parquet": (
@@ -257,6 +279,7 @@ def test_what_is_wrong_with_an_upload_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(limits, "UNPACKED_MB", 20)  # the worker's own process, in the slow test below, has its own
     made, said = BAD[name]
     Path(name).write_bytes(made())
     assert Path(name).stat().st_size <= limits.UPLOAD_MB * 2**20
@@ -264,7 +287,8 @@ def test_what_is_wrong_with_an_upload_is_one_sentence(
     assert intake.main(name, "result.json") == 2
     assert time.monotonic() - start < 15
     assert not Path("result.json").exists()
-    check_sentence(capsys.readouterr().err.removeprefix("minipo: ").removesuffix("\n"), name, said)
+    sentence = capsys.readouterr().err.removeprefix("minipo: ").removesuffix("\n")
+    check_sentence(sentence, name, said.replace("200 MB", "20 MB"))
 
 
 @pytest.mark.parametrize(
@@ -286,11 +310,13 @@ def check_sentence(message: str, name: str, said: str) -> None:
     assert not re.search(r"Traceback|[A-Za-z]Error\b|/|\n", message)
 
 
-def test_nothing_in_an_upload_is_ever_unpickled():
+def test_nothing_in_an_upload_is_ever_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = [path.read_text() for path in (MAIN.parent / "intake.py", *Path(own.__file__).parent.glob("*.py"))]
     assert not re.search(r"pickle|eval\(|exec\(|engine=", "".join(code))
     pickled = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR."
-    assert handed_in(pickled, "pickled.csv").state == "failed"
+    monkeypatch.chdir(tmp_path)
+    Path("pickled.csv").write_bytes(pickled)
+    assert intake.main("pickled.csv", "result.json") == 2
     assert not Path("pwned").exists()
 
 
@@ -326,7 +352,7 @@ def test_what_is_refused_before_it_is_read(name: str, content: bytes, said: str)
 
 
 def test_removing_an_upload_removes_every_run_on_it_and_the_models_they_began_with():
-    mine, other = (handed_in(as_csv(own.example(30, seed)), "plays.csv") for seed in (0, 1))
+    mine, other = (held(as_csv(own.example(30, seed))) for seed in (0, 1))
     settings = {"dataset": jobs.OWN + mine.token}
     run = jobs.submit("prefer", settings, "viewer", "mine")
     friends = jobs.submit("prefer", settings, "friend", "who has the link")
@@ -346,7 +372,7 @@ def test_removing_an_upload_removes_every_run_on_it_and_the_models_they_began_wi
 
 
 def test_a_run_does_not_go_on_with_an_upload_that_has_changed():
-    data = handed_in(as_csv(own.example()), "plays.csv")
+    data = held(as_csv(own.example(users=100)))
     before = load_dataset(data.upload).fingerprint
     job = jobs.submit("prefer", {"dataset": jobs.OWN + data.token, "negatives": 2, "steps": 20}, "viewer", "mine")
     jobs.begin()

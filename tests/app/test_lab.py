@@ -327,6 +327,26 @@ def test_the_fifth_run_is_refused_in_a_sentence_and_the_bench_holds_four():
     assert len(app.multiselect(key="bench").options) == 5
 
 
+def test_an_objectives_own_settings_are_controls_and_reach_the_run():
+    app = opened("lab")
+    app.selectbox(key="train_objective").set_value("simpo").run()
+    app.number_input(key="train_target_margin").set_value(0.3).run()
+    app.button(key="train").click().run()
+    assert not app.exception
+    settings = jobs.find(linked(app)[0]).settings
+    assert (settings["objective"], settings["target_margin"]) == ("simpo", 0.3)
+    linked_form = opened("lab", train_objective="SimPO", train_target_margin="0.3")
+    assert linked_form.number_input(key="train_target_margin").value == 0.3
+    assert not linked_form.info
+    app.selectbox(key="train_objective").set_value("beta-dpo").run()
+    assert app.selectbox(key="train_dynamic").disabled
+    assert {"train_alpha", "train_keep", "train_momentum"} <= {each.key for each in app.number_input}
+    assert "train_target_margin" not in {each.key for each in app.number_input}
+    app.button(key="train").click().run()
+    settings = [jobs.find(token).settings for token in linked(app)]
+    assert {each["dynamic"] for each in settings if each["objective"] == "beta-dpo"} == {"off"}
+
+
 def test_what_is_not_here_is_listed_with_the_command_that_brings_it(tmp_path: Path):
     app = opened("lab")
     assert app.selectbox(key="train_dataset").options == ["catalogue"]

@@ -10,13 +10,13 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from tests.app.conftest import charts, opened, text, write_pushes
+from tests.app.conftest import charts, opened, text, write_pushed
 
 
 @pytest.fixture
 def pushes(recorded: Path) -> Path:
     """The made-up grid with pushes: those of a training user halve over training, S-DPO's on the boundary stay."""
-    write_pushes(recorded / "objectives")
+    write_pushed(recorded)
     return recorded / "objectives"
 
 

@@ -2,9 +2,8 @@
 
 import importlib
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ import pandas as pd
 import pytest
 
 from minipo.evaluation import ranking_metrics
-from minipo.experiments.comparison import older_data
+from minipo.experiments import workers
+from minipo.experiments.comparison import older_data, recorded_settings
 from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config, recipe, start_config
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.files import read_json
@@ -22,22 +22,16 @@ from minipo.experiments.training import prefer, sft, sft_folder, sft_run
 from minipo.experiments.users import evaluate
 
 sys.path.insert(0, str(DATA))  # as for a script that runs there
-script, findings = (importlib.import_module(name) for name in ("record", "findings"))
+script, recipes, report = (importlib.import_module(name) for name in ("record", "recipes", "report"))
 sys.path.remove(str(DATA))
 
-NEGATIVES = (1, 3, 5, 10, 15, 19)
-SEEDS = {"settings": (0, 1, 2), "objectives": range(5), "parts": range(5)}
-CELL = ["objective", "negatives", "dynamic", "select", "adjust_beta", "sft_epochs", "learning_rate", "seed"]
-PLAIN, WHOLE = ("off", "off", "off"), ("on", "on", "on")
-PARTS = [("on", "on", "off"), ("on", "off", "on"), ("on", "random", "off"), ("on", "hardest", "off")]
-
+CATALOGUE = ("settings", "objectives", "parts")
 needs_recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="data/recorded is not there: make record")
-ADAPTER = DATA / "sft" / f"{findings.DATASET}-{findings.LANGUAGE_MODEL}"
-FINDINGS = DATA.parent / "FINDINGS.md"
+ADAPTER = DATA / "sft" / "ml-100k-smollm2-135m"
 needs_sft = pytest.mark.skipif(not (DATA / "sft").is_dir(), reason="data/sft is not there: make record")
 
 
-@pytest.fixture(scope="module", params=SEEDS)
+@pytest.fixture(scope="module", params=CATALOGUE)
 def recorded(request) -> Recorded:
     return load_recorded(request.param)
 
@@ -60,38 +54,75 @@ def hit_rate(ranks) -> float:
 
 
 @needs_recorded
-def test_provenance_says_how_to_repeat_it(recorded, chosen):
-    name, made = recorded.folder.name, recorded.provenance
-    assert made["command"] == f"python data/record.py {name}"
-    assert made["seeds"] == list(SEEDS[name])
+@pytest.mark.parametrize("name", recipes.GRIDS)
+def test_a_grid_is_what_its_recipe_says_row_by_row(name):
+    recorded = load_recorded(name)
+    configs, provenance = script.planned(recipes.GRIDS[name], load_recorded)
+    assert not recorded.provenance.get("missing")
+    assert len(recorded.table) == len(configs)
+    for number, config in enumerate(configs):
+        assert make_config(type(config), recorded_settings(recorded, number)) == config
+    assert recorded.provenance["rule"] == provenance["rule"]
+    assert recorded.provenance.get("chosen") == provenance.get("chosen")
+    probed = script.cells(recipes.GRIDS[name], provenance.get("chosen", {}) | recipes.GRIDS[name].probed)
+    assert sorted(recorded.probes) == ([configs.index(each) for each in probed] if recipes.GRIDS[name].probed else [])
+
+
+@needs_recorded
+@pytest.mark.parametrize("name", recipes.GRIDS)
+def test_provenance_says_where_a_grid_comes_from(name):
+    recorded = load_recorded(name)
+    made = recorded.provenance
+    assert recorded.command == f"python data/record.py {name}"
+    assert made["seeds"] == sorted({*recorded.table.seed})
     assert datetime.fromisoformat(made["recorded"]).tzinfo is not None
     assert {"python", "minipo", "torch", "transformers", "peft", "numpy", "machine"} <= {*made["versions"]}
     assert all(made["versions"].values())
     assert int(made["commit"], 16) > 0
-    assert "validation" in made["rule"]
-    if name != "settings":
-        assert made["chosen"] == chosen
 
 
-@needs_recorded
-def test_every_cell_is_there_once(recorded, chosen):
-    name, epochs, rate = recorded.folder.name, chosen["sft_epochs"], chosen["learning_rate"]
-    seeds = SEEDS[name]
-    more = "sft", 0, *PLAIN
-    if name == "settings":
-        cells = [("dmpo", negatives, *dynamic) for negatives in (1, 19) for dynamic in (PLAIN, WHOLE)]
-        regimes = list(product(script.SFT_EPOCHS, script.LEARNING_RATES))
-        assert len(regimes) >= 9
-        expected = [(*cell, *regime, seed) for cell, regime, seed in product([*cells, more], regimes, seeds)]
-    elif name == "objectives":
-        objectives = ("dpo", "dmpo", "sdpo", "mppo")
-        cells = [(*cell, *dynamic) for *cell, dynamic in product(objectives, NEGATIVES, (PLAIN, WHOLE))]
-        expected = [(*cell, epochs, rate, seed) for cell, seed in product(cells, seeds)]
-        expected += [(*more, epochs, recorded.provenance["more_sft"]["learning_rate"], seed) for seed in seeds]
-    else:
-        cells = [("dmpo", negatives, *part) for negatives, part in product((5, 19), PARTS)]
-        expected = [(*cell, epochs, rate, seed) for cell, seed in product(cells, seeds)]
-    assert sorted(recorded.table[CELL].itertuples(index=False, name=None)) == sorted(expected)
+def test_every_command_makes_something_and_every_folder_has_one():
+    assert {path.name for part in ("sft", "recorded") for path in (DATA / part).iterdir()} <= {
+        *script.MADE, "fresh.json", "ties.json"
+    }  # fmt: skip
+    assert {name for group in script.GROUPS.values() for name in group.split()} == {*script.MADE}
+
+
+def test_a_recipe_is_trained_and_recorded(tiny, tiny_sft, monkeypatch, tmp_path):
+    cells = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "evaluate_every": 2}
+    recipe = recipes.Recipe(
+        cells, [{"negatives": [1, 5]}], more_sft={"steps": 2, "learning_rate": [1e-3]}, probed={"negatives": 5}
+    )
+    monkeypatch.setitem(recipes.GRIDS, "small", recipe)
+    monkeypatch.setattr(script, "RECORDED", tmp_path)
+    monkeypatch.setattr(workers, "_work", lambda name, task, configs, *_: [task(config) for config in configs])
+    script.make_grid("small")
+    recorded = load_recorded("small", tmp_path / "small")
+    assert recorded.table[["objective", "negatives"]].to_numpy().tolist() == [["dmpo", 1], ["dmpo", 5], ["sft", 0]]
+    assert {*recorded.baselines} == {"random", "popularity", "markov", "sft"}
+    assert [*recorded.probes] == [1]
+    assert recorded.provenance["command"] == recorded.command == "python data/record.py small"
+    assert recorded.provenance["missing"] == 0
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_is_finished_of_a_recipe_is_recorded_if_it_says_so(tiny, monkeypatch, tmp_path, keeps):
+    cells = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "evaluate_every": 2}
+    monkeypatch.setitem(recipes.GRIDS, "small", recipes.Recipe(cells, [{"negatives": [1, 5]}], partial=keeps))
+    monkeypatch.setattr(script, "RECORDED", tmp_path)
+
+    def stop(configs):
+        prefer(progress=False, **asdict(configs[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "train_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        script.make_grid("small")
+    assert (tmp_path / "small").exists() == keeps
+    if keeps:
+        recorded = load_recorded("small", tmp_path / "small")
+        assert recorded.table.negatives.tolist() == [1]
+        assert recorded.provenance["missing"] == 1
 
 
 @needs_recorded
@@ -100,8 +131,6 @@ def test_all_else_is_the_same_for_every_run(recorded):
     fixed = {"dataset": "catalog", "model": "pocket-gpt2", "tuning": "full", "clusters": 3, "beta": 1.0, "margin": 6.0}
     for name, value in (fixed | {"steps": 300}).items():
         assert (preferred[name] == value).all(), name
-    more = recorded.table[recorded.table.objective == "sft"]
-    assert (more.steps == script.more_sft_steps()).all()
 
 
 @needs_recorded
@@ -125,14 +154,9 @@ def test_runs_start_from_the_sft_runs_that_are_their_baselines(recorded):
 @pytest.fixture(scope="module")
 def baselines() -> dict[str, np.ndarray]:
     """The catalogue's test users' ranks under what needs no training."""
-    splits = load_dataset()
-    scores = {
-        "random": script.baselines.random_scores(splits.test),
-        "popularity": script.baselines.popularity_scores(splits.train, splits.test),
-        "markov": script.baselines.markov_scores(splits.train, splits.test),
-        "oracle": script.catalog.oracle(script.catalog.world(), splits.test),
-    }
-    return {name: script.ranks(values) for name, values in scores.items()}
+    found = script.baseline_ranks([PreferConfig()])
+    del found["sft"]
+    return found
 
 
 @needs_recorded
@@ -197,18 +221,19 @@ def test_recorded_grids_stay_small():
 
 
 @needs_recorded
-def test_the_readmes_results_are_what_the_grids_say():
-    _, mark, rest = (DATA.parent / "README.md").read_text(encoding="utf-8").partition(script.MARKS[0])
-    results, end, _ = rest.partition(script.MARKS[1])
+@pytest.mark.parametrize(("file", "write"), [("README.md", report.readme), ("FINDINGS.md", report.findings)])
+def test_tables_are_what_the_grids_say(file, write):
+    _, mark, rest = (DATA.parent / file).read_text(encoding="utf-8").partition(report.MARKS[0])
+    results, end, _ = rest.partition(report.MARKS[1])
     assert mark
     assert end
-    assert results.strip() == script.report().strip(), "run: python data/record.py report"
+    assert results == f"\n{write()}\n", "run: python data/record.py report"
 
 
 # The SFT checkpoints
 
 
-@pytest.fixture(params=script.SHIPPED_EPOCHS)
+@pytest.fixture(params=[10, 20, 40])
 def shipped(request) -> Run:
     return sft_folder(DATA / "sft" / f"catalog-pocket-gpt2-{request.param}", PreferConfig())
 
@@ -216,7 +241,7 @@ def shipped(request) -> Run:
 @needs_sft
 def test_shipped_checkpoints_are_all_there_and_small():
     folders = [run.folder for run in list_runs(DATA / "sft") if run.folder.name.startswith("catalog")]
-    assert {folder.name for folder in folders} == {f"catalog-pocket-gpt2-{epochs}" for epochs in script.SHIPPED_EPOCHS}
+    assert {folder.name for folder in folders} == {name for name in recipes.SFT if "catalog" in name}
     assert sum(size(folder) for folder in folders) < 2e6
 
 
@@ -245,11 +270,11 @@ def test_the_checkpoint_that_runs_start_from_beats_markov(baselines):
     assert hit_rate(start.users["rank"]) > hit_rate(baselines["markov"])
 
 
-@pytest.mark.skipif(not ADAPTER.is_dir(), reason="the adapter is not there: python data/findings.py adapter")
+@pytest.mark.skipif(not ADAPTER.is_dir(), reason=f"missing: python data/record.py {ADAPTER.name}")
 def test_the_shipped_adapter_is_small_and_what_runs_start_from():
-    run, place = Run(ADAPTER), {"dataset": findings.DATASET, "model": findings.LANGUAGE_MODEL}
+    run = Run(ADAPTER)
     assert run.done
-    assert run.config == make_config(SFTConfig, place)
+    assert run.config == make_config(SFTConfig, recipes.SMOLLM2)
     assert size(ADAPTER) <= 5e6
     assert {path.name for path in (ADAPTER / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     base = read_json(ADAPTER / "model" / "adapter_config.json")["base_model_name_or_path"]
@@ -277,9 +302,9 @@ def test_findings_compare_no_grids_on_different_data(monkeypatch):
     def load(name: str) -> Recorded:
         return replace(load_recorded(name), provenance={"dataset_fingerprint": name})
 
-    monkeypatch.setattr(findings, "load_recorded", load)
+    monkeypatch.setattr(report, "load_recorded", load)
     with pytest.raises(ValueError, match="'objectives' and 'parts' are on different data"):
-        findings.worlds()
+        report.worlds()
 
 
 # What is found on real data
@@ -305,7 +330,7 @@ def test_findings_compare_no_grids_on_different_data(monkeypatch):
     ],
 )
 def test_a_verdict_is_the_rules(claim, low, high, says):
-    assert findings.verdict(low, high, claim) == says
+    assert report.judge(low, high, claim) == says
 
 
 def level(rate: float, *seeds: int | None) -> dict[int | None, np.ndarray]:
@@ -315,43 +340,38 @@ def level(rate: float, *seeds: int | None) -> dict[int | None, np.ndarray]:
 
 def test_a_cell_is_a_difference_with_its_verdict():
     few, many = level(0.6, 0, 1), level(0.4, 1, 0)
-    assert findings.cell(many, few, "falls").startswith("−20.0 [")
-    assert findings.cell(many, few, "falls").endswith("] **shown**")
-    assert findings.cell(many, few, "gains").endswith("] **opposite**")
-    assert findings.cell(few, level(0.6, 0, 1), "gains").endswith("**not shown**")
-    assert findings.cell(few, level(0.6, 0, 1), "stable").endswith("**shown**")
-    assert findings.cell(many, level(0.6, None), "falls").endswith("**shown**")  # a baseline has no seed
-
-
-def test_a_collapse_needs_a_loss_that_falls():
-    few, many = level(0.6, 0), level(0.4, 0)
-    assert findings.cell(many, few, "falls", holds=False).endswith("**not shown**")
-    assert findings.cell(few, many, "falls", holds=False).endswith("**opposite**")
+    assert report.cell(many, few, "falls").startswith("−20.0 [")
+    assert report.cell(many, few, "falls").endswith("] **shown**")
+    assert report.cell(many, few, "gains").endswith("] **opposite**")
+    assert report.cell(few, level(0.6, 0, 1), "gains").endswith("**not shown**")
+    assert report.cell(few, level(0.6, 0, 1), "stable").endswith("**shown**")
+    assert report.cell(many, level(0.6, None), "falls").endswith("**shown**")  # a baseline has no seed
 
 
 def test_runs_that_are_missing_are_said_to_be():
     for left, right in ((None, level(0.5, 0)), (level(0.5, 0), None), (None, None), (level(0.5, 0), level(0.5, 1))):
-        assert findings.cell(left, right, "gains") == "not run"
+        assert report.cell(left, right, "gains") == "not run"
 
 
 @pytest.fixture
-def world() -> findings.World:
+def world() -> report.World:
     """A recorded grid of DMPO at K = 1 and 19, which falls with its loss, and of nothing else."""
     cells = [("off", 1, 0.7, 0.5), ("off", 19, 0.5, 0.2), ("on", 19, 0.6, 0.3)]
     table = pd.DataFrame(
         [
-            {"objective": "dmpo", "dynamic": dynamic, "negatives": negatives, "seed": seed, "train_loss": loss}
+            {"objective": "dmpo", **part, "negatives": negatives, "seed": seed, "train_loss": loss}
             for dynamic, negatives, _, loss in cells
+            for part in [dict.fromkeys(("dynamic", "select", "adjust_beta"), dynamic)]
             for seed in (0, 1)
         ]
     )
     ranks = np.stack([(np.arange(400) >= 400 * rate).astype(int) for _, _, rate, _ in cells for _ in (0, 1)])
     recorded = Recorded(table, ranks, {"sft": np.ones(400, int)}, pd.DataFrame(), {}, Path("nowhere"))
-    return findings.World("a world", recorded, None, 19)
+    return report.World("a world", 19, [recorded])
 
 
 def test_claims_and_questions_are_answered_from_what_was_run(world):
-    found = {text: answer(world) for text, _, answer in (*findings.CLAIMS, *findings.QUESTIONS)}
+    found = {text: world.answer(*sides) for text, _, *sides in (*report.CLAIMS, *report.QUESTIONS)}
     run = {text: answer.split("**")[1] for text, answer in found.items() if answer != "not run"}
     assert run == {
         "DMPO collapses: HR@1 at the largest K minus K = 1": "shown",
@@ -359,8 +379,12 @@ def test_claims_and_questions_are_answered_from_what_was_run(world):
         "Is one negative better than none? DMPO at K = 1 minus SFT": "shown",
         "Is the repaired run better than its start? DynamicPO-DMPO minus SFT": "shown",
     }
-    world.objectives.table["train_loss"] = 0.5
-    assert findings.CLAIMS[0][2](world).endswith("**not shown**")
+
+
+def test_a_collapse_needs_a_loss_that_falls(world):
+    world.grids[0].table["train_loss"] = 0.5
+    assert world.answer(report.PLAIN, report.FEW, "falls").endswith("**not shown**")
+    assert world.answer(report.FEW, report.PLAIN, "falls").endswith("**opposite**")
 
 
 def test_settings_are_chosen_on_validation_users_alone():
@@ -370,77 +394,23 @@ def test_settings_are_chosen_on_validation_users_alone():
             for epochs, rate, score in ((1.0, 1e-4, 0.2), (3.0, 3e-4, 0.4), (3.0, 1e-3, 0.3))
             for seed in (0, 1)
         ]
-    ).assign(**{"hr@1": [0.9, 0.9, 0.1, 0.1, 0.5, 0.5]})
+    ).assign(**{"hr@1": [0.9, 0.9, 0.1, 0.1, 0.5, 0.5], "negatives": 1, "dynamic": "off"})
     recorded = Recorded(table, np.zeros((6, 4), int), {}, pd.DataFrame(), {}, Path("nowhere"))
-    assert findings.choose(recorded) == {"sft_epochs": 3.0, "learning_rate": 3e-4}
+    assert recipes.choose(recorded) == {"sft_epochs": 3.0, "learning_rate": 3e-4}
     recorded = Recorded(table.assign(objective="sft"), np.zeros((6, 4), int), {}, pd.DataFrame(), {}, Path("nowhere"))
-    assert findings.choose_more_sft(recorded) == 3e-4
+    assert recipes.choose_more_sft(recorded, 3.0) == 3e-4
 
 
-@pytest.mark.skipif(not FINDINGS.is_file(), reason="FINDINGS.md is not there: python data/findings.py report")
-def test_the_findings_are_what_the_grids_say():
-    assert FINDINGS.read_text(encoding="utf-8").strip() == findings.report().strip(), "python data/findings.py report"
-
-
-REAL = {
-    "ml-100k-settings": "settings",
-    "ml-100k-objectives": "objectives",
-    "ml-100k-parts": "parts",
-    "ml-100k-smollm2-settings": "llm-settings",
-    "ml-100k-smollm2": "llm",
-}
+REAL = [name for name in recipes.GRIDS if name.startswith("ml-100k")]
 
 
 @pytest.fixture(scope="module", params=REAL)
 def real(request) -> Recorded:
-    if not (RECORDED / request.param).is_dir():
-        pytest.skip(f"data/recorded/{request.param} is not there: python data/findings.py {REAL[request.param]}")
     return load_recorded(request.param)
 
 
-def test_provenance_of_real_data_says_how_to_repeat_it(real):
-    made = real.provenance
-    assert made["command"] == f"python data/findings.py {REAL[real.folder.name]}"
-    assert datetime.fromisoformat(made["recorded"]).tzinfo is not None
-    assert {"python", "minipo", "torch", "transformers", "peft", "numpy", "machine"} <= {*made["versions"]}
-    settings = "ml-100k-smollm2-settings" if "smollm2" in real.folder.name else "ml-100k-settings"
-    if real.folder.name != settings:
-        assert made["chosen"] == findings.choose(load_recorded(settings))
-
-
-def test_every_cell_of_real_data_is_there_once(real):
-    name = real.folder.name
-    if name == "ml-100k-settings":
-        expected = [
-            ("dmpo", 1, *PLAIN, *regime, seed)
-            for *regime, seed in product(findings.SFT_EPOCHS, findings.LEARNING_RATES, findings.SEEDS)
-        ]
-    elif name == "ml-100k-smollm2-settings":
-        start = make_config(PreferConfig, findings.LLM)
-        expected = [("dmpo", 1, *PLAIN, start.sft_epochs, rate, 0) for rate in findings.LLM_LEARNING_RATES]
-    elif name == "ml-100k-smollm2":
-        regime = real.provenance["chosen"]["sft_epochs"], real.provenance["chosen"]["learning_rate"]
-        cells = product(findings.LLM_NEGATIVES, (PLAIN, WHOLE), findings.LLM_SEEDS)
-        expected = [("dmpo", few, *dynamic, *regime, seed) for few, dynamic, seed in cells]
-    else:
-        chosen = real.provenance["chosen"]
-        regime = chosen["sft_epochs"], chosen["learning_rate"]
-        if name == "ml-100k-objectives":
-            cells = product(findings.NAMES, findings.NEGATIVES, (PLAIN, WHOLE), findings.SEEDS)
-            expected = [(objective, few, *dynamic, *regime, seed) for objective, few, dynamic, seed in cells]
-        else:
-            parts = (("on", "on", "off"), ("on", "random", "off"), ("on", "off", "on"))
-            expected = [("dmpo", 19, *part, *regime, seed) for part, seed in product(parts, findings.SEEDS)]
-            rates = product(findings.LEARNING_RATES, findings.SEEDS)
-            expected += [("sft", 0, *PLAIN, chosen["sft_epochs"], rate, seed) for rate, seed in rates]
-    found = sorted(real.table[CELL].itertuples(index=False, name=None))
-    missing = real.provenance.get("missing", 0)
-    assert len(set(found)) == len(found) == len(expected) - missing
-    assert set(found) <= set(expected)
-
-
 def test_the_shipped_run_on_real_data_is_what_runs_start_from():
-    wanted = start_config(make_config(PreferConfig, {"dataset": findings.DATASET, "model": findings.POCKET}))
+    wanted = start_config(make_config(PreferConfig, {"dataset": "ml-100k"}))
     (run,) = (run for run in list_runs(DATA / "sft") if run.config == wanted)
     assert size(run.folder) < 2e6
     assert hit_rate(run.users["rank"]) == run.summary["hr@1"]
@@ -448,31 +418,30 @@ def test_the_shipped_run_on_real_data_is_what_runs_start_from():
 
 
 def test_shipped_runs_on_real_data_are_ranked_on_one_and_say_when_their_weights_were_made():
-    runs = [run for run in list_runs(DATA / "sft") if run.config.dataset == findings.DATASET]
+    runs = [run for run in list_runs(DATA / "sft") if run.config.dataset == "ml-100k"]
     assert len({run.summary["dataset_fingerprint"] for run in runs}) == 1
     for run in runs:
         made = run.summary["trained"]
         assert datetime.fromisoformat(made["finished"]) < datetime.fromisoformat(run.summary["finished"])
 
 
-def test_the_order_within_ties_is_told_with_its_numbers():
-    content = read_json(findings.TIES)
-    heading, told, table, _ = findings.ties_report()
-    assert "23,069 share their second, and for 304 users" in told
+def test_the_order_within_ties_is_reported_with_its_numbers():
+    content = read_json(RECORDED / "ties.json")
+    text, table, _ = report.ties_report().split("\n\n")
+    assert "23,069 share their second, and for 304 users" in text
     assert [(order["ties"], order["dataset_seed"]) for order in content["orders"]] == [
-        *findings.ORDERS[: len(findings.ORDERS) - content["missing"]]
+        *recipes.ORDERS[: len(recipes.ORDERS) - content["missing"]]
     ]
-    assert heading in findings.report()
     assert len(table.splitlines()) == 2 + len(content["orders"])
 
 
 def test_the_recipe_is_what_was_chosen(real):
     if not real.folder.name.endswith("settings"):
         pytest.skip("chosen elsewhere")
-    model = findings.LANGUAGE_MODEL if "smollm2" in real.folder.name else findings.POCKET
-    settings = recipe("prefer", findings.DATASET, model)
-    assert {name: settings[name] for name in ("sft_epochs", "learning_rate")} == findings.choose(real)
-    assert recipe("sft", findings.DATASET, model)["epochs"] == settings["sft_epochs"]
+    model = "smollm2-135m" if "smollm2" in real.folder.name else "pocket-gpt2"
+    settings = recipe("prefer", "ml-100k", model)
+    assert {name: settings[name] for name in ("sft_epochs", "learning_rate")} == recipes.choose(real)
+    assert recipe("sft", "ml-100k", model)["epochs"] == settings["sft_epochs"]
 
 
 def test_results_on_real_data_are_those_of_the_ranks(real):
@@ -495,7 +464,7 @@ def test_results_on_real_data_are_those_of_the_ranks(real):
 def test_a_recorded_cell_comes_out_again(chosen, home):
     recorded = load_recorded("objectives")
     cell = {"objective": "dmpo", "negatives": 3, "dynamic": "off", "seed": 0}
-    run = row(prefer(progress=False, **cell, **script.COMMON, **chosen))
+    run = row(prefer(progress=False, **cell, **recipes.CATALOGUE, **chosen))
     (_, expected), *others = recorded.rows(**cell).iterrows()
     assert not others
     assert run["hr@1"] == pytest.approx(expected["hr@1"], abs=0.02)

@@ -45,8 +45,8 @@ NEGATIVES = 19
 
 GENRES_OF_A_USER = 3
 CONCENTRATION = 1.5  # of the Dirichlet over a user's genres
-# Probability of staying in the genre without a redraw. With the 0.75 of DESIGN's prototype the last item alone says so
-# much about the next that a Markov chain and models of this size do about equally well (data/README.md).
+# Probability of staying in the genre without a redraw. With 0.75 the last item says so much about the next that a
+# Markov chain and models of this size do about equally well (data/README.md).
 KEEP = 0.5
 REACH = 0.18 / 3  # an item's weight falls by e with every REACH of distance
 MOVE = 0.7  # share of the way to the item that the user moves after taking it

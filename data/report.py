@@ -1,0 +1,381 @@
+"""What the recorded grids say: the tables in README.md, and FINDINGS.md. `python data/record.py report` writes both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recipes import BETA, HARDEST, RANDOM, SELECTION, Settings, choose_more_sft
+
+from minipo.course.figures.style import verdict
+from minipo.experiments.comparison import older_data
+from minipo.experiments.files import read_json, whole_file
+from minipo.experiments.records import RECORDED, Outcomes, Recorded, check_same_data, difference, load_recorded
+from minipo.experiments.runs import DATA
+
+MARKS = ("<!-- made by: python data/record.py report -->", "<!-- end -->")
+NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
+HEADLINE = [{"negatives": count, "dynamic": on} for count, on in ((1, "off"), (19, "off"), (19, "on"))]
+
+
+def write() -> None:
+    """Rewrites both files between their marks."""
+    for name, text in (("README.md", readme()), ("FINDINGS.md", findings())):
+        before, _, rest = (DATA.parent / name).read_text(encoding="utf-8").partition(MARKS[0])
+        with whole_file(DATA.parent / name) as draft:
+            draft.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
+
+
+def points(left: Outcomes, right: Outcomes) -> str:
+    """Left minus right in points of HR@1, with its 95 % interval."""
+    if left is right:
+        return "—"
+    found = difference(left, right)
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]".replace("-", "−")
+
+
+def level(outcomes: Outcomes) -> str:
+    """The mean over users and seeds."""
+    return f"{np.mean(list(outcomes.values())):.3f}"
+
+
+def spread(rows: pd.DataFrame) -> str:
+    """HR@1: mean ± standard deviation over seeds."""
+    return f"{rows['hr@1'].mean():.3f} ± {rows['hr@1'].std():.3f}"
+
+
+def readme() -> str:
+    """The tables of the catalogue's runs in README.md."""
+    settings, objectives, parts = (load_recorded(name) for name in ("settings", "objectives", "parts"))
+    made, fresh = objectives.provenance, read_json(RECORDED / "fresh.json")
+    chosen, versions = made["chosen"], made["versions"]
+    again = [[f"{left} minus {right}", gap] for left, right, gap in fresh["differences"]]
+    return f"""\
+Test HR@1 on 2,000 users, mean ± standard deviation over {len(made["seeds"])} seeds; differences in points with 95 % \
+intervals, paired over users and seeds. Chosen on validation users: SFT of {chosen["sft_epochs"]:g} epochs, learning \
+rate {chosen["learning_rate"]:g}. Recorded {made["recorded"][:10]}, {versions["machine"]}, torch {versions["torch"]}.
+
+**More negatives, K = 1 → 19**
+
+{collapse_table(objectives)}
+
+**What repairs it: parts and controls, DMPO, at the same K**
+
+{parts_table(objectives, parts)}
+
+**Distances at K = 19**
+
+{distances_table(objectives)}
+
+**The headline again on {fresh["users"]:,} users that played no part in any choice**
+
+{markdown(["points of HR@1", ""], again)}
+
+**The same at other SFT lengths and learning rates** (DMPO, {len(settings.provenance["seeds"])} seeds)
+
+{regimes_table(settings, chosen)}"""
+
+
+def headline(recorded: Recorded, **settings: Any) -> list[Outcomes]:
+    """The runs with these settings: at K = 1, at K = 19, and at K = 19 with DynamicPO."""
+    return [recorded.outcomes(**each, **settings) for each in HEADLINE]
+
+
+def collapse_table(objectives: Recorded) -> str:
+    header = (
+        "objective | training loss | pair_loss | HR@1 | HR@1, K = 19 minus K = 1 | HR@1 with DynamicPO, K = 19 | "
+        "DynamicPO minus plain"
+    )
+    lines = []
+    for objective, name in NAMES.items():
+        few, many, repaired = headline(objectives, objective=objective)
+        rows = [objectives.rows(objective=objective, **each) for each in HEADLINE]
+        change = difference(many, few)
+        lines.append(
+            [
+                name,
+                *(" → ".join(f"{each[loss].mean():.3f}" for each in rows[:2]) for loss in ("train_loss", "pair_loss")),
+                f"{spread(rows[0])} → {spread(rows[1])}",
+                f"{points(many, few)}: {verdict(change.low, change.high)}",
+                spread(rows[2]),
+                points(repaired, many),
+            ]
+        )
+    return markdown(header.split(" | "), lines)
+
+
+def parts_table(objectives: Recorded, parts: Recorded) -> str:
+    kinds = {
+        "selection and β (DynamicPO)": WHOLE,
+        "selection alone": SELECTION,
+        "β alone, all negatives": BETA,
+        "control: as many negatives, drawn at random": RANDOM,
+        "control: as many negatives, the hardest": HARDEST,
+    }
+    header = ["what enters the loss"]
+    lines = [[label] for label in kinds]
+    for against, negatives in product(("minus plain", "selection alone minus this"), (5, 19)):
+        header.append(f"{against}, K = {negatives}")
+        query = {"objective": "dmpo", "negatives": negatives}
+        plain, selection = objectives.outcomes(dynamic="off", **query), parts.outcomes(**SELECTION, **query)
+        for line, kind in zip(lines, kinds.values(), strict=True):
+            recorded = objectives if kind is WHOLE else parts
+            this = selection if kind is SELECTION else recorded.outcomes(**kind, **query)
+            line.append(points(this, plain) if against == "minus plain" else points(selection, this))
+    return markdown(header, lines)
+
+
+def distances_table(objectives: Recorded) -> str:
+    few, many, repaired = headline(objectives, objective="dmpo")
+    levels = {
+        "DMPO, K = 1": few,
+        "SFT, where every run starts": objectives.baseline("sft"),
+        "more SFT, for the compute of a preference run": objectives.outcomes(objective="sft"),
+        "DMPO, K = 19": many,
+        "DynamicPO-DMPO, K = 19": repaired,
+        "oracle, the best attainable": objectives.baseline("oracle"),
+        "first-order Markov": objectives.baseline("markov"),
+        "popularity": objectives.baseline("popularity"),
+        "random": objectives.baseline("random"),
+    }
+    return markdown(
+        ["", "HR@1", "DynamicPO-DMPO minus this", "DMPO minus this"],
+        [[label, level(this), points(repaired, this), points(many, this)] for label, this in levels.items()],
+    )
+
+
+def regimes_table(settings: Recorded, chosen: Settings) -> str:
+    header = (
+        "SFT epochs | learning rate | SFT | K = 1 | K = 19 | K = 19, DynamicPO | more SFT | K = 19 minus K = 1 | "
+        "DynamicPO minus plain, K = 19"
+    )
+    lines = []
+    preferred = settings.table[settings.table.objective != "sft"]
+    for (epochs, rate), _ in preferred.groupby(["sft_epochs", "learning_rate"]):
+        here = {"sft_epochs": epochs, "learning_rate": rate}
+        few, many, repaired = headline(settings, objective="dmpo", **here)
+        more = settings.outcomes(objective="sft", sft_epochs=epochs, learning_rate=choose_more_sft(settings, epochs))
+        levels = [level(each) for each in (settings.baseline(f"sft-{epochs:g}"), few, many, repaired, more)]
+        first = f"{epochs:g}{' (chosen)' * (here == chosen)}"
+        lines.append([first, f"{rate:g}", *levels, points(many, few), points(repaired, many)])
+    return markdown(header.split(" | "), lines)
+
+
+# -------------------------------------------------------------------------------------------- FINDINGS.md: the claims
+
+PLAIN, WHOLE, FEW = {"dynamic": "off"}, {"dynamic": "on"}, {"dynamic": "off", "negatives": 1}
+MPPO, SDPO, WINS = {"objective": "mppo"}, {"objective": "sdpo"}, {"metric": "reward_win_rate"}
+SFT, MORE_SFT = {"objective": "start"}, {"objective": "sft", "negatives": 0}
+# What it says, what the paper has, two sides as `World.side` takes them, and what is claimed of left minus right.
+Claim = tuple[str, str, Settings, Settings, str]
+CLAIMS: Sequence[Claim] = (
+    ("DMPO collapses: HR@1 at the largest K minus K = 1", "DMPO 0.585 at K = 15", PLAIN, FEW, "falls"),
+    ("MPPO collapses: the same", "MPPO 0.660 at K = 15", PLAIN | MPPO, FEW | MPPO, "falls"),
+    ("S-DPO is stable: the same", "S-DPO 0.662 at K = 15", PLAIN | SDPO, FEW | SDPO, "stable"),
+    (
+        "DynamicPO helps DMPO: with minus without, at the largest K",
+        "+8.1 (Llama-2-7B), +5.4 (Qwen2.5-7B)",
+        WHOLE,
+        PLAIN,
+        "gains",
+    ),
+    ("DynamicPO helps MPPO", "+3.1", WHOLE | MPPO, PLAIN | MPPO, "gains"),
+    ("DynamicPO helps S-DPO", "+0.5", WHOLE | SDPO, PLAIN | SDPO, "gains"),
+    ("Selection alone helps DMPO", "a gain", SELECTION, PLAIN, "gains"),
+    ("Dual-margin β alone helps DMPO", "a gain", BETA, PLAIN, "gains"),
+    ("DynamicPO raises DMPO's reward win rate", "a gain", WHOLE | WINS, PLAIN | WINS, "gains"),
+)
+QUESTIONS: Sequence[Claim] = (
+    ("Is it which negatives are selected? Selection alone minus as many at random", "—", SELECTION, RANDOM, "gains"),
+    ("Is it their number? As many at random minus all", "—", RANDOM, PLAIN, "gains"),
+    ("Does β add to the selection? DynamicPO minus selection alone", "—", WHOLE, SELECTION, "gains"),
+    ("Is one negative better than none? DMPO at K = 1 minus SFT", "—", FEW, SFT, "gains"),
+    ("Is the repaired run better than its start? DynamicPO-DMPO minus SFT", "—", WHOLE, SFT, "gains"),
+    ("Is it better than more SFT for the same compute?", "—", WHOLE, MORE_SFT, "gains"),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """One dataset and model: the largest K, and the grids of its runs, that of objectives first."""
+
+    name: str
+    many: int
+    grids: Sequence[Recorded]
+
+    def side(self, query: Settings) -> Outcomes | None:
+        """Test users' outcomes by seed, of the runs with these settings, of DMPO at the largest K unless they say
+        otherwise, or of the SFT model that all start from; None where such runs were not made."""
+        if query == SFT:
+            return self.grids[0].baseline("sft")
+        query = {"metric": "hr@1", "objective": "dmpo", "negatives": self.many} | query
+        metric = query.pop("metric")
+        for recorded in self.grids:
+            if recorded.rows(**query).empty or (metric == "reward_win_rate" and recorded.wins is None):
+                continue
+            if query == MORE_SFT:
+                query["learning_rate"] = choose_more_sft(recorded, recorded.provenance["chosen"]["sft_epochs"])
+            return recorded.outcomes(metric, **query)
+        return None
+
+    def answer(self, left: Settings, right: Settings, claim: str) -> str:
+        """A claim's cell: the difference, its interval and the verdict; a fall counts only if the loss falls too."""
+        said = cell(self.side(left), self.side(right), claim)
+        if claim == "falls":
+            query = {"objective": "dmpo", "negatives": self.many}
+            many, few = (self.grids[0].rows(**(query | side)).train_loss.mean() for side in (left, right))
+            said = said if many < few else said.replace("**shown**", "**not shown**")
+        return said
+
+
+def judge(low: float, high: float, claim: str) -> str:
+    """What an interval says of a claim: "falls", "gains" or "stable"."""
+    if claim == "stable":
+        return "shown" if low >= -0.01 and high <= 0.01 else "opposite" if high < 0 else "not shown"
+    if claim == "falls":
+        low, high = -high, -low
+    return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
+
+
+def cell(left: Outcomes | None, right: Outcomes | None, claim: str) -> str:
+    """A difference with its interval and its verdict, for a table."""
+    if left is None or right is None or (not set(left) & set(right) and None not in {*left, *right}):
+        return "not run"
+    found = difference(left, right)
+    return f"{points(left, right)} **{judge(found.low, found.high, claim)}**"
+
+
+WORLDS = {
+    "catalogue, pocket-gpt2": (19, ["objectives", "parts"]),
+    "ml-100k, pocket-gpt2": (19, ["ml-100k-objectives", "ml-100k-parts"]),
+    "ml-100k, SmolLM2-135M": (15, ["ml-100k-smollm2"]),
+}
+
+
+def worlds() -> list[World]:
+    """What is recorded; ValueError if the grids of a world are on different data."""
+    here = [World(name, many, [load_recorded(grid) for grid in grids]) for name, (many, grids) in WORLDS.items()]
+    for world in here:
+        check_same_data(*world.grids)
+    return here
+
+
+def findings() -> str:
+    """The tables of FINDINGS.md; the rule above them was written before any run on real data was looked at."""
+    here = worlds()
+    header = ["", "the paper, HR@1 on LastFM", *(f"{world.name}, K = {world.many}" for world in here)]
+    claims, questions = (
+        markdown(header, [[text, paper, *(world.answer(*sides) for world in here)] for text, paper, *sides in group])
+        for group in (CLAIMS, QUESTIONS)
+    )
+    overhead = read_json(DATA.parent / "benchmarks" / "step.json")["dynamic_share"]
+    origins = "\n".join(origin(world.name, world.grids[0]) for world in here)
+    return f"""\
+## The paper's claims
+
+Differences in points of HR@1 (of reward win rate in the last row) with 95 % intervals.
+
+{claims}
+
+Overhead of DynamicPO: the paper +0.85 % of training time; here {100 * overhead:.2f} % of a step at K = 15 on \
+SmolLM2-135M (`benchmarks/step.py`): **{"shown" if overhead <= 0.01 else "opposite"}**, for at most 1 %.
+
+## The questions that a careful reader asks
+
+{questions}
+
+## Levels
+
+Test HR@1 of the baselines; the oracle is known only in the invented world.
+
+{levels_table(here)}
+
+## How much hangs on the order within ties
+
+{ties_report()}
+
+## Every cell
+
+HR@1 of each seed; the others are means over seeds. Losses at different K are different functions; pair_loss is the \
+same one for every K.
+
+{cells_table(here)}
+
+## Where the numbers come from
+
+{origins}"""
+
+
+def levels_table(here: Sequence[World]) -> str:
+    names = ("random", "popularity", "markov", "sft", "oracle")
+    found = [{name: level(world.grids[0].baseline(name)) for name in world.grids[0].baselines} for world in here]
+    lines = [[world.name, *(each.get(name, "—") for name in names)] for world, each in zip(here, found, strict=True)]
+    return markdown(["", "random", "popularity", "first-order Markov", "SFT", "oracle"], lines)
+
+
+def cells_table(here: Sequence[World]) -> str:
+    header = (
+        " | objective | K | DynamicPO | seeds | training loss | pair_loss | test HR@1 by seed | NDCG@5 | "
+        "reward win rate | boundary share"
+    )
+    lines = []
+    for world in here:
+        plain = world.grids[0].table[lambda table: table.objective != "sft"]
+        for (objective, negatives, dynamic), rows in plain.groupby(["objective", "negatives", "dynamic"], sort=True):
+            mean = {column: f"{values.mean():.3f}" for column, values in rows.select_dtypes("number").items()}
+            losses = [mean["train_loss"], mean["pair_loss"], " ".join(f"{value:.3f}" for value in rows["hr@1"])]
+            more = [mean[column] for column in ("ndcg@5", "reward_win_rate", "boundary_share")]
+            lines.append([world.name, NAMES[objective], f"{negatives}", dynamic, f"{len(rows)}", *losses, *more])
+    return markdown(header.split(" | "), lines)
+
+
+def origin(name: str, recorded: Recorded) -> str:
+    """One line on how and when a grid was recorded."""
+    made = recorded.provenance
+    parts = [
+        f"`{recorded.command}`", f"{len(recorded.table)} runs", f"recorded {made['recorded'][:10]}",
+        made["versions"]["machine"], f"torch {made['versions']['torch']}", f"commit {made['commit']}",
+        f"data {recorded.fingerprint}",
+    ]  # fmt: skip
+    if made.get("missing"):
+        parts.append(f"{made['missing']} of its cells not trained yet")
+    return f"- {name}: {', '.join(parts)}. {older_data(recorded)}".removesuffix(". ")
+
+
+def ties_report() -> str:
+    """How far the headline moves with the order within ties: a paragraph and a table."""
+    content = read_json(RECORDED / "ties.json")
+    first, *others = content["orders"]
+    told, labels = first["report"], [*first["hr@1"]]
+    moves = []
+    for label in labels:
+        gaps = [100 * (other["hr@1"][label] - first["hr@1"][label]) for other in others]
+        ends = dict.fromkeys(f"{gap:+.1f}" for gap in (min(gaps), max(gaps)))
+        moves.append(f"{label} {' to '.join(ends).replace('-', '−')}")
+    rows = [
+        [
+            "the file's" if order["ties"] == "file" else f"drawn, dataset seed {order['dataset_seed']}",
+            *(f"{order['hr@1'][label]:.3f}" for label in labels),
+            *order["differences"].values(),
+        ]
+        for order in content["orders"]
+    ]
+    missing = f"; {content['missing']} of the orders not trained yet" if content["missing"] else ""
+    return f"""\
+Of {told["neighbours"]:,} neighbouring likes of a user in ml-100k, {told["tied"]:,} share their second, and for \
+{told["users"]:,} users nothing but the order within such a tie says which is the test's answer. Test HR@1 of \
+pocket-gpt2 in the file's order, which all else here has, and in orders drawn at random; {len(content["seeds"])} seeds \
+of preference training, differences in points with 95 % intervals. Another dataset seed draws other negatives too; the \
+file's order has data {first["dataset_fingerprint"]}. Against it, HR@1 moves in points: {"; ".join(moves)}.
+
+{markdown(["order within ties", *labels, *first["differences"]], rows)}
+
+`python data/record.py ties`, recorded {content["recorded"][:10]}, {content["versions"]["machine"]}, torch \
+{content["versions"]["torch"]}{missing}."""
