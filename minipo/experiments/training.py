@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
     from minipo.evaluation import Report
+    from minipo.trainers import PreferenceTrainer
 from minipo.experiments.configuration import (
     PRECISION,
     Config,
@@ -179,12 +180,8 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
     from minipo.compatibility.architectures import context_of
     from minipo.evaluation import report
-    from minipo.experiments.arguments import training_arguments
-    from minipo.experiments.models import add_lora
     from minipo.experiments.users import preference_rows
-    from minipo.trainers import PreferenceTrainer
 
-    model: Any
     model, tokenizer = start.load_model()
     rows = {
         split: preference_rows(users, config.template, tokenizer, context_of(model))
@@ -195,32 +192,20 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         )
     }
     shortened = _shortened(model, tokenizer, splits, config.template)
-    if config.tuning == "lora":
-        model = add_lora(model, config.rank, seed=config.seed)
     _begin(out, config, splits, start.folder / "model")
-    trainer = PreferenceTrainer(
+    trainer = preference_trainer(
+        config,
         model,
-        training_arguments(
-            out / "checkpoints",
-            steps=config.steps,
-            batch_size=config.batch_size,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            evaluate_every=config.evaluate_every,
-            progress=progress,
-            bf16=PRECISION[config.precision],
-            per_device_eval_batch_size=rows_at_once(config),
-        ),
+        tokenizer,
         rows["train"],
         rows["validation"],
-        processing_class=tokenizer,
-        objective=config.loss(),
-        negatives=config.negatives,
-        beta=config.beta,
-        dynamic=config.dynamic_po(),
+        out / "checkpoints",
         # With an SFT run of the cache, whose data may be somebody's own: what goes with it, goes with it.
-        reference_cache=(start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
+        (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
+        config.loss(),
+        config.dynamic_po(),
+        evaluate_every=config.evaluate_every,
+        progress=progress,
     )
     test_reference = trainer.reference_logps(rows["test"])
     seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
@@ -241,6 +226,32 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         "seconds": seconds,
     }
     return _finish(out, splits, summary)
+
+
+def preference_trainer(
+    config: PreferConfig, model: Any, tokenizer: Any, train: Any, validation: Any, folder: Path, cache: Path,
+    loss: Any, dynamic: Any, **others: Any,
+) -> "PreferenceTrainer":  # fmt: skip
+    """A trainer with a run's settings, which starts from `model` (with new adapters for "lora").
+
+    train, validation: rows of `users.preference_rows`; validation may be None. folder: of checkpoints. cache: of the
+    reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of `training_arguments`.
+    """
+    from minipo.experiments.arguments import training_arguments
+    from minipo.experiments.models import add_lora
+    from minipo.trainers import PreferenceTrainer
+
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
+    arguments = training_arguments(
+        folder, steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
+        learning_rate=config.learning_rate, seed=config.seed, bf16=PRECISION[config.precision],
+        per_device_eval_batch_size=rows_at_once(config), **others,
+    )  # fmt: skip
+    return PreferenceTrainer(
+        model, arguments, train, validation, processing_class=tokenizer, objective=loss,
+        negatives=config.negatives, beta=config.beta, dynamic=dynamic, reference_cache=cache,
+    )  # fmt: skip
 
 
 def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
