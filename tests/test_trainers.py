@@ -358,7 +358,7 @@ def test_preference_loss_and_pushes_are_those_computed_by_hand(objective, dynami
     [
         ({"objective": "dmop"}, r"Unknown objective 'dmop'\. Did you mean"),
         ({"beta": -1.0}, r"beta is -1\.0: give a finite number above 0"),
-        ({"objective": "beta-dpo", "dynamic": DynamicPO()}, r"beta-dpo says itself which pairs count"),
+        ({"objective": "beta-dpo", "dynamic": DynamicPO()}, r"beta-dpo chooses pairs and their strength"),
         ({"objective": lambda margins, used: margins.mean()}, r"The objective returned torch\.float32 of shape \(\)"),
         ({"dynamic": DynamicPO(select=lambda logps: logps > 0)}, r"The selection rule returned .* of shape \(2, 3\)"),
     ],
