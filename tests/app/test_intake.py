@@ -393,5 +393,5 @@ def test_a_run_does_not_go_on_with_an_upload_that_has_changed():
     assert found is not None
     assert found.state == "failed"
     after = load_dataset(data.upload).fingerprint
-    assert f" began on plays.csv with fingerprint {before}, which has fingerprint {after} now; put " in found.message
+    assert f" started on plays.csv with fingerprint {before}, which has fingerprint {after} now; put " in found.message
     assert str(files.home()) not in found.message

@@ -475,7 +475,7 @@ def test_something_else_in_the_way(start, tmp_path):
 
 
 def test_not_a_run(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is not a run, for it has no config\.json"):
+    with pytest.raises(ValueError, match=r"nowhere is not a run, because it has no config\.json"):
         Run(tmp_path / "nowhere")
     assert list_runs(tmp_path / "nowhere") == []
 
@@ -509,7 +509,7 @@ def test_a_mistake_found_before_training_leaves_no_folder(start, tiny, tmp_path)
 def test_sft_folders_that_are_none(start, finished, tiny_sft, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(
-        ValueError, match=r"nowhere is not a finished SFT run: .*nowhere is not a run, for it has no config"
+        ValueError, match=r"nowhere is not a finished SFT run: .*nowhere is not a run, because it has no config"
     ):
         start(out, sft=str(tmp_path / "nowhere"))
     with pytest.raises(
