@@ -4,8 +4,10 @@
 # The first Python that is new enough; another one: make app PYTHON=/path/to/python3
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-# Tests that share a costly setting stand in one file, and a file stays with one of the two workers.
-PYTEST_ARGUMENTS ?= -n 2 --dist loadfile
+# Tests that share a costly setting stand in one file, and a file stays with one of the two workers. In their given order,
+# the last files are short ones, and neither worker waits long for the other; xdist's own begins with many tests, not
+# with long ones.
+PYTEST_ARGUMENTS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # Which notebooks `make notebooks` executes, by how their names begin; all of them: make notebooks ONLY="03 04"
 ONLY ?=

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipo.dynamic import DynamicPO, boundary, random
@@ -127,6 +127,7 @@ def test_rewards():
     st.lists(st.tuples(st.integers(-90, -1), st.integers(-90, -1)), min_size=2, max_size=20),
     st.randoms(use_true_random=False),
 )
+@settings(max_examples=15)  # for each of twenty; test_dynamic.py has more for the selection and β
 def test_permuting_negatives_permutes_boundary_and_beta_and_leaves_the_loss(name, dynamic, pairs, shuffler):
     policy, reference = (torch.tensor([row], dtype=torch.float64) / 7 for row in zip(*pairs, strict=True))
     order = list(range(len(pairs) - 1))

@@ -76,10 +76,10 @@ def copied(tiny_sft, tmp_path) -> Run:
 @pytest.mark.parametrize("command", ["sft", "prefer"])
 def test_a_run_that_was_cut_off_does_not_go_on_with_corrected_data(command, plays, tmp_path, monkeypatch, capsys):
     out, original = tmp_path / "run", plays.read_text()
-    line = [command, "--dataset", plays, "--steps", 25, "--batch-size", 4, "--quiet", "--out", out]
+    line = [command, "--dataset", plays, "--steps", 12, "--batch-size", 4, "--quiet", "--out", out]
     if command == "prefer":
         line += ["--sft", sft(tmp_path / "first", progress=False, dataset=plays, steps=1).folder, "--negatives", 2]
-    cut_at(monkeypatch, 16, KeyboardInterrupt)
+    cut_at(monkeypatch, 11, KeyboardInterrupt)
     with pytest.raises(SystemExit) as ended:
         main([str(part) for part in line])
     assert ended.value.code == 130
@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_does_not_go_on_with_corrected_data(command, play
     plays.write_text(original)
     main([str(part) for part in line])
     assert Run(out).summary["dataset_fingerprint"] == before
-    assert Run(out).metrics["step"].iloc[-1] == 25
+    assert Run(out).metrics["step"].iloc[-1] == 12
 
 
 @pytest.mark.slow
