@@ -315,7 +315,7 @@ def test_a_whole_model_is_saved_with_its_tokenizer(tmp_path):
 def test_an_adapter_whose_base_folder_is_gone(smollm2, tmp_path):
     save_model(*trained_adapter("smollm2-135m"), tmp_path)
     rename_base(tmp_path, "/nowhere/base")
-    with pytest.raises(ValueError, match=r"base model '/nowhere/base' is not there; put it back") as error:
+    with pytest.raises(ValueError, match=r"base model '/nowhere/base' is missing; put it back") as error:
         load_model(tmp_path)
     one_sentence(error)
 
