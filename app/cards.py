@@ -1,4 +1,4 @@
-"""A run as a card: its place in the queue or how far it is, what it came to, and what its viewer can do with it."""
+"""A run as a card: its place in the queue or progress, its result, and its viewer's actions."""
 
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ from minipo.evaluation import paired_interval, ranking_metrics
 from minipo.experiments.runs import Run
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
-GONE = "This run is not on this server any more: it was removed, or its time was over."
-DAMAGED = "The files of this run are gone or damaged: remove it, and train it again."
+GONE = "This run is no longer on this server: it was removed, or it expired."
+DAMAGED = "The files of this run are missing or damaged: remove it, and train it again."
 EVERY = 2  # seconds between looks at a run that is active
 
 
@@ -33,7 +33,7 @@ def card(token: str) -> None:
 def _watch(token: str, active: bool) -> None:
     job = jobs.find(token)
     if active != (job is not None and job.active):
-        st.rerun()  # of the page, which looks again every two seconds now, or no longer
+        st.rerun()  # the page starts or stops its refresh
     if job is None:
         st.info(GONE, icon=":material/delete:")
     else:
@@ -41,10 +41,7 @@ def _watch(token: str, active: bool) -> None:
 
 
 def read(job: Job, name: str) -> Any:
-    """A run's `metrics`, `evaluation` (tables) or `summary`, as far as it is written; empty before that.
-
-    Raises ValueError if what is there is damaged.
-    """
+    """A run's `metrics`, `evaluation` (tables) or `summary` so far; empty at first. ValueError if it is damaged."""
     try:
         written = (job.run / FILES[name]).stat()
         return _read(str(job.run), name, written.st_mtime_ns, written.st_size)
@@ -54,12 +51,12 @@ def read(job: Job, name: str) -> Any:
 
 @st.cache_resource(max_entries=400, show_spinner=False)
 def _read(folder: str, name: str, time: int, size: int) -> Any:
-    """Read anew only when the file has another time or size."""
+    """Read again only when the file has another time or size."""
     return getattr(Run(Path(folder)), name)
 
 
 def show(job: Job) -> None:
-    """What `card` shows, once."""
+    """The content of `card`, without refresh."""
     with st.container(border=True, key=f"card_{job.token}", gap="small"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
             st.markdown(f"**{plain(job.name)}**{' :material/keep:' * job.kept}", width="stretch")
@@ -74,7 +71,7 @@ def show(job: Job) -> None:
 
 
 def with_settings(job: Job) -> str:
-    """The settings that its name does not say, in Markdown."""
+    """The settings that are not in its name, in Markdown."""
     settings = job.settings
     data = recorded.DATASETS.get(settings["dataset"], "your data")
     parts = [
@@ -91,7 +88,7 @@ def with_settings(job: Job) -> str:
 
 
 def state(job: Job) -> None:
-    """How far a run is, or how it ended. Raises ValueError if its files are damaged."""
+    """A run's progress, or how it ended. Raises ValueError if its files are damaged."""
     token = job.token
     metrics = read(job, "metrics")
     if job.active:
@@ -100,12 +97,10 @@ def state(job: Job) -> None:
         waiting = job.state == "waiting"
         st.button(
             "Cancel" if waiting else "Stop",
-            icon=":material/close:" if waiting else ":material/stop:",
-            key=f"stop_{token}",
-            on_click=_do,
-            args=(token, "stop"),
-            help="Take it out of the queue." if waiting else "End the training now; what it has reached stays.",
-        )
+            icon=":material/close:" if waiting else ":material/stop:", key=f"stop_{token}",
+            on_click=_do, args=(token, "stop"),
+            help="Remove it from the queue." if waiting else "End the training now; its results so far are kept.",
+        )  # fmt: skip
         return
     if job.state == "done":
         if not (summary := read(job, "summary")):
@@ -124,17 +119,13 @@ def state(job: Job) -> None:
     else:
         st.info(plain(job.message) + reached)
     st.button(
-        "Go on",
-        icon=":material/play_arrow:",
-        key=f"resume_{token}",
-        on_click=_do,
-        args=(token, "resume"),
-        help="Back into the queue; the training goes on from its last checkpoint.",
-    )
+        "Resume", icon=":material/play_arrow:", key=f"resume_{token}", on_click=_do, args=(token, "resume"),
+        help="Back into the queue; the training resumes from its last checkpoint.",
+    )  # fmt: skip
 
 
 def progress(job: Job, metrics: pd.DataFrame) -> tuple[float, str]:
-    """An active run's share that is done, and what is happening, in words."""
+    """An active run's progress, from 0 to 1, and in words."""
     steps = job.settings["steps"]
     if job.state == "waiting":
         before = jobs.place(job.token)
@@ -143,16 +134,16 @@ def progress(job: Job, metrics: pd.DataFrame) -> tuple[float, str]:
     if metrics.empty:
         if forms.starts_at_once(job.settings):
             return 0.0, "Starting: loading the model, and the reference's log-probs."
-        return 0.0, "Starting: training the SFT run that this one begins with."
+        return 0.0, "Starting: training the SFT run that this one starts from."
     step, seconds = metrics[["step", "seconds"]].iloc[-1]
     if step >= steps:
         return 1.0, "Trained; ranking the test users."
-    return step / steps, f"Step {step:.0f} of {steps}, about {forms.lasting(seconds / step * (steps - step))} left."
+    return step / steps, f"Step {step:.0f} of {steps}, about {forms.duration(seconds / step * (steps - step))} left."
 
 
 def gain(job: Job) -> tuple[float, float, float] | None:
-    """HR@1 of a finished run minus that of the SFT run it started from: mean and 95 % interval, paired over test users.
-    None if either's ranks are not here any more, or if that SFT run is another by now."""
+    """HR@1 of a finished run minus its SFT run's: mean and 95 % interval, paired over test users; None if either's
+    ranks are gone, or if that SFT run has been replaced."""
     try:
         run = Run(job.run)
         run.check_start()
@@ -169,25 +160,25 @@ def _gain(run: str, start: str) -> tuple[float, float, float]:
 
 
 def menu(job: Job) -> None:
-    """What a viewer can do with a run at any time."""
+    """A viewer's actions on a run at any time."""
     token = job.token
     with st.popover("", icon=":material/more_vert:", help="Rename, keep or remove this run", type="tertiary"):
         st.text_input(
             "Name", job.name, max_chars=limits.NAME, key=f"name_{token}", on_change=_rename, args=(token,),
-            help="The name of this run wherever it is shown; Enter takes it.",
+            help="The name of this run wherever it is shown; press Enter to save it.",
         )  # fmt: skip
         st.toggle(
             "Keep it", job.kept, key=f"keep_{token}", on_change=_do, args=(token, "keep"),
-            help=f"A run that is over is removed after {limits.HOURS} hours, one that is kept after "
-            f"{limits.DAYS_KEPT} days; you may keep {limits.RUNS_KEPT}.",
+            help=f"A finished run is removed after {limits.HOURS} hours, or after {limits.DAYS_KEPT} days if you keep "
+            f"it; you may keep {limits.RUNS_KEPT}.",
         )  # fmt: skip
         if st.button(
             "Remove", icon=":material/delete:", key=f"remove_{token}", on_click=_remove, args=(token,),
-            help="Remove the run and its files, for everybody who has its link.",
+            help="Remove the run and its files, for everybody with its link.",
         ):  # fmt: skip
             st.rerun()
         began = datetime.fromtimestamp(job.created).astimezone()
-        st.caption(f"Handed in {began:%Y-%m-%d %H:%M %Z}.")
+        st.caption(f"Submitted {began:%Y-%m-%d %H:%M %Z}.")
 
 
 def _rename(token: str) -> None:
@@ -200,7 +191,7 @@ def _remove(token: str) -> None:
 
 
 def _do(token: str, what: str) -> None:
-    """Stop, resume or keep a run, and note what there is to say to that."""
+    """Stop, resume or keep a run, and save a message if there is one."""
     said = ""
     try:
         if what == "stop":

@@ -1,7 +1,7 @@
 """Class experiments: two settings, opened by a lecturer; each student trains the pair under a seed of their own.
 
-They stand in the app's database, beside the jobs. Whoever has an experiment's code may join it; the browser that opened
-it alone may close it or remove a student from it.
+They are in the app's database, beside the jobs. Anyone with an experiment's code may join it; only the browser that
+opened it may close it or remove a student.
 """
 
 import secrets
@@ -24,8 +24,8 @@ from minipo.experiments import pairs
 from minipo.experiments.configuration import PreferConfig, make_config, splits_of
 from minipo.experiments.runs import Run
 
-LETTERS = "BCDFGHJKMNPQRSTVWXZ"  # none that is taken for another or for a digit, and no vowels: no words
-FIRST_SEED = 101  # the recorded runs have the seeds from 0: a class repeats none of them
+LETTERS = "BCDFGHJKMNPQRSTVWXZ"  # none that looks like another or like a digit, and no vowels, so no words
+FIRST_SEED = 101  # the recorded runs have seeds from 0, which no class repeats
 NICKNAME = 30  # letters
 GUESS = 100  # points, at most
 TABLES = (
@@ -47,7 +47,7 @@ TABLES = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """A class experiment. version: another one whenever something of it has changed."""
+    """A class experiment. version: increases with every change."""
 
     code: str
     viewer: str
@@ -55,7 +55,7 @@ class Experiment:
     settings: dict[str, dict[str, Any]]  # "left" and "right": what `pairs.sides` takes
     open: bool
     version: int
-    fingerprint: str | None  # of the data when it was opened; None of one that was opened before this was kept
+    fingerprint: str | None  # of the data when it was opened; None for old experiments
 
     def sides(self, seed: int = 0) -> pairs.Sides:
         return pairs.sides(self.settings["left"], self.settings["right"], seed)
@@ -65,8 +65,8 @@ class Experiment:
         return classroom.side_labels(*self.sides())
 
     def read(self, source: Path | bytes, seed: int) -> pairs.Pair:
-        """The pair of the student with that seed, in a file or its bytes; ValueError in one sentence if it is none, or
-        on other data than those that the experiment was opened on."""
+        """The pair of the student with that seed, from a file or its bytes; ValueError in one sentence if it is
+        invalid, or on other data than the experiment's."""
         pair = pairs.read_pair(source, self.sides(seed))
         if self.fingerprint not in (None, pair.fingerprint):
             raise ValueError(
@@ -78,7 +78,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Entry:
-    """A student of an experiment. token: of the job that trains the pair here; arrived: when the result did."""
+    """A student of an experiment. token: of the job that trains the pair here; arrived: when the result arrived."""
 
     code: str
     viewer: str
@@ -96,7 +96,7 @@ class Entry:
 
 @contextmanager
 def database(write: bool = True) -> Iterator[sqlite3.Connection]:
-    """The app's database with the tables of this room, for one transaction; see `jobs.database`."""
+    """The app's database with the tables of experiments, for one transaction; see `jobs.database`."""
     with jobs.database(write) as connection:
         for table in TABLES:
             connection.execute(table)
@@ -107,7 +107,7 @@ def database(write: bool = True) -> Iterator[sqlite3.Connection]:
 
 
 def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Mapping[str, Any]) -> Experiment:
-    """A new experiment of this lecturer; the sides' own seeds are passed over. ValueError in one sentence."""
+    """A new experiment of this lecturer; the sides' own seeds are ignored. ValueError in one sentence."""
     left, right = ({name: value for name, value in side.items() if name != "seed"} for side in (left, right))
     for side in (left, right):
         jobs.check_settings(side)
@@ -133,9 +133,9 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
 
 
 def set_open(code: str, viewer: str, open: bool) -> None:
-    """Close an experiment, or open it again; ValueError if it is another viewer's, or one open experiment too many.
+    """Close or reopen an experiment; ValueError if it is another viewer's, or one open experiment too many.
 
-    What has ended by then counts; pairs that wait or train are stopped, and can go on when it is open again.
+    Finished pairs count; waiting and running ones are stopped, and can be resumed when it is open again.
     """
     if not open:
         collect(code)
@@ -152,7 +152,7 @@ def set_open(code: str, viewer: str, open: bool) -> None:
 
 def remove(code: str, viewer: str, seed: int) -> None:
     """Remove a student's entry and stop their pair; ValueError if the experiment is another viewer's. The seed is not
-    given out again."""
+    used again."""
     with database() as connection:
         _own(connection, code, viewer)
         tokens = connection.execute("select token from entries where code = ? and seed = ?", (code, seed)).fetchall()
@@ -168,10 +168,10 @@ def _stop(rows: list[sqlite3.Row]) -> None:
 
 
 def _few_open(connection: sqlite3.Connection, viewer: str) -> None:
-    """Raises ValueError in one sentence if this viewer has as many open experiments as `limits` allows."""
+    """Raises ValueError in one sentence if this viewer has the maximum of open experiments."""
     counted = connection.execute("select count(*) from experiments where viewer = ? and open", (viewer,)).fetchone()[0]
     if counted >= limits.EXPERIMENTS:
-        raise ValueError(f"You have {counted} open experiments, and that is the most: close one first.")
+        raise ValueError(f"You have {counted} open experiments, the maximum: close one first.")
 
 
 def _own(connection: sqlite3.Connection, code: str, viewer: str) -> None:
@@ -188,17 +188,17 @@ def _changed(connection: sqlite3.Connection, code: str) -> None:
 
 
 def plain_code(text: str) -> str:
-    """A code as it is kept, from how it was typed or shown."""
+    """A code as it is stored, from a typed or displayed one."""
     return "".join(letter for letter in text.upper() if letter.isalnum())
 
 
 def shown_code(code: str) -> str:
-    """A code as it is read aloud: ABCD-EFGH."""
+    """A code as it is displayed: ABCD-EFGH."""
     return f"{code[:4]}-{code[4:]}"
 
 
 def find(code: str) -> Experiment | None:
-    """The experiment of that code, as it is kept, or None."""
+    """The experiment of that code, as it is stored, or None."""
     with database(write=False) as connection:
         row = connection.execute("select * from experiments where code = ?", (code,)).fetchone()
     return _experiment(row) if row else None
@@ -207,10 +207,8 @@ def find(code: str) -> Experiment | None:
 def of_viewer(viewer: str) -> list[Experiment]:
     """The experiments that this viewer opened, the newest first."""
     with database(write=False) as connection:
-        rows = connection.execute(
-            "select * from experiments where viewer = ? order by created desc", (viewer,)
-        ).fetchall()
-    return [_experiment(row) for row in rows]
+        query = "select * from experiments where viewer = ? order by created desc"
+        return [_experiment(row) for row in connection.execute(query, (viewer,))]
 
 
 def _experiment(row: sqlite3.Row) -> Experiment:
@@ -222,8 +220,8 @@ def _experiment(row: sqlite3.Row) -> Experiment:
 
 
 def table(code: str) -> pd.DataFrame:
-    """A row a student, in the order in which results arrived: seed, name, guess, difference, and HR@1 of left, right
-    and SFT, as shares; nan for what is not there yet."""
+    """One row per student, in the order in which results arrived: seed, name, guess, difference, and HR@1 of left,
+    right and SFT, as shares; nan for missing ones."""
     names = "seed, nickname, guess, differences, left_hits, right_hits, sft_hits"
     with database(write=False) as connection:
         rows = connection.execute(
@@ -242,7 +240,7 @@ def table(code: str) -> pd.DataFrame:
 
 
 def differences(code: str) -> np.ndarray:
-    """What has come in, HR@1 of right minus left: (students, users), in order of arrival."""
+    """The results, HR@1 of right minus left: (students, users), in order of arrival."""
     with database(write=False) as connection:
         rows = connection.execute(
             "select differences from entries where code = ? and arrived is not null order by arrived, seed", (code,)
@@ -251,7 +249,7 @@ def differences(code: str) -> np.ndarray:
 
 
 def collect_all() -> None:
-    """Take in what the server's queue has finished, for all experiments: nobody may be looking when a pair ends."""
+    """Collect the pairs that the server's queue has finished, for all experiments, even if nobody is looking."""
     with database() as connection:
         rows = connection.execute(
             "select distinct code from entries join jobs on jobs.token = entries.token "
@@ -262,7 +260,7 @@ def collect_all() -> None:
 
 
 def collect(code: str) -> None:
-    """Take in what the server's queue has finished for an experiment."""
+    """Collect the pairs that the server's queue has finished for an experiment."""
     with database() as connection:
         rows = connection.execute(
             "select entries.viewer, entries.seed, entries.token from entries join jobs on jobs.token = entries.token "
@@ -312,14 +310,14 @@ def _entry(row: sqlite3.Row) -> Entry:
 
 
 def join(code: str, viewer: str, nickname: str = "") -> Entry:
-    """This viewer's entry, with the next seed if it is new. ValueError in one sentence if nobody can join any more."""
+    """This viewer's entry, with the next seed if it is new. ValueError in one sentence if joining is impossible."""
     with database() as connection:
         row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
         if row is None:
             seed = _open(connection, code)["next_seed"]
             count = connection.execute("select count(*) from entries where code = ?", (code,)).fetchone()[0]
             if count >= limits.STUDENTS:
-                raise ValueError(f"{count} students have joined, the most that one experiment takes.")
+                raise ValueError(f"{count} students have joined, the maximum.")
             connection.execute(
                 "insert into entries (code, viewer, seed, nickname, problem) values (?, ?, ?, ?, '')",
                 (code, viewer, seed, " ".join(nickname.split())[:NICKNAME]),
@@ -332,14 +330,14 @@ def join(code: str, viewer: str, nickname: str = "") -> Entry:
 def _open(connection: sqlite3.Connection, code: str) -> sqlite3.Row:
     row = connection.execute("select * from experiments where code = ?", (code,)).fetchone()
     if row is None:
-        raise ValueError("This experiment is not on this server any more.")
+        raise ValueError("This experiment is no longer on this server.")
     if not row["open"]:
         raise ValueError("This experiment is closed: nothing can be added to it.")
     return row
 
 
 def guess(code: str, viewer: str, points: float) -> None:
-    """Note the viewer's guess, in points. ValueError if it is out of range or if there is one already."""
+    """Save the viewer's guess, in points. ValueError if it is out of range or if there is one already."""
     if not abs(points) <= GUESS:
         raise ValueError(f"A guess is a number of points from −{GUESS} to {GUESS}.")
     with database() as connection:
@@ -348,12 +346,12 @@ def guess(code: str, viewer: str, points: float) -> None:
             "update entries set guess = ? where code = ? and viewer = ? and guess is null", (points, code, viewer)
         ).rowcount
         if not changed:
-            raise ValueError("A guess is made once, and yours is made.")
+            raise ValueError("You have already guessed; a guess is made once.")
         _changed(connection, code)
 
 
 def run(code: str, viewer: str) -> None:
-    """Hand the viewer's pair in to the server's queue; one that stopped goes on. ValueError in one sentence."""
+    """Submit the viewer's pair to the server's queue, or resume it. ValueError in one sentence."""
     student, experiment = _student(code, viewer)
     job = jobs.find(student.token) if student.token else None
     if job is not None and job.state in ("stopped", "failed"):
@@ -370,10 +368,12 @@ def run(code: str, viewer: str) -> None:
 
 
 def deliver(code: str, viewer: str, content: bytes) -> None:
-    """Take in a result file of the viewer's own. ValueError in one sentence if it is not that of this pair."""
+    """Accept a result file from the viewer. ValueError in one sentence if it does not belong to this pair."""
     student, experiment = _student(code, viewer)
     if len(content) > 1024 * limits.RESULT_KB:
-        raise ValueError(f"The file is larger than {limits.RESULT_KB} KB, and a pair's is smaller; choose that one.")
+        raise ValueError(
+            f"The file is larger than {limits.RESULT_KB} KB, so it is not a pair's result; choose that one."
+        )
     pair = experiment.read(content, student.seed)
     _take(code, viewer, pair)
     if student.token and (job := jobs.find(student.token)) and job.active:
@@ -381,21 +381,21 @@ def deliver(code: str, viewer: str, content: bytes) -> None:
 
 
 def _student(code: str, viewer: str) -> tuple[Entry, Experiment]:
-    """The viewer's entry that still waits for its result, and its experiment; ValueError in one sentence if not."""
+    """The viewer's entry, if it still lacks its result, and its experiment; else ValueError in one sentence."""
     with database(write=False) as connection:
         experiment = _experiment(_open(connection, code))
         row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
     if row is None:
-        raise ValueError("You have not joined this experiment, or were removed from it: join first.")
+        raise ValueError("You have not joined this experiment, or you were removed: join first.")
     if row["guess"] is None:
-        raise ValueError("Guess first: then run the pair.")
+        raise ValueError("Guess first, then run the pair.")
     if row["arrived"] is not None:
-        raise ValueError("Your result is in already; an experiment takes one of each student.")
+        raise ValueError("Your result has already arrived; an experiment takes one per student.")
     return _entry(row), experiment
 
 
 def progress(job: jobs.Job) -> float:
-    """How far a pair's runs are, from 0 to 1: steps trained of all."""
+    """The progress of a pair's runs, from 0 to 1: the share of steps trained."""
     done = total = 0
     for name in ("left", "right"):
         config = make_config(PreferConfig, job.settings[name])

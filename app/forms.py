@@ -1,4 +1,4 @@
-"""The settings of a run as controls, wherever a page lets a viewer choose them; every control is part of the link."""
+"""The settings of a run as controls, for every page that has them; each control is part of the link."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,6 +12,7 @@ import recorded
 import streamlit as st
 from shell import WORDS
 
+from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.experiments import fetch, files
 from minipo.experiments.configuration import OWN, PreferConfig, make_config, purpose, recipe, start_config, type_of
@@ -28,7 +29,7 @@ NAMES = (
     "dataset", "model", "objective", "negatives", "dynamic", "select", "adjust_beta", "beta", "margin",
     "learning_rate", "steps", "seed", *OWN,
 )  # fmt: skip
-# Settings that belong to one objective: label, and a number's least, most and step.
+# Settings that belong to one objective: label, and a number's minimum, maximum and step.
 OF_OBJECTIVES: dict[str, tuple[str, *tuple[float, ...]]] = {
     "likelihood_of": ("Likelihood of",),
     "target_margin": ("γ, target margin", 0.0, 10.0, 0.1),
@@ -36,14 +37,14 @@ OF_OBJECTIVES: dict[str, tuple[str, *tuple[float, ...]]] = {
     "keep": ("Share of pairs", 0.05, 1.0, 0.05),
     "momentum": ("Momentum", 0.0, 0.99, 0.05),
 }
-LAB = "train_"  # prefix of Live lab's: other pages have an objective too, and what is chosen there is not to be trained
+LAB = "train_"  # prefix of Live lab's: other pages have an objective too, which must not change the form
 WIDTH = 146  # of a control, in pixels: two fit a phone's line
 
 
 def defaults(dataset: str, model: str) -> dict[str, Any]:
-    """A run's settings on this data with this model: those of the recorded runs, or the library's where there are none.
+    """A run's settings on this data with this model: those of the recorded runs, or the library's if there are none.
 
-    What the form does not ask for besides (tuning, batch, precision), the run takes from the library's recipe itself.
+    The run takes settings that are not in the form (tuning, batch, precision) from the library's recipe.
     """
     settings = vars(PreferConfig()) | recipe("prefer", dataset, model)
     with suppress(ValueError, LookupError):
@@ -67,11 +68,11 @@ def _refill(prefix: str) -> None:
 def run_settings(
     prefix: str, opening: Mapping[str, Any] = OPENING, data: str | None = None, seed: bool = True
 ) -> dict[str, Any]:
-    """Controls for a run's settings, in lines as long as the place is wide, and what they are set to.
+    """Controls for a run's settings, and their values.
 
-    prefix: of the controls' keys, which are the names of the link's parameters. opening: what they are set to at first;
-    what it leaves out comes from `defaults`. data: the dataset, where the page has chosen it already; then only pocket
-    models are offered. seed: whether to ask for one.
+    prefix: of the controls' keys, which are the names of the link's parameters. opening: initial values; others come
+    from `defaults`. data: the dataset, if the page has chosen it already; then only pocket models are offered. seed:
+    whether to ask for one.
     """
     state = st.session_state
     opening = {**OPENING, **opening}
@@ -82,7 +83,7 @@ def run_settings(
 
     def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> str:
         key = prefix + name
-        if state.get(key) not in options:  # not any more
+        if state.get(key) not in options:  # no longer offered
             state.pop(key, None)
         return st.selectbox(
             label, options, options.index(opening[name]), format_func=shown, key=key, help=help, width=WIDTH,
@@ -110,7 +111,7 @@ def run_settings(
             datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
             dataset = choose(
                 "dataset", "Data", datasets, recorded.DATASETS.__getitem__,
-                "Whose histories and items the model learns from.", on_change=_refill, args=(prefix,),
+                "The histories and items that the model learns from.", on_change=_refill, args=(prefix,),
             )  # fmt: skip
         else:
             dataset = data
@@ -139,7 +140,7 @@ def run_settings(
         if seed:
             settings["seed"] = number("seed", "Seed", 0, 10_000, 1, WORDS["seed"])
         if OBJECTIVES[objective].selects:
-            settings["dynamic"] = "off"  # for it chooses its negatives itself
+            settings["dynamic"] = "off"  # because it chooses its negatives itself
         off = settings["dynamic"] == "off"
         with st.popover("More settings", width=WIDTH):
             settings |= {
@@ -161,24 +162,18 @@ def run_settings(
                 if OWN.get(field.name) == objective:
                     settings[field.name] = of_objective(field)
             if away and data is None:
-                st.caption("Other data and models, to be brought here by who runs this server:")
+                st.caption("Other data and models, which the administrator of this server can add:")
                 st.caption("\n".join(f"- {fetch.missing(name)}" for name in away))
     return {**settings, "clusters": opening["clusters"], "sft_epochs": opening["sft_epochs"]}
 
 
 def described(settings: Mapping[str, Any]) -> str:
     """A run's settings in a few words, for a name and a legend."""
-    parts = [OBJECTIVE_LABELS[settings["objective"]]]
-    switches = settings["select"], settings["adjust_beta"]
-    if settings["dynamic"] == "on" and switches != ("off", "off"):  # with neither part it is the plain objective
-        whole = {("on", "on"): "", ("on", "off"): " selection alone", ("off", "on"): " β alone"}
-        control = f" {switches[0]} |B|{' with β' * (switches[1] == 'on')}"
-        parts.append(f"DynamicPO{whole.get(switches, control)}")
-    return ", ".join([*parts, f"K = {settings['negatives']}", f"seed {settings['seed']}"])
+    return f"{style.described(settings)}, seed {settings['seed']}"
 
 
 def estimate(settings: Mapping[str, Any]) -> str:
-    """How long a run with these settings takes, as far as the recorded runs tell, and whether SFT comes before it."""
+    """How long a run with these settings takes, according to the recorded runs, and whether SFT is trained first."""
     said = []
     try:
         grid = recorded.grid(recorded.WORLDS[settings["dataset"], settings["model"]][0])
@@ -188,42 +183,41 @@ def estimate(settings: Mapping[str, Any]) -> str:
         seconds = (rows["seconds"] / rows["steps"]).mean() * settings["steps"]
         machine = grid.provenance["versions"]["machine"]
         said.append(
-            f"{settings['steps']} steps take about {lasting(seconds)}, by the recorded runs at "
+            f"{settings['steps']} steps take about {duration(seconds)}, by the recorded runs at "
             f"K = {rows['negatives'].iloc[0]} ({machine})."
         )
     except (ValueError, LookupError, TypeError):  # not recorded, or damaged
-        said.append("No recorded run with this model on these data says how long it takes.")
+        said.append("No recorded run with this model on these data shows how long it takes.")
     if not settings["model"].startswith("pocket-"):
         said.append("A pretrained language model takes minutes on a CPU, and with many steps hours.")
     if not starts_at_once(settings):
-        said.append("The SFT run that it starts from is not here: it is trained first, which may take longer.")
+        said.append("The SFT run that it starts from is missing: it is trained first, which may take longer.")
     return " ".join(said)
 
 
-def lasting(seconds: float) -> str:
-    """A time as one says it."""
+def duration(seconds: float) -> str:
+    """A duration as text."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def starts_at_once(settings: Mapping[str, Any]) -> bool:
-    """Whether the SFT run from which a run with these settings starts has been trained."""
+    """Whether the SFT run of a run with these settings has been trained."""
     with suppress(ValueError):  # its data are gone
         wanted = start_config(make_config(PreferConfig, jobs.with_paths(settings)))
         for folder in (*DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
             with suppress(ValueError, OSError):  # damaged, or on other data
                 run = Run(folder.parent)
                 if run.config == wanted and recorded.is_here(wanted.dataset):
-                    if wanted.dataset in DATASETS:  # an upload never changes, and no page reads one
+                    if wanted.dataset in DATASETS:  # an upload never changes
                         run.load_data()
                     return True
     return False
 
 
 def neighbours(settings: Mapping[str, Any], fingerprint: str | None) -> pd.DataFrame:
-    """Recorded runs of the same objective and parts, at the nearest K below and above; none that are on data with
-    another fingerprint."""
+    """Recorded runs of the same objective and parts on the same data, at the nearest K below and above."""
     names = ["objective", "dynamic"]
     names += [] if settings["dynamic"] == "off" else ["select", "adjust_beta"]
     table = pd.DataFrame({"negatives": [], "hr@1": []})

@@ -1,8 +1,8 @@
 """An upload, read within the limits.
 
-`python app/intake.py UPLOAD RESULT` reads the file UPLOAD and writes what the page *Your data* shows of it to RESULT.
-The worker starts it, in a process whose memory and time are limited, because nothing is known of a file before it is
-read. What is wrong with a file is one sentence on standard error, and exit code 2.
+`python app/intake.py UPLOAD RESULT` reads the file UPLOAD and writes the content of the page *Your data* to RESULT. The
+worker starts it in a process with limited memory and time, because the file may be hostile. An error in the file is one
+sentence on standard error, with exit code 2.
 """
 
 import csv
@@ -24,7 +24,7 @@ from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.sources import Source, find, shown
 from minipo.experiments.datasets.splits import Splits
 
-# What a file that is no text begins with.
+# The first bytes of files that are not text.
 SIGNATURES = {
     b"PAR1": "a Parquet file: let its name end in .parquet",
     b"PK\x03\x04": "a zip archive or an Excel workbook: save the table itself as CSV, or let an archive end in .zip",
@@ -34,9 +34,9 @@ SIGNATURES = {
 
 
 def read(path: Path) -> Splits:
-    """The dataset in an upload; ValueError in one sentence if it is none, or more than `limits` allows."""
+    """The dataset in an upload; ValueError in one sentence if it is invalid, or more than `limits` allows."""
     if not path.stat().st_size:
-        raise ValueError(f"{path} is empty; bring a file with rows.")
+        raise ValueError(f"{path} is empty; choose a file with rows.")
     if path.suffix == ".parquet":
         check_parquet(path)
     elif path.suffix == ".json" and not tables.is_json_lines(path):
@@ -49,12 +49,12 @@ def read(path: Path) -> Splits:
 
 
 def check_tables(path: Path) -> None:
-    """Raises ValueError if the tables of text in a file or an archive are more than `limits` allows."""
+    """Raises ValueError if the text tables in a file or an archive are more than `limits` allows."""
     if path.suffix == ".zip":
         check_archive(path)
     sources, titles = find(path)
     if len(sources) > limits.PARTS:
-        raise ValueError(f"{path} holds {len(sources):,} tables, and {limits.PARTS} is the limit; bring one.")
+        raise ValueError(f"{path} holds {len(sources):,} tables, and {limits.PARTS} is the limit; choose one.")
     room = limits.UNPACKED_MB * 2**20
     texts: dict[Source, bytes] = {}
     for source in [*sources, *([titles] if titles else [])]:
@@ -63,38 +63,36 @@ def check_tables(path: Path) -> None:
     rows = 0
     for source, text in texts.items():
         lines = text.count(b"\n")
-        if source.ending in (".jsonl", ".json") or lines > 10 * limits.ROWS:  # cells may span lines, but not so many
+        if source.ending in (".jsonl", ".json") or lines > 10 * limits.ROWS:  # cells may span lines, but not this many
             rows += lines
         else:
             layout = tables.TITLES if source is titles else tables.INTERACTIONS
             rows += check_rows(source, layout, text.decode("utf-8-sig", "replace"))
         if rows > limits.ROWS:
-            raise ValueError(f"{path} has more than {limits.ROWS:,} rows, the limit here; bring fewer.")
+            raise ValueError(f"{path} has more than {limits.ROWS:,} rows, the limit here; leave some out.")
 
 
 def check_archive(path: Path) -> None:
-    """Raises ValueError unless every member of a zip archive unpacks piece by piece, as `check_text` needs it."""
+    """Raises ValueError unless every member of a zip archive can be unpacked in pieces, as `check_text` does."""
     try:
         with zipfile.ZipFile(path) as archive:
             methods = {member.compress_type for member in archive.infolist()}
     except (zipfile.BadZipFile, OSError):
         raise ValueError(f"{path} is not a readable zip archive; create it again.") from None
     if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise ValueError(
-            f"{path} is compressed in another way than zip archives mostly are (Deflate); create it again."
-        )
+        raise ValueError(f"{path} does not use the usual zip compression (Deflate); create it again.")
 
 
 def check_text(source: Source, room: int) -> bytes:
-    """The bytes of a table, unpacked; ValueError if they are more than `room`, or no text in UTF-8."""
+    """The unpacked bytes of a table; ValueError if they are more than `room`, or not text in UTF-8."""
     try:
         with source.open() as stream:
-            content = stream.read(room + 1)  # an archive unpacks no further
+            content = stream.read(room + 1)  # no more is unpacked
     except tables.UNREADABLE:
         raise ValueError(f"{source} cannot be unpacked; create it again, without a password.") from None
     if len(content) > room:
         raise ValueError(
-            f"{source.path} unpacks to more than {limits.UNPACKED_MB} MB, the limit here; bring fewer rows."
+            f"{source.path} unpacks to more than {limits.UNPACKED_MB} MB, the limit here; leave out some rows."
         )
     for start, what in SIGNATURES.items():
         if content.startswith(start):
@@ -111,7 +109,7 @@ def check_text(source: Source, room: int) -> bytes:
 
 
 def check_rows(source: Source, layout: tables.Layout, text: str) -> int:
-    """How many rows a table has; ValueError if it has too many columns, too long a cell, or rows of unequal length."""
+    """The number of rows of a table; ValueError for too many columns, a cell too long, or rows of unequal length."""
     csv.field_size_limit(limits.CELL)
     line = 1
     try:
@@ -136,7 +134,7 @@ def check_rows(source: Source, layout: tables.Layout, text: str) -> int:
                 continue
             count += 1
             if count > limits.ROWS:
-                raise ValueError(f"{source} has more than {limits.ROWS:,} rows, the limit here; bring fewer.")
+                raise ValueError(f"{source} has more than {limits.ROWS:,} rows, the limit here; leave some out.")
             if len(row) != columns:
                 raise ValueError(
                     f"{source}, line {line:,} has {len(row):,} cells where the first line has {columns:,}; put names "
@@ -145,7 +143,7 @@ def check_rows(source: Source, layout: tables.Layout, text: str) -> int:
             line += 1
     except csv.Error:
         raise ValueError(
-            f"{source}, line {line:,}: a cell has more than {limits.CELL} letters, the limit here; shorten it, or "
+            f"{source}, line {line:,}: a cell has more than {limits.CELL} characters, the limit here; shorten it, or "
             f"leave its column out."
         ) from None
     return count
@@ -154,8 +152,8 @@ def check_rows(source: Source, layout: tables.Layout, text: str) -> int:
 def check_parquet(path: Path) -> None:
     """Raises ValueError if the table has too many rows or columns, too long a name, or unpacks to too much.
 
-    What the file says of itself is asked first; then text is read as Parquet packs it, each different value once, so
-    that a small file cannot unpack to a large one.
+    The file's own metadata are checked first; then text is read as a dictionary, each different value once, so that a
+    small file cannot unpack to a large one.
     """
     try:
         with pa.parquet.ParquetFile(path) as file:
@@ -165,7 +163,7 @@ def check_parquet(path: Path) -> None:
                     f"{path} has {len(schema):,} columns, and {limits.COLUMNS} is the limit; leave some out."
                 )
             if about.num_rows > limits.ROWS:
-                raise ValueError(f"{path} has {about.num_rows:,} rows, and {limits.ROWS:,} is the limit; bring fewer.")
+                raise ValueError(f"{path} has {about.num_rows:,} rows, the limit is {limits.ROWS:,}; leave some out.")
             unpacked = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
             if unpacked > limits.UNPACKED_MB * 2**20:
                 raise ValueError(
@@ -186,18 +184,18 @@ def check_parquet(path: Path) -> None:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, MemoryError):
             raise
-        raise ValueError(f"{path} is no Parquet file that can be read; save it again.") from None
+        raise ValueError(f"{path} is not a readable Parquet file; save it again.") from None
 
 
 def check_lines(path: Path, splits: Splits) -> None:
-    """Raises ValueError if there are too many lines, or a line or a name is too long; LLaRA files can have such."""
+    """Raises ValueError if there are too many lines, or a line or a name is too long, as LLaRA files may have."""
     lines = (*splits.train, *splits.validation, *splits.test)
     if len(lines) > limits.ROWS:
-        raise ValueError(f"{path} has {len(lines):,} rows, and {limits.ROWS:,} is the limit; bring fewer.")
+        raise ValueError(f"{path} has {len(lines):,} rows, the limit is {limits.ROWS:,}; leave some out.")
     if (longest := max(max(len(line.history), len(line.candidates)) for line in lines)) > limits.COLUMNS:
         raise ValueError(f"{path}: a row lists {longest:,} items, and {limits.COLUMNS} is the limit; list fewer.")
     if (letters := max(map(len, splits.items))) > limits.CELL:
-        raise ValueError(f"{path}: a name has {letters:,} letters, and {limits.CELL} is the limit; shorten it.")
+        raise ValueError(f"{path}: a name has {letters:,} characters, and {limits.CELL} is the limit; shorten it.")
 
 
 def main(upload: str, result: str) -> int:
@@ -209,9 +207,9 @@ def main(upload: str, result: str) -> int:
         return 1
     except ValueError as error:
         said = " ".join(str(error).replace(str(path.resolve()), upload).split())
-        if upload not in said:  # not minipo's own words
+        if upload not in said:  # not minipo's own message
             said = f"{upload} cannot be read ({said}); save it again as CSV in UTF-8."
-    except Exception as error:  # whatever a file does to the libraries that read it
+    except Exception as error:  # any error of the libraries that read the file
         said = f"{upload} cannot be read ({type(error).__name__}); save it again as CSV in UTF-8."
     else:
         return 0

@@ -1,8 +1,8 @@
-"""Work that pages hand to the server: training runs, class experiments' pairs, uploads to be read.
+"""Work that pages submit to the server: training runs, class experiments' pairs, uploads to be read.
 
-A job has a ticket in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. What became
-of it stands in the register, a table beside the queue, so that any page, after any restart, finds it again. A job's
-token is its link: nobody can guess it, and whoever has it may look at the job, stop it and remove it.
+A job has a ticket in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. Its state is
+in a table beside the queue, so that any page finds it again after a restart. A job's token is its link: it cannot be
+guessed, and anyone who has it may view, stop and remove the job.
 """
 
 import os
@@ -34,7 +34,7 @@ from minipo.experiments.runs import DATA
 WORKER = Path(__file__).with_name("worker.py")
 ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
-OWN = "own:"  # begins the name of a dataset that is somebody's upload; the upload's token follows
+OWN = "own:"  # begins the name of an uploaded dataset, before the upload's token
 SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
 TABLE = """
 create table if not exists jobs (
@@ -46,10 +46,10 @@ create table if not exists jobs (
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it stands in the register.
+    """A job as it is in the table.
 
-    kind: "prefer", settings of `runs.PreferConfig`; "pair", {"left", "right", "seed"}; "data", {"suffix"}. state:
-    waiting, running, done, stopped or failed; message: how it ended, in one sentence, where there is something to say.
+    kind: "prefer", settings of `PreferConfig`; "pair", {"left", "right", "seed"}; "data", {"suffix"}. state: waiting,
+    running, done, stopped or failed; message: how it ended, in one sentence, or empty.
     """
 
     token: str
@@ -67,22 +67,18 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
         return folder_of(self.token)
 
     @property
-    def run(self) -> Path:
-        """A preference run's folder."""
+    def run(self) -> Path:  # the folder of a preference run
         return self.folder / "run"
 
     @property
-    def result(self) -> Path:
-        """What a pair or an upload leaves, as JSON."""
+    def result(self) -> Path:  # of a pair or an upload, as JSON
         return self.folder / "result.json"
 
     @property
-    def upload(self) -> Path:
-        """The file that was uploaded. Its name is ours."""
+    def upload(self) -> Path:  # the uploaded file, under a name of our own
         return self.folder / f"upload{self.settings.get('suffix', '')}"
 
     @property
@@ -96,10 +92,7 @@ def folder_of(token: str) -> Path:
 
 @contextmanager
 def database(write: bool = True) -> Iterator[sqlite3.Connection]:
-    """The app's database, for one transaction: what the block writes is written as a whole, or not at all.
-
-    write: False for a block that only reads, which then waits for no other.
-    """
+    """One transaction on the app's database; with `write` False it only reads, and waits for no other."""
     path = files.home() / "app" / "app.db"
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path, timeout=10, isolation_level=None)
@@ -120,16 +113,16 @@ def _job(row: sqlite3.Row) -> Job:
 
 
 def queue() -> SqliteHuey:
-    """Huey's queue of tickets; opened anew each time, for its file may have been removed meanwhile."""
+    """Huey's queue of tickets, reopened each time because its file may have been removed."""
     path = files.home() / "app" / "queue.db"
     path.parent.mkdir(parents=True, exist_ok=True)
     return SqliteHuey("minipo", filename=str(path), results=False)
 
 
 def task(waiting: SqliteHuey, do: Callable[[], None] | None = None) -> Callable[[], Any]:
-    """The queue's one task: called, it puts a ticket into the queue. `do` is the worker's part.
+    """The queue's one task: calling it puts a ticket into the queue. `do` is the worker's part.
 
-    A ticket is for the job that waits longest, not for a certain one: who cancels and goes on loses the place.
+    A ticket is for the job that has waited longest, not for a certain one: cancelling and resuming loses the place.
     """
 
     def perform() -> None:
@@ -140,7 +133,7 @@ def task(waiting: SqliteHuey, do: Callable[[], None] | None = None) -> Callable[
 
 
 def enqueue() -> None:
-    """A ticket for a job that has begun to wait."""
+    """Add a ticket for a job that has started waiting."""
     waiting = queue()
     try:
         task(waiting)()
@@ -152,7 +145,7 @@ def enqueue() -> None:
 
 
 def submit(kind: str, settings: Mapping[str, Any], viewer: str, name: str, upload: bytes | None = None) -> Job:
-    """Hand a job in. Raises ValueError in one sentence if a setting or a limit does not allow it, or the disk."""
+    """Submit a job. Raises ValueError in one sentence if a setting, a limit or a full disk does not allow it."""
     _check(kind, settings, upload)
     token = secrets.token_urlsafe(16)
     try:
@@ -174,9 +167,7 @@ def submit(kind: str, settings: Mapping[str, Any], viewer: str, name: str, uploa
         shutil.rmtree(folder_of(token), ignore_errors=True)
         if isinstance(error, ValueError):
             raise
-        raise ValueError(
-            "This server cannot write it down; its disk may be full. Try again in a few minutes."
-        ) from None
+        raise ValueError("This server could not save it; its disk may be full. Try again in a few minutes.") from None
     return cast(Job, find(token))
 
 
@@ -191,20 +182,20 @@ def _room(connection: sqlite3.Connection, kind: str, viewer: str) -> None:
     most = limits.UPLOADS_AT_ONCE if kind == "data" else limits.RUNS_AT_ONCE
     if mine >= most:
         what = "uploads being read" if kind == "data" else "runs waiting or training"
-        raise ValueError(f"You have {mine} {what}, and {most} is the most: stop one, or wait until one is over.")
+        raise ValueError(f"You have {mine} {what}, the maximum: stop one, or wait until one is finished.")
     if kind == "data" and (held := count("kind = 'data' and state = 'done' and viewer = ?", viewer)) >= limits.UPLOADS:
-        raise ValueError(f"This server holds {held} uploads of yours, the most that it takes: remove one of them.")
+        raise ValueError(f"You have {held} uploads, the maximum: remove one of them.")
     if (waiting := count(f"state in {ACTIVE}")) >= limits.RUNS_WAITING + limits.SLOTS:
-        raise ValueError(f"{waiting} runs are waiting on this server, its limit: try again in a few minutes.")
+        raise ValueError(f"{waiting} runs are waiting on this server, the maximum: try again in a few minutes.")
 
 
 def suffix(name: str) -> str:
-    """What the name of an upload ends in, by which its format is known: ".csv", ".csv.gz"."""
+    """The ending of an upload's name, which gives its format: ".csv", ".csv.gz"."""
     return ending(name) + ".gz" * name.lower().endswith(".gz")
 
 
 def named(name: str) -> str:
-    """A name as it is kept: on one line, not too long."""
+    """A name as it is stored: on one line, not too long."""
     return " ".join(name.split())[: limits.NAME]
 
 
@@ -213,19 +204,18 @@ def _check(kind: str, settings: Mapping[str, Any], upload: bytes | None) -> None
         if settings.get("suffix") not in SUFFIXES:
             raise ValueError(f"The file's name must end in {', '.join(FILES)}; save it as one of these.")
         if not upload:
-            raise ValueError("The file is empty; bring one with rows.")
+            raise ValueError("The file is empty; choose one with rows.")
         if len(upload) > limits.UPLOAD_MB * 2**20:
-            raise ValueError(f"The file is larger than {limits.UPLOAD_MB} MB, the limit here; bring fewer rows.")
+            raise ValueError(f"The file is larger than {limits.UPLOAD_MB} MB, the limit here; leave out some rows.")
         return
-    sides = [settings["left"], settings["right"]] if kind == "pair" else [settings]
-    for side in sides:
+    for side in [settings["left"], settings["right"]] if kind == "pair" else [settings]:
         check_settings(side)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ValueError in one sentence if a viewer may not train a run with these settings."""
     if "sft" in settings:
-        raise ValueError("A run here starts from minipo's own SFT run; leave sft out.")
+        raise ValueError("Runs here start from minipo's own SFT run; leave sft out.")
     model, dataset = settings.get("model", "pocket-gpt2"), settings.get("dataset", "catalog")
     if model not in (*fetch.SOURCES, "pocket-gpt2", "pocket-qwen2") or model in DATASETS:
         raise ValueError("This model is not offered here; choose one from the list.")
@@ -254,7 +244,7 @@ def of_viewer(viewer: str, *kinds: str) -> list[Job]:
 
 
 def place(token: str) -> int:
-    """How many jobs are waiting before this one; 0 if it is next, runs or is over."""
+    """How many jobs are waiting before this one; 0 if it is next, running or finished."""
     with database(write=False) as connection:
         return connection.execute(
             "select count(*) from jobs, (select created as mine, state as now from jobs where token = ?) "
@@ -268,22 +258,21 @@ def stop(token: str) -> str:
     with database() as connection:
         changed = connection.execute(
             "update jobs set state = 'stopped', ended = ?, message = case when started is null "
-            "then 'Stopped before it began.' else 'Stopped; what it had reached is shown.' end "
+            "then 'Stopped before it started.' else 'Stopped; its results so far are shown.' end "
             f"where token = ? and state in {ACTIVE}",
             (time.time(), token),
         ).rowcount
     if changed:
         return "Stopped."
-    job = find(token)
-    if job is None:
-        return "This run is not on this server any more."
-    return {"done": "It had finished already.", "stopped": "It was stopped already."}.get(
-        job.state, "It had ended already."
+    if (job := find(token)) is None:
+        return "This run is no longer on this server."
+    return {"done": "It had already finished.", "stopped": "It was already stopped."}.get(
+        job.state, "It had already ended."
     )
 
 
 def resume(token: str) -> None:
-    """Let a job that was stopped, or whose process died, go on from where it was; ValueError as `submit`'s."""
+    """Resume a job that was stopped, or that failed; ValueError as in `submit`."""
     job = find(token)
     if job is None or job.state not in ENDED_EARLY:
         return
@@ -306,34 +295,34 @@ def rename(token: str, name: str) -> None:
 
 
 def keep(token: str, kept: bool) -> None:
-    """Keep a job beyond its day, or no longer. Raises ValueError if its viewer keeps as many as allowed."""
+    """Keep a job longer, or not. Raises ValueError if its viewer keeps the maximum already."""
     with database() as connection:
         viewer = connection.execute("select viewer from jobs where token = ?", (token,)).fetchone()
         if viewer is None:
             return
         count = connection.execute("select count(*) from jobs where viewer = ? and kept", (viewer[0],)).fetchone()[0]
         if kept and count >= limits.RUNS_KEPT:
-            raise ValueError(f"{count} runs are kept, the most that one viewer may: let another one go first.")
+            raise ValueError(f"You keep {count} runs, the maximum: stop keeping another one first.")
         connection.execute("update jobs set kept = ? where token = ?", (int(kept), token))
 
 
 def remove(token: str) -> None:
-    """Remove a job, its files too, and with an upload whatever was made of it; one that runs is stopped first."""
+    """Remove a job and its files, and with an upload all runs on it; a running job is stopped first."""
     stop(token)
     job = find(token)
     if job is None:
-        return  # no token that the register does not have becomes a path
+        return  # an unknown token never becomes a path
     for run in runs_on(token):
         remove(run)
     with database() as connection:
         connection.execute("delete from jobs where token = ?", (token,))
-    # What still trains would write anew what is being removed. A process that ended long ago gave its number away.
-    patience = 5 if job.state == "stopped" and job.ended is not None and time.time() - job.ended < 60 else 0
-    end = time.monotonic() + patience
+    # A process that still trains would write the removed files again. The number of an old one may belong to another.
+    recent = job.state == "stopped" and job.ended is not None and time.time() - job.ended < 60
+    end = time.monotonic() + 5 * recent
     while job.pid is not None and psutil.pid_exists(job.pid) and time.monotonic() < end:
         time.sleep(0.1)
     if job.kind == "data":
-        for start in files.home().glob("runs/*/config.json"):  # the SFT runs that runs on it began with
+        for start in files.home().glob("runs/*/config.json"):  # the SFT runs that runs on it started from
             with suppress(OSError, ValueError):
                 if files.read_json(start).get("dataset") == os.path.abspath(job.upload):
                     shutil.rmtree(start.parent, ignore_errors=True)
@@ -341,18 +330,14 @@ def remove(token: str) -> None:
 
 
 def runs_on(token: str) -> list[str]:
-    """The tokens of all runs on that upload, whoever trained them, the newest first."""
+    """The tokens of all runs on that upload, of any viewer, the newest first."""
     with database(write=False) as connection:
-        rows = connection.execute(
-            "select token from jobs where json_extract(settings, '$.dataset') = ? order by created desc",
-            (OWN + token,),
-        ).fetchall()
-    return [row["token"] for row in rows]
+        query = "select token from jobs where json_extract(settings, '$.dataset') = ? order by created desc"
+        return [row["token"] for row in connection.execute(query, (OWN + token,))]
 
 
 def tidy() -> None:
-    """Remove what is over and older than `limits` allows, an upload not before the last run on it; and folders that no
-    job of the register owns."""
+    """Remove expired jobs, an upload only after the last run on it, and folders without a job."""
     now = time.time()
     with database() as connection:
         old = connection.execute(
@@ -364,7 +349,7 @@ def tidy() -> None:
         if not runs_on(row["token"]):
             remove(row["token"])
     for folder in (files.home() / "app" / "jobs").glob("*"):
-        with suppress(OSError):  # it may be gone meanwhile
+        with suppress(OSError):  # it may be gone by now
             if folder.name not in known and now - folder.stat().st_mtime > 60:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -373,15 +358,14 @@ def tidy() -> None:
 
 
 def begin() -> Job | None:
-    """The job that waits longest, now running; None if none waits: it was stopped or removed meanwhile."""
+    """The job that has waited longest, now running; None if none is waiting any more."""
     with database() as connection:
         row = connection.execute("select token from jobs where state = 'waiting' order by created limit 1").fetchone()
         if row is None:
             return None
-        connection.execute(
-            "update jobs set state = 'running', started = ? where token = ?", (time.time(), row["token"])
-        )
-        return _job(connection.execute("select * from jobs where token = ?", (row["token"],)).fetchone())
+        (token,) = row
+        connection.execute("update jobs set state = 'running', started = ? where token = ?", (time.time(), token))
+        return _job(connection.execute("select * from jobs where token = ?", (token,)).fetchone())
 
 
 def note_process(token: str, pid: int) -> None:
@@ -390,7 +374,7 @@ def note_process(token: str, pid: int) -> None:
 
 
 def finish(token: str, state: str, message: str) -> None:
-    """How a running job ended; one that was stopped meanwhile stays stopped."""
+    """Save how a running job ended; one that has been stopped stays stopped."""
     with database() as connection:
         connection.execute(
             "update jobs set state = ?, message = ?, ended = ? where token = ? and state = 'running'",
@@ -399,20 +383,20 @@ def finish(token: str, state: str, message: str) -> None:
 
 
 def unfinished() -> list[Job]:
-    """Every job that waits or runs, as the register has it, the first first."""
+    """Every waiting or running job, the oldest first."""
     with database(write=False) as connection:
         rows = connection.execute(f"select * from jobs where state in {ACTIVE} order by created").fetchall()
     return [_job(row) for row in rows]
 
 
 def wait_again(token: str) -> None:
-    """A running job whose worker is gone waits for the next one, which goes on from where it was."""
+    """Let a running job wait for the next worker, which resumes it."""
     with database() as connection:
         connection.execute("update jobs set state = 'waiting' where token = ? and state = 'running'", (token,))
 
 
 def command(job: Job) -> list[str]:
-    """The command line that does a job."""
+    """A job's command line."""
     if job.kind == "data":
         return [sys.executable, str(Path(__file__).with_name("intake.py")), str(job.upload), str(job.result)]
     minipo = [sys.executable, "-m", "minipo"]
@@ -420,33 +404,30 @@ def command(job: Job) -> list[str]:
         sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
         places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
         return [*minipo, "pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
-    flags = [part for name, value in with_paths(job.settings).items() for part in (_flag(name), str(value))]
+    settings = with_paths(job.settings)
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return [*minipo, "prefer", "--quiet", *flags, "--out", str(job.run)]
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as minipo takes them: an upload's name as the path of its file."""
+    """Settings as minipo takes them, with the path of an uploaded dataset."""
     dataset = str(settings.get("dataset", ""))
     if not dataset.startswith(OWN):
         return dict(settings)
     data = find(dataset.removeprefix(OWN))
     if data is None:
-        raise ValueError("The uploaded data of this run are not on this server any more: upload them again.")
+        raise ValueError("The uploaded data of this run are no longer on this server: upload them again.")
     return {**settings, "dataset": str(data.upload)}
 
 
 def private(text: str) -> str:
-    """`text` without paths of this machine, nor an upload's token: an upload has the name that its viewer gave it."""
+    """`text` without paths of this machine or an upload's token; an upload gets the name that its viewer gave it."""
     for token in re.findall(r"([\w-]+)[/\\]upload\.\w+", text):
         if (job := find(token)) is not None:
             text = text.replace(str(job.upload), job.name)
     places = {files.home(): "minipo's folder", DATA.parent: "minipo", Path(sys.prefix): "Python", Path.home(): "~"}
     for path, name in places.items():
-        if path != Path(path.anchor):  # a user without a home has the root of all paths for one
+        if path != Path(path.anchor):  # the home of a user without one is the root
             text = text.replace(str(path.resolve()), name).replace(str(path), name)
     return text
 
@@ -455,15 +436,15 @@ def private(text: str) -> str:
 
 
 def start_worker() -> None:
-    """Start the worker beside this server, and again whenever it dies; it ends with the server."""
+    """Start the worker beside this server, and restart it whenever it dies; it ends with the server."""
     threading.Thread(target=_supervise, daemon=True, name="worker").start()
 
 
 def _supervise() -> None:
     program = [sys.executable, str(WORKER)]
     while True:
-        # The worker's standard input ends with this process, however that ends, and then the worker ends too. Control-C
-        # in the server's terminal is for the server alone: runs must not take it for their own end.
+        # The worker's standard input closes when this process ends in any way, and then the worker ends too. Control-C
+        # in the server's terminal must not reach the runs, hence the new session.
         with suppress(OSError), subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as worker:
             worker.wait()
         time.sleep(1)

@@ -13,7 +13,7 @@ PAGES = {
     "lab": ("Live lab", "Train up to four runs side by side, and watch."),
     "microscope": ("Microscope", "One user's candidates: who is at the boundary, and how hard each is pushed."),
     "suppression": ("Suppression", "How the push on boundary and easy negatives changes with training and with K."),
-    "experiment": ("Class", "An experiment that a whole class runs together, a seed each."),
+    "experiment": ("Class", "An experiment that a whole class runs together, one seed each."),
     "compare": ("Compare", "Runs in one table, with paired differences."),
     "data": ("Your data", "Train a pocket model on a file of your own."),
     "about": ("About", "The paper, the words, and where each number comes from."),
@@ -30,13 +30,13 @@ STYLE = """
 
 @st.cache_resource(show_spinner=False)
 def begin() -> None:
-    """Once for this server: the queue's worker, and one thread for a page's tensors, which are small: the others would
-    be waited for, and longest while runs train."""
+    """Once per server: start the queue's worker, and use one thread for a page's small tensors, because waiting for
+    more threads takes longer, above all while runs train."""
     torch.set_num_threads(1)
     jobs.start_worker()
 
 
-def endless(text: str) -> bool:
+def infinite(text: str) -> bool:
     """Whether a link's value is an infinite number."""
     try:
         return math.isinf(float(text))
@@ -52,19 +52,21 @@ pages = [
     )
     for name, (title, about) in PAGES.items()
 ]
-# The first page's address is the app's own, whatever its path; this one lets a link call it by its name.
+# The first page's address is the app's own; this one lets a link name it.
 pages.append(st.Page("views/why.py", title="Why", url_path="why", visibility="hidden"))
 page = st.navigation(pages, position="top")
 st.html(f"<style>{STYLE}</style>")
 state = st.session_state
-if state.get("page") != page.url_path:  # just opened: it begins as its link says, before controls take their part
+if state.get("page") != page.url_path:  # just opened: its link sets the controls
     kept = {"viewer", shell.REMOVED, *st.query_params}
-    for name in [str(name) for name in state if name not in kept]:  # else a control would take another page's value
+    for name in [
+        str(name) for name in state if name not in kept
+    ]:  # otherwise a control would take another page's value
         del state[name]
     state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
-nowhere = [name for name in st.query_params if any(map(endless, st.query_params.get_all(name)))]
-for name in nowhere:  # Streamlit's own controls fail on such a number; the page says that it was passed over
+dropped = [name for name in st.query_params if any(map(infinite, st.query_params.get_all(name)))]
+for name in dropped:  # Streamlit's own controls fail on infinity; the page reports that it was ignored
     del st.query_params[name]
-if nowhere:
+if dropped:
     st.rerun()
 page.run()

@@ -1,4 +1,4 @@
-"""The recorded runs, as pages ask for them: read once for all viewers, and named."""
+"""The recorded runs, with names, read once for all viewers."""
 
 from typing import Any
 
@@ -19,16 +19,16 @@ MODELS = {
     "pocket-gpt2": "pocket-gpt2", "pocket-qwen2": "pocket-qwen2", "smollm2-135m": "SmolLM2-135M", "gpt2": "GPT-2",
     "qwen2.5-0.5b": "Qwen2.5-0.5B",
 }  # fmt: skip
-# What a control, and so a link, calls a value.
+# The name of a value in controls and links.
 LABELS = {**OBJECTIVE_LABELS, **DATASETS, **MODELS, **SELECT, "reward_win_rate": "win rate"}
 World = tuple[str, str]  # dataset, model
-# Where the runs of a world are recorded: the grid of objectives and, if there is one, that of DynamicPO's parts.
+# The grids of a world: of objectives and, if there is one, of DynamicPO's parts.
 WORLDS: dict[World, tuple[str, ...]] = {
     ("catalog", "pocket-gpt2"): ("objectives", "parts"),
     ("ml-100k", "pocket-gpt2"): ("ml-100k-objectives", "ml-100k-parts"),
     ("ml-100k", "smollm2-135m"): ("ml-100k-smollm2",),
 }
-# Each line of *Collapse*, as the settings of the recorded runs that it is drawn from.
+# Each line of *Collapse*, as the settings of its recorded runs.
 LINES: dict[str, dict[str, Any]] = {
     "plain": {"dynamic": "off"},
     "dynamic": {"dynamic": "on", "select": "on", "adjust_beta": "on"},
@@ -42,26 +42,26 @@ PARTS = [line for line in LINES if line not in ("plain", "dynamic")]
 
 @st.cache_resource(show_spinner=False)
 def grid(name: str) -> Recorded:
-    """A recorded grid; what is missing or damaged raises ValueError in one sentence, and is looked for again later; so
-    does a grid on other data than the first of its world, with which pages compare it."""
+    """A recorded grid; ValueError in one sentence if it is missing, damaged, or on other data than the first grid of
+    its world, with which pages compare it. An error is not cached."""
     found = load_recorded(name)
     for first, *others in WORLDS.values():
         if name in others:
             try:
                 compared = grid(first)
-            except ValueError:  # whoever asks for that one is told
+            except ValueError:  # reported where that one is read
                 continue
             check_same_data(compared, found)
     return found
 
 
 def is_recorded(name: str) -> bool:
-    """Whether the grid is there; its JSON is written last."""
+    """Whether the grid exists; its JSON is written last."""
     return (records.RECORDED / name / "provenance.json").is_file()
 
 
 def worlds() -> list[World]:
-    """The worlds that are recorded here; the catalogue always stands there, for its damage is to be told."""
+    """The recorded worlds; always with the catalogue, so that its damage is reported."""
     first, *others = WORLDS
     return [first, *(world for world in others if is_recorded(WORLDS[world][0]))]
 
@@ -71,7 +71,7 @@ def named(world: World) -> str:
 
 
 def is_here(name: str) -> bool:
-    """Whether a dataset or a model can be used at once; what minipo makes itself always can."""
+    """Whether a dataset or a model can be used at once, as minipo's own always can."""
     return name not in fetch.SOURCES or fetch.present(name) is not None
 
 
@@ -92,7 +92,7 @@ def labelled(run: Any) -> str:
 
 @st.cache_resource(show_spinner=False)
 def mistakes() -> list[tuple[Mistake, str]]:
-    """Every recorded user with a mistake, and the run they come from: plain DMPO with many negatives first."""
+    """Every recorded user with a mistake, with the run's name: plain DMPO with many negatives first."""
     found = []
     for name in ("objectives", "parts", "settings"):
         try:
@@ -100,14 +100,14 @@ def mistakes() -> list[tuple[Mistake, str]]:
                 run = grid(name).table.to_dict("index")[number]
                 order = (run["dynamic"] == "on", run["objective"] != "dmpo", -run["negatives"])
                 found += [(order, mistake, labelled(run)) for mistake in why.mistakes(files.read_parquet(path))]
-        except (ValueError, KeyError):  # a grid or a probe that cannot be read has no users to show
+        except (ValueError, KeyError):  # an unreadable grid or probe has no users
             continue
     return [(mistake, title) for _, mistake, title in sorted(found, key=lambda entry: entry[0])]
 
 
 @st.cache_resource(show_spinner=False)
 def probed() -> dict[str, tuple[str, int]]:
-    """The recorded runs whose candidates' log-probs were kept, by a label that a link can name: grid and row."""
+    """The recorded runs with saved log-probs of candidates, by a label for links: grid and row."""
     found = {}
     for name in ("objectives", "parts", "settings"):
         try:
@@ -119,11 +119,11 @@ def probed() -> dict[str, tuple[str, int]]:
                 if name == "settings":
                     label += f", SFT of {run['sft_epochs']:g} epochs, learning rate {run['learning_rate']:g}"
                 found[label] = name, row
-        except (ValueError, KeyError):  # a grid that cannot be read has no runs to show
+        except (ValueError, KeyError):  # an unreadable grid has no runs
             continue
     return found
 
 
 def fault(error: ValueError) -> str:
-    """What is wrong with a record, in words without a path of this machine."""
+    """The message of an error in a record, without paths of this machine."""
     return str(error).replace(str(records.RECORDED), "data/recorded")

@@ -1,7 +1,6 @@
-"""What repeats a run: its command for a shell, and its cell for a notebook.
+"""How to repeat a run: its command for a shell, and its cell for a notebook.
 
-Both take the settings of `SFTConfig` or `PreferConfig`, `kind` included and without the seed, as
-`minipo.experiments.comparison.Line.settings` has them, and the seeds of the runs.
+Both take `minipo.experiments.comparison.Line.settings`, and the seeds of the runs.
 """
 
 import json
@@ -15,19 +14,19 @@ from minipo.experiments.records import SETTINGS
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call has to name: the settings that a sweep's table has, and whatever else is not minipo's recipe."""
+    """The settings that a call must name: those in a sweep's table, and others that differ from minipo's recipe."""
     usual = {field.name: field.default for field in fields(CONFIGS[settings["kind"]])}
     usual |= recipe(settings["kind"], settings["dataset"], settings["model"])
-    told, untold = {*SETTINGS, "epochs"}, {"kind", "seed"}
+    always, never = {*SETTINGS, "epochs"}, {"kind", "seed"}
     if settings.get("dynamic") == "off":
-        told -= {"clusters", "margin"}
-        untold |= {"select", "adjust_beta"}  # which are off with it
+        always -= {"clusters", "margin"}
+        never |= {"select", "adjust_beta"}  # which are off with it
     if settings["kind"] == "sft" and settings["steps"]:
-        told -= {"epochs"}  # steps take their place
+        always -= {"epochs"}  # steps replace them
     return {
         name: _short(value)
         for name, value in settings.items()
-        if name not in untold and value is not None and (name in told or value != usual[name])
+        if name not in never and value is not None and (name in always or value != usual[name])
     }
 
 
@@ -71,7 +70,7 @@ def cell(settings: Mapping[str, Any], seeds: Sequence[int]) -> str:
 
 
 def _lines(words: Iterable[str], indent: str = "    ", width: int = 88) -> list[str]:
-    """Words on as few lines as they fit on, none of them broken."""
+    """Words on as few lines as possible, none of them broken."""
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + 1 + len(word) <= width:
@@ -92,7 +91,7 @@ def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
 
 
 def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
-    """A Jupyter notebook, as JSON, that trains the runs again, a cell each; runs: name, settings and seeds of each."""
+    """A Jupyter notebook, as JSON, that trains the runs again, one cell each; see `script`."""
     cells: list[dict[str, Any]] = [
         {
             "cell_type": "code",
@@ -110,5 +109,5 @@ def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> st
 
 
 def _line(name: str) -> str:
-    """A name as a comment may have it: on one line."""
+    """A name on one line, for a comment."""
     return " ".join(name.split())

@@ -1,4 +1,4 @@
-"""What every page shares: its head, how it draws and speaks, who is looking, and what a link says.
+"""What every page shares: its head, controls, figures, escaped text, the viewer, and the link.
 
 Text that comes from data goes through `plain` before it enters Markdown; figures do the same for themselves.
 """
@@ -16,10 +16,10 @@ from minipo.course.figures.style import darkened
 
 PLOT = {"displayModeBar": False}
 COOKIE = "minipo_viewer"
-REMOVED = "removed_runs"  # in the session: those that its viewer has removed, which need no word when they are gone
+REMOVED = "removed_runs"  # in the session: those that its viewer has removed, so that no page reports them missing
 TOKEN = re.compile(r"[A-Za-z0-9_-]{10,40}")
 
-# What a word means, for the question mark beside a control and for the page About.
+# The meaning of each word, for the question mark beside a control and for the page About.
 WORDS = {
     "K": "How many negatives each training example has: items that were not chosen.",
     "objective": "The loss that is minimised. DPO compares the chosen item with each negative by itself; DMPO with the "
@@ -45,7 +45,7 @@ WORDS = {
     "seed": "Fixes the order of users and negatives; runs with the same seed are paired.",
     "learning rate": "How far each step moves the model.",
     "steps": "Optimizer steps, each on 32 users.",
-    "interval": "A 95 % interval, paired over users and seeds: if it leaves out zero, the difference is shown.",
+    "interval": "A 95 % interval, paired over users and seeds: if it excludes zero, the difference is shown.",
     "oracle": "The best ranking that the history allows; known only because the catalogue is invented.",
     "log-prob": "The logarithm of the probability that the model gives to an item's name, in nats.",
     "log-ratio": "ρ: a candidate's log-prob minus its log-prob under SFT; what has changed since SFT, in nats.",
@@ -57,29 +57,39 @@ WORDS = {
 
 
 def head(title: str, about: str) -> None:
-    """A page's head: its title, and in one line what it answers."""
+    """A page's head: its title, and what it answers in one line."""
     with st.container(key="head", horizontal=True, vertical_alignment="bottom"):
         st.header(title, anchor=False, width="content", help=about)
 
 
-def say(sentence: str) -> None:
-    """The sentence that reads a figure aloud."""
-    st.markdown(sentence)
+def choose(label: str, options: Iterable[str], key: str, help: str, default: str | None = None, **more: Any) -> Any:
+    """One of a few options as buttons, the first by default; part of the link."""
+    options = list(options)
+    return st.segmented_control(
+        label, options, default=default or options[0], required=True, key=key, help=help, bind="query-params", **more
+    )
+
+
+def pick(label: str, options: Iterable[Any], key: str, help: str | None = None, index: int = 0, **more: Any) -> Any:
+    """One of many options as a drop-down list; part of the link."""
+    return st.selectbox(
+        label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more
+    )  # fmt: skip
 
 
 def plain(text: object) -> str:
-    """Text as it is, with nothing in it that Markdown, HTML or Streamlit would take for its own."""
-    # Streamlit looks for addresses, icons and arrows in what Markdown has parsed, where escapes are gone: a word
-    # joiner, which nobody sees, parts them.
+    """Text with everything escaped that Markdown, HTML or Streamlit would interpret."""
+    # Streamlit looks for addresses, icons and arrows after Markdown has removed the escapes: an invisible word joiner
+    # splits them.
     line = " ".join(str(text).split())
     parted = re.sub(r"(?i)(?<=:)(?=[/\w])|(?<=www)(?=\.)|(?=@)|(?<=-)(?=[->])|(?<=<)(?=-)", "\u2060", line)
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$~:&@/])", r"\\\1", parted)
 
 
 def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
-    """Show a figure in the page's theme. Its title stands above it, where it can wrap.
+    """Show a figure in the page's theme, with its title above it, where it can wrap.
 
-    alt: what it shows, for who cannot see it. more: what `st.plotly_chart` takes, `on_select` for instance.
+    alt: what it shows, for those who cannot see it. more: further arguments of `st.plotly_chart`.
     """
     content = figure.to_dict()
     title = content["layout"].pop("title", {}).get("text")
@@ -91,15 +101,12 @@ def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
         st.html(f"<div class='figure-title'>{title}</div>")
     if st.context.theme.type == "dark":
         content = darkened(content)
-    ready = go.Figure(content, _validate=False)  # validated when it was made: again would take as long as making it
+    ready = go.Figure(content, _validate=False)  # it was validated when it was made, which is slow
     return st.plotly_chart(ready, key=key, theme=None, config=PLOT, alt=alt, **more)
 
 
 def viewer() -> str:
-    """Who is looking: a random name that this browser keeps, in a cookie that says nothing else.
-
-    It makes a viewer's runs theirs after a reload, and counts them against the limits.
-    """
+    """The viewer: a random name that this browser keeps in a cookie. Runs and limits belong to it."""
     kept = st.context.cookies.get(COOKIE, "")
     if TOKEN.fullmatch(kept):
         return kept
@@ -109,11 +116,11 @@ def viewer() -> str:
     return name
 
 
-def asked(page: str, known: Iterable[str]) -> None:
-    """Say in one sentence which parts of the link that opened `page` mean nothing here. Call it after the controls.
+def check_link(page: str, known: Iterable[str]) -> None:
+    """Name the parameters of the link that opened `page` that were not recognised. Call it after the controls.
 
-    known: the names that the page's links have. Streamlit drops a bound control's nonsense value by itself, and the
-    control shows its default.
+    known: the names of the page's parameters. Streamlit itself drops an invalid value of a bound control, which then
+    shows its default.
     """
     state = st.session_state
     if (key := f"link_of_{page}") not in state:  # later, a control may have been moved
@@ -122,14 +129,15 @@ def asked(page: str, known: Iterable[str]) -> None:
         state[key] = unknown + [name for name, value in link.items() if name in mine and not _taken(name, value)]
     if state[key]:
         names = ", ".join(plain(name[:40]) for name in state[key])
-        st.info(f"Part of this link means nothing here and was passed over: {names}.", icon=":material/link_off:")
+        sentence = f"Some parameters of this link were not recognised and were ignored: {names}."
+        st.info(sentence, icon=":material/link_off:")
 
 
 def _taken(name: str, text: str) -> bool:
-    """Whether a control has taken the value that a link has for it; a parameter without a control is its page's."""
+    """Whether a control has taken the link's value; a parameter without a control is handled by its page."""
     if name not in st.session_state or text in st.query_params.get_all(name):
         return True
-    value = st.session_state[name]  # a default, which Streamlit takes out of the link, or not what the link says
+    value = st.session_state[name]  # a default, which Streamlit removes from the link, or another value
     try:
         return float(str(value)) == float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The worker: takes tickets from the queue and starts a process for each, few at a time, at low priority.
+"""The worker: takes tickets from the queue and starts a process for each, a few at a time, at low priority.
 
-`jobs.start_worker` runs it beside the app. It trains nothing itself, so that a process that dies takes nothing with it,
-and it ends with the server: what it had in hand goes on when the next one starts.
+`jobs.start_worker` runs it beside the app. It trains nothing itself, so that a crash of a run does not affect it. It
+ends with the server; the next worker resumes its jobs.
 """
 
 import os
@@ -30,7 +30,7 @@ LOWEST = 19  # priority: training yields to the pages
 
 
 def perform() -> None:
-    """Do the job that waits longest: start its process, watch over it, and write down how it ended."""
+    """Do the job that has waited longest: start its process, watch it, and save how it ended."""
     job = insist(jobs.begin)
     if job is None:
         return
@@ -39,13 +39,9 @@ def perform() -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         errors = job.folder / "stderr"
         with errors.open("wb") as output:
-            process = subprocess.Popen(
-                jobs.command(job),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=output,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
+            none = subprocess.DEVNULL
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(jobs.command(job), stdin=none, stdout=none, stderr=output, env=environment)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         message = jobs.private(f"The run could not be started: {said.rstrip('.')}.")
@@ -59,7 +55,7 @@ def perform() -> None:
     state = "running"
     while process.poll() is None and state == "running" and time.monotonic() < deadline:
         time.sleep(TICK)
-        with suppress(sqlite3.Error):  # asked again at the next look
+        with suppress(sqlite3.Error):  # tried again at the next look
             found = jobs.find(token)
             state = found.state if found else "removed"
     if process.poll() is not None:
@@ -68,7 +64,7 @@ def perform() -> None:
         end(psutil.Process(process.pid))
         process.wait()
         limit = f"{seconds} seconds" if data else f"{limits.RUN_MINUTES} minutes"
-        then = "bring fewer rows" if data else "it can go on from there"
+        then = "leave out some rows" if data else "it can be resumed"
         ended = "failed", f"It took longer than {limit}, the limit here, and was stopped; {then}."
     if data and ended[0] == "failed":
         job.upload.unlink(missing_ok=True)
@@ -76,7 +72,7 @@ def perform() -> None:
 
 
 def insist(do: Callable[[], T]) -> T:
-    """What `do` returns, tried again as long as the database is busy or its disk is full: a job is never left alone."""
+    """The result of `do`, tried again while the database is busy or its disk is full, so that no job is lost."""
     while True:
         try:
             return do()
@@ -85,8 +81,8 @@ def insist(do: Callable[[], T]) -> T:
 
 
 def restrain(pid: int, gigabytes: int) -> None:
-    """Lowest priority and a limit on memory, where the operating system knows them."""
-    with suppress(psutil.Error):  # it may be over already
+    """Set the lowest priority and a memory limit, if the operating system supports them."""
+    with suppress(psutil.Error):  # it may have ended
         process = psutil.Process(pid)
         process.nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else LOWEST)
         if sys.platform == "linux":
@@ -94,7 +90,7 @@ def restrain(pid: int, gigabytes: int) -> None:
 
 
 def process_of(job: jobs.Job) -> psutil.Process | None:
-    """The process that does a job, if it is still there: another may have its number by now."""
+    """A job's process, if it still runs; its number may belong to another process by now."""
     with suppress(psutil.Error):
         if job.pid is not None:
             process = psutil.Process(job.pid)
@@ -104,7 +100,7 @@ def process_of(job: jobs.Job) -> psutil.Process | None:
 
 
 def end(process: psutil.Process, patience: float = 5) -> None:
-    """End a process and what it started, gently at first."""
+    """End a process and its children, gently at first."""
     with suppress(psutil.Error):
         family = [*process.children(recursive=True), process]
         for member in family:
@@ -121,7 +117,7 @@ def outcome(job: jobs.Job, code: int, errors: Path) -> tuple[str, str]:
     if code == 0:
         return "done", ""
     said = jobs.private(last_line(errors)).removeprefix("minipo: ")
-    if code == 2 and said:  # minipo's own word for a mistake
+    if code == 2 and said:  # minipo's own error message
         return "failed", said
     if "memory" in said.lower() or "MemoryError" in said:
         gigabytes = limits.UPLOAD_GB if job.kind == "data" else limits.RUN_GB
@@ -131,7 +127,7 @@ def outcome(job: jobs.Job, code: int, errors: Path) -> tuple[str, str]:
 
 
 def last_line(errors: Path) -> str:
-    """The last line of standard error that is no progress bar: minipo says there what was wrong."""
+    """The last line of standard error that is not a progress bar: minipo's error message."""
     try:
         lines = errors.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -140,7 +136,7 @@ def last_line(errors: Path) -> str:
 
 
 def recover() -> int:
-    """How many jobs an earlier worker left unfinished; they wait again, and their processes are ended."""
+    """End the processes of jobs left unfinished, and let them wait again. Returns how many jobs wait."""
     for job in jobs.unfinished():
         if job.state == "running":
             if process := process_of(job):
@@ -150,13 +146,13 @@ def recover() -> int:
 
 
 def follow_server() -> None:
-    """Wait for the end of standard input, which is that of the server, and leave."""
+    """Leave when standard input ends, as it does with the server."""
     sys.stdin.buffer.read()
     leave()
 
 
 def watch(path: Path) -> None:
-    """End the worker when the server has ended, or when the queue's file is not the one it was opened on."""
+    """End the worker when the server has ended, or when the queue's file has been replaced."""
     threading.Thread(target=follow_server, daemon=True).start()
     opened = path.stat().st_ino
     tidied = 0.0
@@ -167,16 +163,16 @@ def watch(path: Path) -> None:
         except FileNotFoundError:
             there = False
         if not there:
-            leave()  # and be started again
+            leave()  # and be restarted
         if time.monotonic() - tidied > 600:
             tidied = time.monotonic()
             with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
-                experiments.collect_all()  # before what they came from is too old
+                experiments.collect_all()  # before the jobs are removed
                 jobs.tidy()
 
 
 def leave() -> None:
-    """End at once, and what was started with it; the register still says "running", so the next worker goes on."""
+    """End at once, with all processes; their jobs still count as running, so the next worker resumes them."""
     for job in jobs.unfinished():
         if job.state == "running" and (process := process_of(job)):
             end(process, patience=1)
@@ -186,7 +182,7 @@ def leave() -> None:
 def main() -> None:
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):  # one worker on a machine: that of a second server waits until the first has ended
+    with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
         queue = jobs.queue()
         enqueue = jobs.task(queue, perform)
         queue.flush()

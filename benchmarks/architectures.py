@@ -262,8 +262,8 @@ def report(rows: Sequence[Row]) -> str:
         "A tiny model with random weights of every causal architecture that transformers knows, and of GPT-2 and Llama "
         "with every kind of adapter of peft, scored by `minipo.candidate_logps` and, to compare, by one forward per "
         "candidate without padding or mask: short rows, rows beyond every window, more candidates than the context "
-        "holds, rows that fill the context, and one that is too long. `python benchmarks/architectures.py` writes this "
-        "page.",
+        "holds, rows that fill the context, and one that is too long. `python benchmarks/architectures.py` regenerates "
+        "this page.",
         "",
         "- *packed*: a row holds the prompt once, then all candidates. *one by one*: each candidate has a row, which "
         "takes longer; minipo warns and says why. *both*: short rows are packed, longer ones are not.",

@@ -5,7 +5,7 @@ log-prob up against K others; with many of them DMPO's loss looks better while i
 (arXiv 2605.00327) keeps only the negatives at the boundary. `python examples/dynamicpo.py` trains the shipped model at
 K = 1, at K = 19, and at K = 19 with DynamicPO, and prints HR@1, the share of test users whose chosen item comes first.
 
-Shapes: B users, K negatives, C = 1 + K candidates (column 0 is the chosen item), T places in a row, N targets, V words.
+Shapes: B users, K negatives, C = 1 + K candidates (column 0 is the chosen item), T tokens per row, N targets, V words.
 """
 
 import copy
@@ -31,7 +31,7 @@ def encode(user, tokenizer):
 
 
 def pack(rows):
-    """Rows of (prompt, answers) as a batch: each prompt once, then its answers. An answer's end is never read."""
+    """Rows of (prompt, answers) as a batch: each prompt once, then its answers, without their last tokens."""
     fields = {name: [] for name in FIELDS}
     for prompt, answers in rows:
         ids, segment, position = list(prompt), [0] * len(prompt), list(range(len(prompt)))
@@ -45,15 +45,15 @@ def pack(rows):
             position += range(len(prompt), len(prompt) + len(answer) - 1)
         for name, values in zip(FIELDS, (ids, segment, position, source, target, candidate), strict=True):
             fields[name].append(torch.tensor(values))
-    padding = {"segment": -1, "candidate": len(rows[0][1])}  # a candidate too many, dropped below
+    padding = {"segment": -1, "candidate": len(rows[0][1])}  # one extra candidate, dropped below
     return {name: pad_sequence(values, True, padding.get(name, 0)) for name, values in fields.items()}
 
 
 def log_probs(model, batch):
     """(B, C): the sum of the log-probs of each candidate's tokens, from one forward of the packed rows."""
     segment = batch["segment"]  # (B, T): 0 in the prompt, 1 + c in candidate c, -1 in padding
-    looking, seen = segment[:, :, None], segment[:, None, :]
-    allowed = ((seen == 0) | (seen == looking)).tril()  # (B, T, T): the prompt and itself, never a sibling
+    query, key = segment[:, :, None], segment[:, None, :]
+    allowed = ((key == 0) | (key == query)).tril()  # (B, T, T): the prompt and itself, never a sibling
     mask = torch.zeros(allowed.shape, dtype=model.dtype).masked_fill(~allowed, torch.finfo(model.dtype).min)[:, None]
     logits = model(input_ids=batch["ids"], attention_mask=mask, position_ids=batch["position"]).logits  # (B, T, V)
     rows, candidates = torch.arange(len(segment))[:, None], int(segment.max())
@@ -98,7 +98,7 @@ def dmpo(policy, reference, dynamic):
 
 
 def train(sft, rows, negatives, dynamic, steps):
-    """A copy of the SFT model after so many steps, each on BATCH users with `negatives` of theirs, drawn at random."""
+    """A copy of the SFT model after `steps` steps, each on BATCH users with `negatives` random negatives of theirs."""
     model, draw = copy.deepcopy(sft), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0)
     for _ in range(steps):
@@ -123,7 +123,7 @@ def hit_rate(model, rows):
 
 if __name__ == "__main__":
     data, (sft, tokenizer) = minipo.load_dataset("catalog"), minipo.load_model(SFT)
-    sft.eval()  # and the policy with it: with dropout it would differ from its reference before the first step
+    sft.eval()  # and so its copy, the policy: dropout would make the two differ before the first step
     rows, test = ([encode(user, tokenizer) for user in users] for users in (data.train, data.test))
     for name, negatives, dynamic in (("K = 1", 1, False), ("K = 19", 19, False), ("K = 19, DynamicPO", 19, True)):
         model = train(sft, rows, negatives, dynamic, int(sys.argv[1]) if sys.argv[1:] else STEPS)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from minipo.scoring import candidate_logps
     from minipo.trainers import PreferenceTrainer, SFTTrainer
 
-# These bring transformers or pandas with them: imported when first asked for, so that a loss costs torch alone.
+# These import transformers or pandas, so they are loaded on first use: the losses need only torch.
 _MODULES = {
     "PreferenceTrainer": "trainers",
     "SFTTrainer": "trainers",

@@ -1,7 +1,7 @@
 """`minipo fetch | data | sft | prefer | pair | sweep | evaluate | app`: the library from a shell.
 
-Standard output holds the result alone, with --json one JSON document; progress goes to standard error. A mistake of the
-user's is one sentence there, and exit code 2.
+Standard output has only the result, with --json one JSON document; progress goes to standard error. A user's mistake is
+one sentence there, with exit code 2.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from minipo.names import lookup
 
 
 def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = False) -> None:
-    """An option for every field of a configuration; with `lists`, each takes values joined by commas."""
+    """An option for every field of a configuration; with `lists`, each takes values separated by commas."""
     for field in fields(config):
         if field.name != "kind":
             name = "seeds" if lists and field.name == "seed" else field.name
@@ -33,7 +33,7 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
 def _add_setting(
     parser: argparse.ArgumentParser, field: Field[Any], option: str, name: str, lists: bool = False
 ) -> None:
-    """A field of a configuration as an option; its type, its choices and what it is for are the field's own."""
+    """A field of a configuration as an option, with the field's type, choices and description."""
     plain, choices = type_of(field)
     kind: Callable[[str], Any] = _boolean if plain is bool else plain
     default = "" if field.default is None else f" (default {field.default})"
@@ -97,17 +97,17 @@ def _side(text: str) -> dict[str, Any]:
     try:
         parts = shlex.split(text)
     except ValueError:
-        raise ValueError(f"The settings {text!r} have a quotation mark without its partner.") from None
+        raise ValueError(f"The settings {text!r} have an unmatched quotation mark; close it.") from None
     settings = {}
     for part in parts:
         name, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(f"{part!r} is no setting; write NAME=VALUE, as in objective=dmpo negatives=1.")
+            raise ValueError(f"{part!r} is not a setting; write NAME=VALUE, as in objective=dmpo negatives=1.")
         kind = lookup("setting", name, kinds)
         try:
             settings[name] = kind(value)
         except ValueError:
-            settings[name] = value  # whose type the configuration finds wrong
+            settings[name] = value  # the configuration will refuse its type
     return settings
 
 
@@ -205,18 +205,18 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             f"--{side}", required=True, metavar="SETTINGS", help="settings of a run, as in: objective=dmpo negatives=1"
         )
-    command.add_argument("--seed", type=int, default=0, help="of both runs (default 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of both runs (default 0)")
     command.add_argument("--out", help="the pair's file, .json (default: pair-SEED.json here)")
-    command.add_argument("--runs", help="folder for the two runs (default: ones in minipo's cache)")
+    command.add_argument("--runs", help="folder for the two runs (default: in minipo's cache)")
 
-    command = add("sweep", _sweep, "preference runs over a grid: every option takes values joined by commas")
+    command = add("sweep", _sweep, "preference runs over a grid: every option takes values separated by commas")
     _add_settings(command, PreferConfig, lists=True)
     command.add_argument("--out", help="the table's file, .parquet or .csv")
-    command.add_argument("--workers", type=int, help="runs at a time (default: one a core)")
+    command.add_argument("--workers", type=int, help="runs at a time (default: one per core)")
 
     from minipo.experiments.fetch import SOURCES
 
-    command = add("fetch", _fetch, "bring models and datasets into minipo's folder (MINIPO_HOME)")
+    command = add("fetch", _fetch, "download models and datasets into minipo's folder (MINIPO_HOME)")
     command.add_argument("names", nargs="+", metavar="NAME", help=", ".join(SOURCES))
 
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
@@ -234,26 +234,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. A user's mistake, or a disk that is full, ends it with one sentence and exit code 2."""
+    """Run one command. A user's mistake, or a full disk, ends it with one sentence and exit code 2."""
     try:
         try:
             _run(arguments)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read standard output, as `head` does, has enough; and Python itself flushes once more when it ends.
+        # The reader of standard output, such as `head`, has enough; Python flushes once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + 13) from None  # as a shell reports whom SIGPIPE ends
+        raise SystemExit(128 + 13) from None  # as a shell reports the end by SIGPIPE
 
 
 def _run(arguments: Sequence[str] | None) -> None:
     top = parser()
-    # argparse's own REMAINDER does not take an option in first place.
+    # argparse's own REMAINDER does not accept an option as its first argument.
     parsed, others = top.parse_known_args(arguments)
     if others and parsed.command != "app":
         top.error(f"unrecognized arguments: {' '.join(others)}")
     parsed.streamlit = others
-    # A warning is a sentence too, without the place in the code.
+    # A warning is one sentence too, without its place in the code.
     warnings.formatwarning = lambda message, *_, **__: f"minipo: {' '.join(str(message).splitlines())}\n"
     try:
         parsed.run(parsed)
@@ -264,5 +264,5 @@ def _run(arguments: Sequence[str] | None) -> None:
         print(f"minipo: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("minipo: stopped; the same command goes on from here.", file=sys.stderr)
+        print("minipo: stopped; run the same command to resume.", file=sys.stderr)
         raise SystemExit(130) from None

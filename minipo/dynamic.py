@@ -2,8 +2,8 @@
 
 Log-probs in, (boundary, β) out; both are constants for the gradient. The boundary is every negative that the model
 ranks at or above the chosen item; where there is none, the highest group of an exact one-dimensional k-means over the
-negatives' log-probs. Dual-margin β then gives each negative a strength of its own, by how far below the chosen item it
-is (Δ⁺) and how far above the mean of the discriminative negatives, the others (Δ⁻).
+negatives' log-probs. Dual-margin β then gives each negative its own strength, by how far below the chosen item it is
+(Δ⁺) and how far above the mean of the discriminative negatives, the others (Δ⁻).
 
 In every `logps` (batch, 1 + negatives) column 0 is the chosen item. A negative is absent where `mask` is False or its
 log-prob is −inf; absent ones are never selected.
@@ -23,18 +23,18 @@ Selection = Bool[Tensor, "batch negatives"]
 SelectionRule = Callable[[LogProbs], Selection]
 
 # Two splits are equally good if their costs differ by less than this share of them. The rounding in `_top_group` stays
-# below negatives² × 2⁻⁵³, 5e-13 at 63 negatives, so it decides no tie; and since float32 log-probs are known to 6e-8 of
-# themselves, a difference in the ninth digit says nothing about the model.
+# below negatives² × 2⁻⁵³, 5e-13 at 63 negatives, so it decides no tie; and since float32 log-probs have a relative
+# precision of 6e-8, a difference in the ninth digit says nothing about the model.
 _EQUALLY_GOOD = 1e-9
 
 
 @dataclass(frozen=True)
 class DynamicPO:
-    """DynamicPO's settings, to be given to `preference_loss`.
+    """DynamicPO's settings, for `preference_loss`.
 
     margin: γ ≥ 0 of dual-margin β, in nats.  clusters: groups of the k-means, at least 1.
     select: True keeps the boundary, False all negatives. A function of log-probs (batch, 1 + negatives) that returns
-        (batch, negatives) bool takes the boundary's place, in the loss and in β; absent negatives reach it as −inf.
+        (batch, negatives) bool replaces the boundary, in the loss and in β; it gets −inf for absent negatives.
     adjust_beta: True gives each negative its dual-margin β, False leaves β as it is.
 
     Raises ValueError for settings outside these ranges. Source: arXiv 2605.00327.
@@ -59,13 +59,13 @@ def boundary(logps: LogProbs, mask: Selection | None = None, clusters: int = 3) 
     """The boundary negatives B, (batch, negatives) bool.
 
     B = {k : s_k ≥ s_w}; where that is empty, the group with the highest mean of the best split of the negatives into
-    `clusters` groups (fewer if there are fewer distinct values) by squared distance. Equal values are never separated,
-    and of equally good splits the one with the largest top group counts.
+    `clusters` groups (fewer if there are fewer distinct values) by squared distance. Equal values are never separated;
+    among equally good splits, the one with the largest top group is taken.
 
     Raises ValueError if clusters < 1. Source: arXiv 2605.00327; the split is exact here.
     """
     _check_clusters(clusters)
-    chosen, negatives, present = _apart(logps, mask)
+    chosen, negatives, present = _split(logps, mask)
     selected = (negatives >= chosen) & present
     none_above = ~selected.any(1)
     selected[none_above] = _top_group(negatives[none_above], present[none_above], clusters)
@@ -75,14 +75,14 @@ def boundary(logps: LogProbs, mask: Selection | None = None, clusters: int = 3) 
 def dual_margin_beta(
     logps: LogProbs, boundary: Selection, beta: float, margin: float, mask: Selection | None = None
 ) -> Float[Tensor, "batch negatives"]:
-    """β_k = β (1 + ½ tanh((Δ⁺_k − Δ⁻_k − γ) / (|Δ⁺_k| + |Δ⁻_k|))) of every negative; 0 where one is absent.
+    """β_k = β (1 + ½ tanh((Δ⁺_k − Δ⁻_k − γ) / (|Δ⁺_k| + |Δ⁻_k|))) of every negative; 0 if it is absent.
 
     Δ⁺_k = s_w − s_k, Δ⁻_k = s_k − m, m the mean log-prob of the negatives outside `boundary`, or of all if none is
     outside; γ is `margin`. A zero denominator leaves β_k = β. Each row of `boundary` must hold a negative.
 
     Source: arXiv 2605.00327.
     """
-    chosen, negatives, present = _apart(logps, mask)
+    chosen, negatives, present = _split(logps, mask)
     outside = present & ~boundary
     discriminative = torch.where(outside.any(1, keepdim=True), outside, present)
     # Measured from s_w, so that with equal log-probs every difference and their mean are exactly 0.
@@ -95,8 +95,8 @@ def dual_margin_beta(
 
 
 def random(logps: LogProbs, clusters: int = 3) -> Selection:
-    """A control: as many negatives as the boundary has, drawn at random by torch's global generator."""
-    _, negatives, present = _apart(logps, None)
+    """A control: as many negatives as the boundary has, drawn at random with torch's global generator."""
+    _, negatives, present = _split(logps, None)
     lottery = torch.rand(negatives.shape, device=logps.device).masked_fill(~present, -1)
     place = lottery.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return place < boundary(logps, clusters=clusters).sum(1, keepdim=True)
@@ -107,7 +107,7 @@ def _check_clusters(clusters: int) -> None:
         raise ValueError(f"clusters is {clusters!r}: give a whole number of groups, at least 1.")
 
 
-def _apart(
+def _split(
     logps: LogProbs, mask: Selection | None
 ) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch negatives"], Selection]:
     """Chosen and negative log-probs as float64 constants (equal inputs then select equally in any precision), and which
@@ -121,8 +121,8 @@ def _apart(
 def _top_group(values: Float[Tensor, "batch negatives"], present: Selection, clusters: int) -> Selection:
     """The highest group of the best split of each row's present values into min(clusters, distinct values) groups.
 
-    The groups of a best split are neighbours, so: sort the values, price every stretch i..j at once, and build the best
-    split into g groups from those into g − 1. Time and memory grow with clusters × batch × negatives².
+    The groups of a best split are intervals, so: sort the values, compute the cost of every interval i..j at once, and
+    build the best split into g groups from those into g − 1. Time and memory grow with clusters × batch × negatives².
     """
     number = values.shape[1]
     position = torch.arange(number, device=values.device)
@@ -130,20 +130,20 @@ def _top_group(values: Float[Tensor, "batch negatives"], present: Selection, clu
     present = present.gather(1, order)
     values = values.masked_fill(~present, 0)
 
-    # cost[b, i, j] = Σ d² − (Σ d)² / n over the stretch i..j, where d is the distance from the stretch's own first
-    # value: near −1e4, or beside one value far away, sums of anything larger would cancel to noise.
+    # cost[b, i, j] = Σ d² − (Σ d)² / n over the interval i..j, where d is the distance from its first value: for values
+    # near −1e4, or with one far outlier, sums of anything larger would cancel to noise.
     distance = (values[:, None, :] - values[:, :, None]).triu_()
     count = (position - position[:, None] + 1).clamp(min=1)
     cost = distance.square().cumsum_(2) - distance.cumsum_(2).square_() / count  # in place: these are the large tensors
     cost.masked_fill_(position < position[:, None], torch.inf)
 
-    # A group may begin at a present value that differs from the one before it, and the last ends with the present ones.
-    may_begin = pad(present[:, 1:] & (values[:, 1:] < values[:, :-1]), (0, 1))
+    # A group may start at a present value that differs from the one before; the last ends at the last present value.
+    may_start = pad(present[:, 1:] & (values[:, 1:] < values[:, :-1]), (0, 1))
     last = (present.sum(1, keepdim=True) - 1).clamp(min=0)
     size = torch.full_like(last, number)
     best = cost.gather(2, last[:, None, :].expand(-1, number, 1)).squeeze(2)  # (batch, i): all from i on as one group
     for _ in range(min(clusters, number) - 1):
-        rest = pad(best[:, 1:], (0, 1)).masked_fill(~may_begin, torch.inf)  # (batch, j): what follows a group i..j
+        rest = pad(best[:, 1:], (0, 1)).masked_fill(~may_start, torch.inf)  # (batch, j): what follows a group i..j
         split = cost[:, 0] + rest
         cheapest = split.amin(1, keepdim=True)
         sizes = (position + 1) * (split <= cheapest * (1 + _EQUALLY_GOOD))

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    pass
-
 
 Scores = NDArray[np.floating]
 
@@ -19,12 +15,12 @@ def _checked(scores: Scores) -> Scores:
     scores = np.asarray(scores)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
-            f"scores are of shape {scores.shape}: give (users, 1 + negatives), with the chosen item first and at least "
+            f"scores has shape {scores.shape}: give (users, 1 + negatives), with the chosen item first and at least "
             "one negative."
         )
     if np.isnan(scores).any():
         row, column = np.argwhere(np.isnan(scores))[0]
-        raise ValueError(f"scores hold NaN at row {row}, column {column}: give every candidate a number to rank by.")
+        raise ValueError(f"scores has NaN at row {row}, column {column}: give every candidate a number to rank by.")
     return scores
 
 
@@ -41,7 +37,7 @@ def ranks(scores: Scores) -> NDArray[np.int64]:
 def ranking_metrics(ranks: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
     """HR@1, HR@5, NDCG@5 and MRR of each user, from `ranks` of any shape (Järvelin & Kekäläinen 2002 for NDCG).
 
-    With one relevant item, NDCG@5 is 1/log2(rank + 2) inside the first five places and 0 beyond; MRR is 1/(rank + 1).
+    With one relevant item, NDCG@5 is 1/log2(rank + 2) in the first five places and 0 beyond; MRR is 1/(rank + 1).
     """
     rank = np.asarray(ranks, dtype=np.float64)
     return {
@@ -82,9 +78,9 @@ class Report:
 
 
 def report(scores: Scores, reference: Scores | None = None) -> Report:
-    """Ranking metrics of log-probs `scores` (B, 1+K), and with the `reference`'s log-probs those of the log-ratio too.
+    """Ranking metrics of log-probs `scores` (B, 1+K) and, given the `reference`'s log-probs, those of the log-ratio.
 
-    Raises ValueError as `ranks` does, and if the two are not of one shape or differ in what is absent.
+    Raises ValueError as `ranks` does, and if the two differ in shape or in which candidates are absent.
     """
     rank = ranks(scores)
     metrics = {name: float(value.mean()) for name, value in ranking_metrics(rank).items()}
@@ -92,7 +88,7 @@ def report(scores: Scores, reference: Scores | None = None) -> Report:
     if reference is not None:
         if np.shape(reference) != np.shape(scores):
             raise ValueError(
-                f"reference is of shape {np.shape(reference)} and scores of {np.shape(scores)}: "
+                f"reference has shape {np.shape(reference)} and scores has {np.shape(scores)}: "
                 "give the SFT model's log-probs of the same users and candidates."
             )
         wins = reward_wins(log_ratios := _log_ratios(scores, reference))
@@ -107,7 +103,7 @@ def _log_ratios(scores: Scores, reference: Scores) -> NDArray[np.float64]:
     if (differ := absent != np.isneginf(reference)).any():
         row, column = np.argwhere(differ)[0]
         raise ValueError(
-            f"At row {row}, column {column} only one of scores and reference is -inf, which stands for an absent "
+            f"At row {row}, column {column} only one of scores and reference is -inf, which marks an absent "
             "candidate: give the SFT model's log-probs of the same users and candidates."
         )
     with np.errstate(invalid="ignore"):  # −inf − −inf
@@ -127,15 +123,15 @@ def paired_interval(difference: Scores, resamples: int = 2000, seed: int = 0) ->
     """The mean of paired differences with a 95 % interval over users and seeds.
 
     difference: (seeds, users), metric of one run minus metric of its partner, for the same user and seed. Users and
-    seeds are crossed (every seed is evaluated on every user), so both are drawn anew, independently: the pigeonhole
+    seeds are crossed (every seed is evaluated on every user), so both are resampled, independently: the pigeonhole
     bootstrap (Owen 2007, "The pigeonhole bootstrap"), which errs on the side of wide intervals as long as seeds differ
-    less than users do (five seeds that differ much cover the truth in about 88 %). One seed gives an interval over
-    users alone. Raises ValueError if there is nothing to average.
+    less than users do (with five very different seeds it covers the truth in about 88 % of cases). With one seed, the
+    interval is over users only. Raises ValueError if there is nothing to average.
     """
     difference = np.atleast_2d(np.asarray(difference, dtype=np.float64))
     if difference.ndim > 2 or difference.size == 0:
         raise ValueError(
-            f"difference is of shape {difference.shape}: give (seeds, users), with at least one seed and one user."
+            f"difference has shape {difference.shape}: give (seeds, users), with at least one seed and one user."
         )
     seeds, users = difference.shape
     seed_weights, user_weights = _drawn(seeds, users, resamples, seed)
@@ -156,6 +152,6 @@ def _drawn(seeds: int, users: int, resamples: int, seed: int) -> tuple[NDArray[n
 
 
 def __getattr__(name: str) -> Any:
-    if name == "score":  # which exercises that were handed out import from here
+    if name == "score":  # exercises handed out earlier import it from here
         return getattr(import_module("minipo.experiments.users"), name)
     raise AttributeError(f"module 'minipo.evaluation' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""MPPO in both its forms, and SimPO and β-DPO, which were written for one pair, with many negatives.
+"""MPPO in both its forms, and SimPO and β-DPO, which were published for pairs, extended to many negatives.
 
-The forms of SimPO and β-DPO with many negatives are ours and not their papers'. Both aggregate as DPO does; SimPO has a
-utility and a target margin of its own, β-DPO a β for each batch, and a state.
+The extensions are ours, not the papers'. Both aggregate as DPO does; SimPO has its own utility and a target margin,
+β-DPO a β per batch and a state.
 """
 
 import math
@@ -36,7 +36,7 @@ def mppo_by(likelihood_of: Likelihood = "token") -> Objective:
     """−log σ(Σ_k β(π_w − π_k)): MPPO (arXiv 2412.15244), π an answer's likelihood.
 
     likelihood_of: "token", the average per token, exp(s / length), where token counts are given; "answer", the whole
-    answer's, exp(s), as DynamicPO's released code has it. Raises ValueError for another word.
+    answer's, exp(s), as in DynamicPO's released code. Raises ValueError for anything else.
     """
     if likelihood_of not in ("token", "answer"):
         raise ValueError(f"MPPO's likelihood_of is {likelihood_of!r}: give token or answer.")
@@ -45,11 +45,11 @@ def mppo_by(likelihood_of: Likelihood = "token") -> Objective:
 
 
 def simpo(target_margin: float = 0.5) -> Objective:
-    """mean_k −log σ(β (s_w/|w| − s_k/|k|) − γ): SimPO (arXiv 2405.14734, section 2), an extension of it.
+    """mean_k −log σ(β (s_w/|w| − s_k/|k|) − γ): SimPO (arXiv 2405.14734, section 2), extended.
 
-    |y| is an answer's number of tokens. The paper has one negative, and there this is its loss; the mean over more is
+    |y| is an answer's number of tokens. With one negative, as in the paper, this is its loss; the mean over several is
     ours. Needs no reference. The target margin γ ≥ 0 is not divided by β (a "gamma_beta_ratio" is γ/β), and has nothing
-    to do with DynamicPO's. Usual are a β of 2 to 2.5 and a γ up to 1.5, with 0.5 as the default (TRL, torchtune).
+    to do with DynamicPO's. Common values are β from 2 to 2.5 and γ up to 1.5; 0.5 is TRL's and torchtune's default.
 
     Raises ValueError for a target margin that is negative or not finite.
     """
@@ -61,9 +61,9 @@ def simpo(target_margin: float = 0.5) -> Objective:
 
 
 def beta_dpo(alpha: float = 0.6, keep: float = 0.8, momentum: float = 0.9) -> "BetaDPO":
-    """The mean over a batch's kept pairs of −log σ(β_batch (ρ_w − ρ_k)): β-DPO (arXiv 2407.08639), an extension of it.
+    """The mean over a batch's kept pairs of −log σ(β_batch (ρ_w − ρ_k)): β-DPO (arXiv 2407.08639), extended.
 
-    See `BetaDPO` for the settings and for what is the paper's. A row's loss is the sum over its kept pairs, scaled so
+    See `BetaDPO` for the settings and for what is ours. A row's loss is the sum over its kept pairs, scaled so
     that the mean over the batch's rows is the mean over its kept pairs. Raises ValueError as `BetaDPO` does.
     """
     return BetaDPO(
@@ -74,15 +74,15 @@ def beta_dpo(alpha: float = 0.6, keep: float = 0.8, momentum: float = 0.9) -> "B
 
 @dataclass(frozen=True)
 class BetaDPO(Objective):
-    """β-DPO's β of a batch, and its choice of pairs (arXiv 2407.08639), over every pair of the batch.
+    """β-DPO's β per batch, and its choice of pairs (arXiv 2407.08639), over all pairs of the batch.
 
-    A pair's gap is M = ρ_w − ρ_k. Running over the batches, with the present one in it, are its mean M₀ and standard
-    deviation σ, the state; both start at 0, and `momentum` m is the share of the past. A batch keeps the share `keep`
-    of its pairs, drawn without replacement with weights exp(−(M − M₀)² / 2σ²); its β is [1 + alpha (M̄ − M₀)] β, M̄ the
-    mean gap of the pairs kept, and at least 0.001. The defaults and the floor are those of the authors' release.
+    A pair's gap is M = ρ_w − ρ_k. The state is its running mean M₀ and standard deviation σ over batches, the current
+    one included; both start at 0, and `momentum` is the weight of the past. A batch keeps the share `keep` of its
+    pairs, drawn without replacement with weights exp(−(M − M₀)² / 2σ²); its β is [1 + alpha (M̄ − M₀)] β, M̄ the mean
+    gap of the pairs kept, and at least 0.001. The defaults and the floor are those of the authors' release.
 
-    Kept from the paper: all of this, and with one negative a row exactly. Ours: a row's negatives count as that many
-    pairs, so that rows with more of them weigh more, and a row may keep none.
+    All of this is from the paper, and with one negative per row it is exactly the paper's. Ours: each of a row's
+    negatives counts as a pair, so that rows with more negatives weigh more, and a row may keep none.
     Raises ValueError for settings outside their ranges.
     """
 
@@ -100,7 +100,7 @@ class BetaDPO(Objective):
             raise ValueError(f"β-DPO's momentum is {self.momentum}: give a number from 0 to below 1.")
 
     def prepare(self, gaps: Margins, used: Used, beta: Margins, state: State | None) -> tuple[Used, Margins, State]:
-        """The pairs drawn from this batch, its β for each of them, and the running mean and deviation with it."""
+        """The pairs drawn from this batch, its β for each of them, and the updated running mean and deviation."""
         state = self.after(gaps, used, state)
         kept = self.choose(gaps, used, state)
         ahead = gaps[kept].double().mean() - state["mean"]
@@ -108,17 +108,17 @@ class BetaDPO(Objective):
         return kept, strength.to(beta).masked_fill(~kept, 0), state
 
     def after(self, gaps: Margins, present: Used, state: State | None) -> State:
-        """With a batch's gaps in the running mean and deviation."""
+        """The running mean and deviation, updated with a batch's gaps."""
         seen = gaps[present].double()
         now = {"mean": seen.mean().item(), "deviation": seen.std().item() if len(seen) > 1 else 0.0}
         past = state or dict.fromkeys(now, 0.0)
         return {name: self.momentum * past[name] + (1 - self.momentum) * value for name, value in now.items()}
 
     def choose(self, gaps: Margins, present: Used, state: State) -> Used:
-        """The pairs that enter the loss, drawn through torch's global generator."""
+        """The pairs that enter the loss, drawn with torch's global generator."""
         if self.keep == 1:
             return present
-        # Adding Gumbel noise and taking the largest is drawing without replacement, also where weights underflow.
+        # Adding Gumbel noise and taking the largest draws without replacement, even where weights underflow.
         mean, deviation = state["mean"], state["deviation"]
         weights = -((gaps - mean) / deviation).square() / 2 if deviation else torch.zeros_like(gaps)
         lottery = weights - torch.empty_like(gaps).exponential_().log()

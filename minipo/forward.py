@@ -12,7 +12,7 @@ from minipo.packing import PackedBatch
 
 
 def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"]:
-    """Log-probs of all candidates of a packed batch, which tells the model who sees whom and where each token is."""
+    """Log-probs of all candidates of a packed batch, with its attention mask and positions."""
     dtype = model.get_input_embeddings().weight.dtype  # type: ignore[operator]
     segments, positions = (packed[name].to(device_of(model)) for name in ("segments", "position_ids"))
     return forward(model, packed, attention_mask=attention_mask(segments, dtype), position_ids=positions)
@@ -30,21 +30,22 @@ def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float
 
 
 def logits_of(model: nn.Module, input_ids: Int[Tensor, "B T"], **arguments: Tensor) -> Float[Tensor, "B T V"]:
-    """The model's logits, whether its configuration says that it returns a tuple or an object."""
+    """The model's logits, whether it is configured to return a tuple or an object."""
     output: Any = model(input_ids=input_ids, use_cache=False, **arguments)
     return output[0] if isinstance(output, tuple) else output.logits
 
 
 @contextmanager
 def head_at(model: nn.Module, places: Int[Tensor, " N"]) -> Iterator[None]:
-    """Within, the output head computes logits (1, N, vocabulary) at these places of the flattened batch alone."""
+    """Inside the context, the output head computes logits (1, N, vocabulary) only at these places of the flattened
+    batch."""
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *others = arguments
         return hidden.flatten(0, 1)[places].unsqueeze(0), *others
 
     # The hook sits before the head, so that whatever the model does to its logits (scaling, capping) stays.
-    # Computing the head in float32 under bfloat16 was tried: errors fell by a tenth, as most arise before it.
+    # Computing the head in float32 under bfloat16 was tried: errors fell by only a tenth, as most arise before it.
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)  # type: ignore[operator]
     try:
         yield
@@ -53,14 +54,14 @@ def head_at(model: nn.Module, places: Int[Tensor, " N"]) -> Iterator[None]:
 
 
 def attention_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """0 where a token may look, the lowest number elsewhere. Padding looks at itself, or its softmax would be nan."""
-    looking, seen = segments.unsqueeze(2), segments.unsqueeze(1)
-    allowed = ((seen == 0) | (seen == looking)).tril()
+    """0 where a token may attend, the lowest number elsewhere. Padding attends to itself, or softmax would be nan."""
+    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
+    allowed = ((key == 0) | (key == query)).tril()
     # Additive and not boolean, because eager attention adds it to the scores.
     mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model wants its token ids."""
+    """The device that the model needs its token ids on."""
     return model.get_input_embeddings().weight.device  # type: ignore[operator]

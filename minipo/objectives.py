@@ -1,16 +1,15 @@
-"""The objectives, as one sentence.
+"""The objectives, all in one form.
 
 A *utility* u gives each candidate a number, and each negative k a pairwise *margin* d_k = β_k (u_w − u_k) to the chosen
-item w. An *aggregation* puts the margins of a row inside the logistic function σ, and the loss is −log σ of what stands
-there: every margin on its own (DPO, which averages the losses), their mean (DMPO), their soft minimum (S-DPO), or their
-sum (MPPO).
+item w. An *aggregation* turns a row's margins into the argument z of the logistic function σ; the loss is −log σ(z):
+every margin on its own (DPO, which averages the losses), their mean (DMPO), their soft minimum (S-DPO), or their sum
+(MPPO).
 
-The gradient falls out of the same sentence. |∂loss/∂u_k| = β_k × a_k × σ(−z): a_k, negative k's *share* of z, is the
-dilution; σ(−z) is the saturation. Easy negatives raise z for everyone; only the soft minimum turns the share back to
-the hard ones.
+The gradient has one form too: |∂loss/∂u_k| = β_k × a_k × σ(−z). Here a_k, negative k's *share* of z, is the dilution,
+and σ(−z) the saturation. Easy negatives raise z for all; only the soft minimum shifts the share back to the hard ones.
 
-Everything here works on tensors alone: `margins` (batch, negatives), and `used`, True where a negative enters the loss.
-Each row must use at least one negative; margins of unused ones are not looked at.
+Everything here takes tensors: `margins` (batch, negatives), and `used`, True where a negative enters the loss.
+Each row must use at least one negative; margins of unused ones are ignored.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ Aggregate = Callable[[Margins, Used], Losses]
 State = dict[str, float]
 
 
-# Utilities: what a candidate is worth, of log-probs under policy and reference (nats) and token counts.
+# Utilities: what a candidate is worth, from log-probs under policy and reference (nats) and token counts.
 
 
 def log_ratio(policy: Candidates, reference: Candidates, lengths: Counts | None = None) -> Candidates:
@@ -44,7 +43,7 @@ def likelihood(policy: Candidates, reference: Candidates | None = None, lengths:
 
 
 def answer_likelihood(policy: Candidates, reference: Candidates | None, lengths: Counts | None = None) -> Candidates:
-    """π = exp(s), the whole answer's likelihood, as DynamicPO's released code has it for MPPO."""
+    """π = exp(s), the whole answer's likelihood, as in DynamicPO's released code for MPPO."""
     return torch.exp(policy)
 
 
@@ -58,7 +57,7 @@ def pairwise_margins(utility: Candidates, beta: Float[Tensor, "batch negatives"]
     return beta * (utility[:, :1] - utility[:, 1:])
 
 
-# What stands inside the logistic function: (batch, 1), or (batch, negatives) where each margin stands alone.
+# The argument of the logistic function: (batch, 1), or (batch, negatives) where each margin has its own.
 
 
 def each(margins: Margins, used: Used) -> Margins:
@@ -96,7 +95,7 @@ def full_share(margins: Margins, used: Used) -> Margins:
 
 
 def dpo(margins: Margins, used: Used) -> Losses:
-    """mean_k −log σ(d_k): DPO (arXiv 2305.18290, section 4), one pair a negative. Shapes: the module's docstring."""
+    """mean_k −log σ(d_k): DPO (arXiv 2305.18290, section 4), one pair per negative. Shapes: the module's docstring."""
     return -logsigmoid(each(margins, used)).sum(1) / used.sum(1)
 
 
@@ -117,10 +116,10 @@ def mppo(margins: Margins, used: Used) -> Losses:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective by its parts: `aggregate` makes losses of margins, of which `inside` is what stands inside the
-    logistic function and `share` each negative's part in it; `utility` says what the margins are differences of.
+    """An objective by its parts: `aggregate` turns margins into losses, `inside` gives the argument of the logistic
+    function and `share` each negative's share in it; the margins are differences of `utility`.
 
-    needs: what the utility cannot do without, "reference" or "lengths".  target_margin: γ that a margin must exceed,
+    needs: what the utility requires, "reference" or "lengths".  target_margin: γ that a margin must exceed,
     subtracted from every margin (SimPO).  extension: whether the form with many negatives is ours, not the paper's.
     """
 
@@ -133,7 +132,7 @@ class Objective:
     needs: tuple[str, ...] = ()
     target_margin: float = 0.0
     extension: bool = False
-    selects = False  # whether `prepare` chooses negatives and β itself, so that DynamicPO has no place around it
+    selects = False  # whether `prepare` chooses negatives and β itself, which rules out DynamicPO
 
     def prepare(
         self, gaps: Margins, used: Used, beta: Margins, state: State | None
@@ -141,7 +140,7 @@ class Objective:
         """Which negatives enter the loss, how strongly each, and the state to hand to the next batch.
 
         gaps: ρ_w − ρ_k, detached (s_w − s_k without a reference).  used, beta: what enters and how strongly so far.
-        state: what this returned for the batch before, None at first; numbers by name, which a checkpoint keeps.
-        Here all stays as it came; an objective that looks at whole batches, or remembers them, replaces this method.
+        state: what this returned for the previous batch, None at first; numbers by name, which a checkpoint keeps.
+        Nothing changes here; an objective that looks at whole batches, or remembers them, overrides this method.
         """
         return used, beta, state

@@ -1,7 +1,7 @@
 """Rows of token ids as packed rows: a prompt once, then the tokens of all its candidates (for pairs: arXiv 2410.20305).
 
-A candidate attends to the prompt and to itself, and its positions continue from the prompt's end. NumPy alone; torch
-holds the results.
+A candidate attends to the prompt and to itself, and its positions continue from the prompt's end. Computed in NumPy;
+the results are torch tensors.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TokenIds = np.ndarray  # (tokens,) int64
 
 @final
 class PackedBatch(TypedDict):
-    """B rows of T tokens; C candidates a row, of at most L tokens, end of answer included; N predicting positions."""
+    """B rows of T tokens; C candidates per row, of at most L tokens, end of answer included; N predicting positions."""
 
     input_ids: Int[Tensor, "B T"]
     position_ids: Int[Tensor, "B T"]
@@ -36,7 +36,7 @@ class PackedGroups(TypedDict):
     """B rows in a few packed batches of rows of similar length, so that little of any forward is padding."""
 
     groups: list[PackedBatch]
-    order: Int[Tensor, " B"]  # which row stands where in the groups, one after the other
+    order: Int[Tensor, " B"]  # the rows in the order in which the groups hold them
     lengths: Int[Tensor, "B C"]  # as in PackedBatch, in the order of the rows
     mask: Bool[Tensor, "B C"]
 
@@ -50,9 +50,9 @@ def pack_groups(
 ) -> PackedGroups:
     """Pack rows as `pack_ids` does, into the fewest batches of which at most a share of `padding` is padding.
 
-    `packed_logps` takes either; here it runs one forward a batch and gives the rows in their own order.
-    few_shapes: batches of 16, 32... rows (one may have fewer), places in eights, so that shapes come again; more is
-    padding then. It pays for bfloat16 on a CPU, where steps of ever new shapes get slower and slower
+    `packed_logps` takes either; for groups it runs one forward per batch and returns the rows in their original order.
+    few_shapes: batches of 16, 32... rows (one may have fewer), lengths in multiples of 8, so that shapes recur, with
+    more padding. It pays off for bfloat16 on a CPU, where ever new shapes make steps slower and slower
     (`benchmarks/shapes.py`).
     """
     prompt_lengths, counts, answers = sizes(prompt_ids, answer_ids)
@@ -78,10 +78,10 @@ def length_groups(
     lengths: Int[np.ndarray, " B"], padding: float = 0.1, rows_by: int = 1, places_by: int = 1
 ) -> list[Int[np.ndarray, " group"]]:
     """The rows 0..B-1 in the fewest groups such that, each row padded to its group's longest, at most a share of
-    `padding` of all tokens is padding; of those the groups with the least. Rows of similar length stand together.
+    `padding` of all tokens is padding; among those, the groups with the least. Rows of similar length go together.
 
-    Groups, but for the first, have a multiple of `rows_by` rows, padded to a multiple of `places_by`; where too much is
-    padding then however they are cut, the groups with the least."""
+    All groups but the first have a multiple of `rows_by` rows, padded to a multiple of `places_by`; if that leaves too
+    much padding in any case, the groups are those with the least."""
     order = np.argsort(lengths, kind="stable")
     ascending = (-(-lengths[order] // places_by) * places_by).astype(float)
     places = np.arange(len(order))
@@ -90,7 +90,7 @@ def length_groups(
     begins[0] = True
     padded = np.where(begins[:, None] & (places[:, None] <= places), (places - places[:, None] + 1) * ascending, np.inf)
     best, cuts = padded[0], []  # best[j]: the fewest tokens in which the shortest rows up to the j-th fit
-    while best[-1] * (1 - padding) > lengths.sum():  # one group more, which begins after one of the places
+    while best[-1] * (1 - padding) > lengths.sum():  # one more group, which starts after one of the places
         tokens = best[:-1, None] + padded[1:]
         if not tokens[:, -1].min(initial=np.inf) < best[-1]:
             break
@@ -122,17 +122,17 @@ def pack_ids(
     places_by: int = 1,
     read_end: bool = False,
 ) -> PackedBatch:
-    """Pack rows that `tokenizers.tokenize_rows` made. Raises ValueError as `sizes` does.
+    """Pack rows from `tokenize_rows`. Raises ValueError as `sizes` does.
 
-    places_by: rows are padded to a multiple of it, and logits computed at a multiple of four times as many places.
-    read_end: put end-of-answer tokens into the row too, for a model to which a row's length makes a difference.
+    places_by: rows are padded to a multiple of it, and the places with logits to a multiple of four times it.
+    read_end: put end-of-answer tokens into the row too, for a model whose results depend on a row's length.
     """
     prompt_lengths, counts, lengths = sizes(prompt_ids, answer_ids)
     flat = list(chain.from_iterable(answer_ids))
     rows = np.repeat(np.arange(len(counts)), counts)  # of each answer
     columns = _steps(counts)
 
-    # The end-of-answer token need only be predicted: an answer of n targets puts n - 1 tokens into its row.
+    # The end-of-answer token only needs to be predicted: an answer of n targets puts n - 1 tokens into its row.
     reads = lengths if read_end else lengths - 1
     read_before = np.cumsum(reads) - reads  # over the whole batch
     row_reads = np.add.reduceat(reads, np.cumsum(counts) - counts)
@@ -163,7 +163,7 @@ def pack_ids(
     targets[where] = tokens
     target_mask[where] = True
     predicting = np.concatenate([np.arange(len(counts)) * total + prompt_lengths - 1, row * total + place])
-    if places_by > 1:  # the first place over again, which nothing reads
+    if places_by > 1:  # pad with the first place; nothing reads these logits
         unread = _round_up(len(predicting), 4 * places_by) - len(predicting)
         predicting = np.concatenate([predicting, np.zeros(unread, predicting.dtype)])
 
@@ -181,7 +181,7 @@ def pack_ids(
 
 
 def unpack(packed: PackedBatch) -> tuple[list[TokenIds], list[list[TokenIds]]]:
-    """What `pack_ids` made the batch of."""
+    """The prompts and answers that `pack_ids` packed."""
     batch = {name: tensor.cpu().numpy() for name, tensor in packed.items()}  # type: ignore[attr-defined]
     prompt_ids = [ids[segments == 0] for ids, segments in zip(batch["input_ids"], batch["segments"], strict=True)]
     answer_ids = [

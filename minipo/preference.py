@@ -1,4 +1,4 @@
-"""Preference losses on many negatives, from log-probs: an objective, with DynamicPO around it or without."""
+"""Preference losses with many negatives, from log-probs: an objective, with or without DynamicPO."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from minipo.objectives import (
     soft_minimum,
 )
 
-# Objectives with settings of their own, by name, to what makes one of them.
+# Factories of the objectives that have settings of their own, by name.
 MAKERS: dict[str, Callable[..., Objective]] = {"mppo": mppo_by, "simpo": simpo, "beta-dpo": beta_dpo}
 
 OBJECTIVES = {
@@ -51,7 +51,7 @@ class PreferenceOutput:
     used: (batch, negatives) bool, what entered the loss.
     beta: (batch, negatives), the strength used for each, 0 where unused.
     rewards: (batch, 1 + negatives), β ρ, or β s without a reference, with the β given; −inf where mask is False.
-    state: what an objective that remembers batches wants handed back with the next one; None for the others.
+    state: for an objective that remembers batches, what to pass with the next one; None for the others.
     """
 
     losses: Losses
@@ -66,10 +66,10 @@ class PreferenceOutput:
 class Push:
     """What `preference_push` returns, each (batch, negatives) and 0 where a negative is unused.
 
-    push: ∂loss/∂s of each negative: the speed at which descending its row's loss lowers its log-prob.
-    dilution: its share in what stands inside the sigmoid.  saturation: σ(−z), what the sigmoid leaves.
-    push = dilution × saturation × β_k × du_k/ds_k; du/ds is 1 for a log-ratio. Dilution and saturation are nan for an
-    objective of one's own, whose parts are not known.
+    push: ∂loss/∂s of each negative: how fast gradient descent on its row's loss lowers its log-prob.
+    dilution: its share in z, the sigmoid's argument.  saturation: σ(−z), what the sigmoid leaves.
+    push = dilution × saturation × β_k × du_k/ds_k; du/ds is 1 for a log-ratio. Dilution and saturation are nan for a
+    function as objective, whose parts are unknown.
     """
 
     push: Margins
@@ -87,22 +87,22 @@ def preference_loss(
     dynamic: DynamicPO | None = None,
     state: State | None = None,
 ) -> PreferenceOutput:
-    """The loss of each row; `.losses.mean()` is what one trains on.
+    """The loss of each row; `.losses.mean()` is the loss to train on.
 
-    objective: "dpo", "dmpo", "sdpo", "mppo", or one of our extensions, "simpo" or "beta-dpo"; an `Objective`, as
-        `extensions.simpo(...)` returns with settings of one's own; or a function of (margins, used), both (batch,
-        negatives), to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or β_k (s_w − s_k) without a reference, and 0
-        where unused.
+    objective: "dpo", "dmpo", "sdpo", "mppo", or one of our extensions, "simpo" or "beta-dpo"; an `Objective`, such as
+        `extensions.simpo(...)` returns with other settings; or a function of (margins, used), both (batch, negatives),
+        to losses (batch,), whose margins are β_k (ρ_w − ρ_k), or β_k (s_w − s_k) without a reference, and 0 where
+        unused.
     policy, reference: summed log-probs in nats, the chosen item in column 0. mppo and simpo need no reference.
-    beta: the strength β > 0; beta-dpo makes the batch's of it.
-    mask: False where a row has fewer negatives; whatever stands in the tensors there is not looked at.
+    beta: the strength β > 0; beta-dpo computes each batch's β from it.
+    mask: False where a row has fewer negatives; the tensors' values there are ignored.
     lengths: token counts, for mppo's average likelihood and simpo's average log-prob; the others ignore them.
-    dynamic: DynamicPO's settings; None for the plain objective. beta-dpo takes none: both say which pairs count, and β.
-    state: `.state` of the batch before, for an objective that remembers batches (beta-dpo); None at first.
+    dynamic: DynamicPO's settings; None for the plain objective, and for beta-dpo, which chooses pairs and β itself.
+    state: `.state` of the previous batch, for an objective that remembers batches (beta-dpo); None at first.
 
     Raises ValueError, in one sentence, for an unknown objective, shapes that do not fit, no negatives, numbers that are
-    not finite, β ≤ 0, a missing reference, missing lengths, DynamicPO around beta-dpo, and a selection rule that
-    returns something else than it should. Sources: `minipo.objectives`, `minipo.dynamic`.
+    not finite, β ≤ 0, a missing reference, missing lengths, DynamicPO with beta-dpo, and a wrong result of a selection
+    rule. Sources: `minipo.objectives`, `minipo.dynamic`.
     """
     return _computed(objective, policy, reference, beta, mask, lengths, dynamic, state)[0]
 
@@ -119,7 +119,7 @@ def preference_push(
 ) -> Push:
     """The push on each negative, by autograd through the loss, with its dilution and saturation; all detached.
 
-    Takes and raises what `preference_loss` does. A selection rule that draws at random draws anew here.
+    Takes and raises what `preference_loss` does. A selection rule that draws at random draws again here.
     """
     _check_policy(policy)
     with torch.enable_grad():
@@ -127,7 +127,7 @@ def preference_push(
         output, known, margins = _computed(objective, policy, reference, beta, mask, lengths, dynamic, state)
         (gradient,) = torch.autograd.grad(output.losses.sum(), policy)
     margins, used = margins.detach(), output.used
-    saturation = torch.sigmoid(-known.inside(margins, used)).expand_as(margins)  # one for all, but in DPO
+    saturation = torch.sigmoid(-known.inside(margins, used)).expand_as(margins)  # one per row, except in DPO
     return Push(gradient[:, 1:], known.share(margins, used), saturation.masked_fill(~used, 0))
 
 
@@ -141,14 +141,14 @@ def _computed(
     dynamic: DynamicPO | None,
     state: State | None,
 ) -> tuple[PreferenceOutput, Objective, Tensor]:
-    """The loss and all about it, the objective, and its margins."""
+    """What `preference_loss` returns, the objective, and its margins."""
     known = _objective(objective)
     _check_settings(known, reference, beta, lengths, dynamic)
     _check_policy(policy)
     mask = _checked_mask(policy, mask)
     present = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
 
-    # From here on absent candidates hold harmless numbers, so that nothing they held reaches a result or a gradient.
+    # From here on absent candidates have harmless numbers, so that no value of theirs reaches a result or a gradient.
     policy = _checked("policy", policy, policy, present, fill=0)
     if reference is not None:
         reference = _checked("reference", reference, policy, present, fill=0).detach()
@@ -163,7 +163,7 @@ def _computed(
     losses = known.aggregate(margins, used)
     if not (isinstance(losses, Tensor) and losses.shape == policy.shape[:1]):
         raise ValueError(
-            f"The objective returned {_described(losses)}: it must return a tensor with a loss a row, "
+            f"The objective returned {_described(losses)}: it must return a tensor with one loss per row, "
             f"{tuple(policy.shape[:1])}."
         )
     rewards = (beta * value.detach()).masked_fill(~present, -torch.inf)
@@ -171,7 +171,7 @@ def _computed(
 
 
 def _objective(given: str | Objective | Aggregate) -> Objective:
-    """An objective by its name, as it is, or of a function of one's own, whose parts are not known."""
+    """The objective of that name, or the one given, or one from a function, whose other parts are unknown."""
     if isinstance(given, str):
         return lookup("objective", given, OBJECTIVES)
     if isinstance(given, Objective):
@@ -219,9 +219,7 @@ def _check_settings(
     if "lengths" in known.needs and lengths is None:
         raise ValueError(f"{known.name} averages over tokens: give lengths, token counts shaped like policy.")
     if known.selects and dynamic is not None:
-        raise ValueError(
-            f"{known.name} says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out."
-        )
+        raise ValueError(f"{known.name} chooses pairs and their strength itself, as DynamicPO does: leave dynamic out.")
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(f"beta is {beta}: give a finite number above 0.")
     if not (dynamic is None or isinstance(dynamic, DynamicPO)):
@@ -255,7 +253,7 @@ def _checked_mask(policy: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _checked(name: str, tensor: Tensor, policy: Tensor, present: Tensor, fill: float) -> Tensor:
-    """`tensor` with `fill` where no candidate is present; its other numbers are finite, and above 0 for lengths."""
+    """`tensor` with `fill` where no candidate is present; checks that the rest is finite, and above 0 for lengths."""
     if not (isinstance(tensor, Tensor) and tensor.shape == policy.shape):
         raise ValueError(f"{name} is {_described(tensor)}: give a tensor of policy's shape, {tuple(policy.shape)}.")
     tensor = tensor.masked_fill(~present, fill)

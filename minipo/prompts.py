@@ -11,8 +11,8 @@ CANDIDATES = "[CansHere]"
 class Template:
     """A prompt's text with the placeholders [HistoryHere] and, optionally, [CansHere].
 
-    text: each placeholder may stand anywhere and more than once.
-    separator: stands between two items, in the history and in the candidate list.
+    text: each placeholder may occur anywhere, and more than once.
+    separator: goes between two items, in the history and in the candidate list.
 
     Raises ValueError if the text lacks [HistoryHere]. The placeholders are LLaRA's (arXiv 2312.02445).
     """
@@ -31,14 +31,14 @@ class Template:
 
 
 TEMPLATES: Mapping[str, Template] = {
-    # Prompt and answer are one line, "A B, C D, E F": what a pocket model learns from its first day.
+    # Prompt and answer are one line, "A B, C D, E F": all that a pocket model ever reads.
     "line": Template(f"{HISTORY},"),
     "question": Template(f"I enjoyed these, oldest first: {HISTORY}. What would I enjoy next?\nAnswer:"),
     "choice": Template(
         f"I enjoyed these, oldest first: {HISTORY}. "
         f"Which one of the following would I enjoy next: {CANDIDATES}?\nAnswer:"
     ),
-    # For published data. A semicolon between names, because many hold commas: "Earth, Wind & Fire".
+    # For published data. A semicolon between names, because many contain commas: "Earth, Wind & Fire".
     "music": Template(
         f"Artists that a listener discovered, oldest first: {HISTORY}.\n"
         f"The listener's next artist is one of these: {CANDIDATES}.\nNext artist:",
@@ -63,7 +63,7 @@ TEMPLATES: Mapping[str, Template] = {
 
 
 def render(template: Template, history: Sequence[str], candidates: Sequence[str] = ()) -> str:
-    """The prompt for one user: the items of `history` (oldest first) and `candidates` put into the template.
+    """The prompt for one user: the items of `history` (oldest first) and `candidates` in the template.
 
     Raises ValueError if the history is empty, or if the template lists candidates and none are given.
     """
@@ -71,7 +71,7 @@ def render(template: Template, history: Sequence[str], candidates: Sequence[str]
         raise ValueError("The history is empty; a prompt needs at least one item.")
     if template.lists_candidates and not candidates:
         raise ValueError(f"The template {template.text!r} lists candidates and none were given.")
-    # Split at the placeholders first: an item whose name holds a placeholder must stay as it is.
+    # Split at the placeholders first: an item whose name contains a placeholder must stay as it is.
     shown = template.separator.join(history)
     listed = template.separator.join(candidates)
     return listed.join(part.replace(HISTORY, shown) for part in template.text.split(CANDIDATES))

@@ -1,4 +1,4 @@
-"""The reference's log-probs: computed once from the model as it came in, cached, and kept in checkpoints."""
+"""The reference's log-probs: computed once by the model as passed in, cached, and kept in checkpoints."""
 
 import hashlib
 import json
@@ -20,16 +20,16 @@ from minipo.rows import TokenRows
 Batches = Iterable[tuple[NDArray[np.int64], Scores]]
 
 REFERENCE = "reference.npz"  # the reference log-probs in a checkpoint
-OTHER_MODEL = 1.0  # nats: the same model in bfloat16 on another processor stays below
-SAVE_EVERY = 60.0  # seconds between two writings of the reference log-probs, so that a kill costs a minute
+OTHER_MODEL = 1.0  # nats: the same model in bfloat16 on another processor differs by less
+SAVE_EVERY = 60.0  # seconds between saves of the reference log-probs, so that a kill costs a minute
 
 
 class Reference:
     """The reference's log-probs of rows, (rows, width): NaN where not computed yet, −inf where a row has no answer.
 
-    score: yields (rows, their log-probs) of the rows that it is asked for, a few at a time, by the model as it came in.
-    cache: a folder where they stay for other runs, or None. model, arithmetic: what they depend on besides rows.
-    Another process that needs the same ones waits for them, and one that was cut off goes on where it was.
+    score: yields (rows, their log-probs) for the rows asked for, a few at a time, by the model as passed in.
+    cache: a folder that keeps them for other runs, or None. model, arithmetic: what they depend on besides rows.
+    Another process that needs the same ones waits for them, and an interrupted one resumes where it was.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Reference:
         self.score, self.cache, self.model, self.arithmetic = score, cache, model, arithmetic
 
     def logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Scores:
-        """Log-probs of `rows`, of those in `which` at least; from the cache or computed."""
+        """Log-probs of at least the rows in `which`, from the cache or computed."""
         empty = np.full((len(rows), rows.width), np.nan, np.float32)
         if self.cache is None:
             return self._fill(empty, rows, which, None)
@@ -61,7 +61,7 @@ class Reference:
             return self._fill(known, rows, which, path)
 
     def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], path: Path | None) -> Scores:
-        """Compute the rows of `which` that are not known yet, and save them now and then, and at the end."""
+        """Compute the rows of `which` that are not known yet, saving from time to time and at the end."""
         missing, saved = which[np.isnan(known[which]).any(1)], time.monotonic()
         for batch, logps in self.score(rows, missing):
             known[batch] = logps
@@ -74,7 +74,7 @@ class Reference:
 
 
 def _save(path: Path, logps: Scores) -> None:
-    """Write a file that nobody ever reads half of."""
+    """Write the file atomically."""
     draft = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         np.save(draft, logps)
@@ -84,17 +84,17 @@ def _save(path: Path, logps: Scores) -> None:
 
 
 def save_reference(checkpoint: str, **parts: tuple[TokenRows, Scores]) -> None:
-    """Keep log-probs in a checkpoint, with the rows that they are of: an adapter may begin otherwise each time."""
+    """Save log-probs in a checkpoint, with fingerprints of their rows: an adapter may start differently each time."""
     content: dict[str, Any] = {name: logps for name, (_, logps) in parts.items()}
     content |= {f"{name}_rows": np.frombuffer(rows.fingerprint(), np.uint8) for name, (rows, _) in parts.items()}
     np.savez(Path(checkpoint, REFERENCE), **content)
 
 
 def saved_reference(checkpoint: str, adapted: bool, **parts: tuple[TokenRows, Scores]) -> dict[str, Scores]:
-    """The log-probs in a checkpoint, to the bit; of rows that it lacks those in `parts`.
+    """The log-probs in a checkpoint, bit for bit, and those in `parts` for rows that it lacks.
 
     adapted: whether the model has been trained already, so that its log-probs may differ from the reference's.
-    Raises ValueError if the checkpoint is of other rows or of another model.
+    Raises ValueError if the checkpoint belongs to other rows or another model.
     """
     with np.load(Path(checkpoint, REFERENCE)) as archive:
         saved = {name: archive[name] for name in archive.files}
@@ -104,15 +104,13 @@ def saved_reference(checkpoint: str, adapted: bool, **parts: tuple[TokenRows, Sc
             found[name] = here
             continue
         if not np.array_equal(np.frombuffer(rows.fingerprint(), np.uint8), saved[f"{name}_rows"]):
-            raise ValueError(
-                f"{checkpoint} was written while training on other {name} rows than these; resume it on its own."
-            )
+            raise ValueError(f"{checkpoint} was written while training on other {name} rows; resume it with those.")
         both = np.isfinite(here) & np.isfinite(saved[name])
         difference = np.abs(here[both] - saved[name][both]).max(initial=0)
         if difference > OTHER_MODEL and not adapted:
             raise ValueError(
-                f"{checkpoint} belongs to another model than this: their log-probs of one answer differ by "
-                f"{difference:.3g} nats; resume it from the model that it was started from."
+                f"{checkpoint} belongs to another model: log-probs of the same answer differ by {difference:.3g} nats; "
+                "resume it from the model that it started from."
             )
         found[name] = np.where(np.isnan(saved[name]), here, saved[name])
     return found
@@ -120,7 +118,7 @@ def saved_reference(checkpoint: str, adapted: bool, **parts: tuple[TokenRows, Sc
 
 def fingerprint(model: torch.nn.Module) -> bytes:
     """A hash of what `model` computes: its configuration and weights. A LoRA adapter that is still the identity (B = 0)
-    leaves it as it was without."""
+    does not change it."""
     weights: dict[str, Tensor] = model.state_dict()
     idle = {name for name, weight in weights.items() if ".lora_B." in name and not weight.any()}
     idle |= {name.replace(".lora_B.", ".lora_A.") for name in idle}
@@ -131,11 +129,11 @@ def fingerprint(model: torch.nn.Module) -> bytes:
         if name not in ("_name_or_path", "transformers_version", "dtype", "use_cache")
     }
     if any(".lora_B." in name for name in weights.keys() - idle):
-        settings["adapters"] = repr(model.peft_config)  # its scale stands there alone
+        settings["adapters"] = repr(model.peft_config)  # the only place with its scale
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, weight in weights.items():
         if name not in idle:
-            # peft keeps the model one level down, and a layer that it adapts one more.
+            # peft puts the model one level down, and an adapted layer one more.
             plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
             digest.update(f"{plain} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -11,9 +11,7 @@ from itertools import compress
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from minipo.compatibility.formats import Answers, Rows, records, row_texts
 from minipo.compatibility.tokenizers import tokenize_rows
@@ -48,11 +46,11 @@ class TokenRows(Dataset):
 
     @property
     def absent(self) -> NDArray[np.bool_]:
-        """(rows, width): where a row has no such answer."""
+        """(rows, width): True where a row has no such answer."""
         return np.arange(self.width) >= self.counts[:, None]
 
     def fingerprint(self) -> bytes:
-        """A hash of all token ids, which a tokenizer or a template that differs would change."""
+        """A hash of all token ids, so that another tokenizer or template changes it."""
         lengths = [len(ids) for ids in self.prompts] + [len(ids) for row in self.answers for ids in row]
         digest = hashlib.sha256(np.concatenate([self.counts, lengths]).tobytes())
         for prompt, answers in zip(self.prompts, self.answers, strict=True):
@@ -61,7 +59,7 @@ class TokenRows(Dataset):
 
 
 class Visits(Sampler[tuple[int, int]]):
-    """Every row once an epoch, as (epoch, row), in an order keyed by (seed, epoch)."""
+    """Every row once per epoch, as (epoch, row), in an order keyed by (seed, epoch)."""
 
     def __init__(self, rows: int, seed: int):
         self.rows, self.seed, self.epoch = rows, seed, 0
@@ -96,7 +94,7 @@ def token_rows(
 
     A prompt is a string, or a list of messages that goes through the tokenizer's chat template; an answer is the text
     that follows the prompt, or, after messages, what the assistant says; `compatibility.formats` lists them.
-    Raises ValueError, which names the row, for rows that are of none, are empty, or exceed `context` tokens.
+    Raises ValueError, naming the row, for rows in none of these forms, empty, or longer than `context` tokens.
     """
     rows = records(rows)
     prompts, answers, chats = [], [], []
@@ -108,8 +106,7 @@ def token_rows(
         prompts.append(prompt)
         answers.append(texts)
         chats.append(chat)
-    # All rows in one call, for the tokenizer is quick and calling it is not. A chat template writes the special tokens
-    # around a prompt itself.
+    # All rows in one call, because each call is slow. A chat template writes the special tokens around a prompt itself.
     ids = {}
     for kind in (False, True):
         of_kind = [chat == kind for chat in chats]
@@ -122,7 +119,7 @@ def token_rows(
 
 def _check_lengths(prompts: Sequence[TokenIds], answers: Sequence[Sequence[TokenIds]], context: int | None) -> None:
     for row, (prompt, rest) in enumerate(zip(prompts, answers, strict=True)):
-        longest = max(map(len, rest)) - 1  # the end-of-answer token is predicted, and never read
+        longest = max(map(len, rest)) - 1  # the end-of-answer token is only predicted, never read
         if not len(prompt):
             raise ValueError(f"Row {row}: the prompt tokenizes to nothing; give it a word.")
         if min(map(len, rest)) < 2:

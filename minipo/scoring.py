@@ -1,7 +1,7 @@
 """Log-probs of candidates under a causal language model.
 
-A user's prompt is the same for all candidates, so one row holds it once, and then every candidate's tokens (`packing`):
-the result is that of one forward per candidate, for a fraction of the work. A model that cannot read such a row (a
+A user's prompt is the same for all candidates, so one row holds it once, then every candidate's tokens (`packing`):
+the result of one forward per candidate, for a fraction of the work. A model that cannot read such a row (a
 sliding window, recurrent layers, attention kernels without masks) is scored candidate by candidate, with a warning; one
 that cannot score candidates at all is refused (`compatibility.architectures`).
 """
@@ -40,9 +40,9 @@ def candidate_logps(
 ) -> Float[Tensor, "B C"]:
     """Log-prob of each candidate after its row's prompt, its end-of-answer token included; without gradients.
 
-    candidates: the texts as they follow the prompt (`prompts.answer(item)`, with its space); rows may differ in number.
-        C is the longest row's number; a candidate that a shorter row does not have scores -inf.
-    batch_size: rows in one forward, at most. Rows of similar length go together, so that padding stays below 10 %.
+    candidates: the texts as they follow the prompt (`prompts.answer(item)`, with its space). C is the largest number of
+        candidates in a row; where a row has fewer, the missing ones score -inf.
+    batch_size: maximum rows per forward. Rows of similar length go together, so that padding stays below 10 %.
 
     Natural logarithms, float32 (float64 for a float64 model). Raises what `pack` and `packed_logps` raise.
     """
@@ -53,7 +53,7 @@ def candidate_logps(
     check_context(model, *lengths)
     if not prompts:
         return torch.empty(0, 0)
-    # The longest rows first: memory that is enough for them is enough for all.
+    # The longest rows first: if memory is enough for them, it is enough for all.
     order = np.argsort(-row_tokens(*lengths), kind="stable")
     width, batches = max(map(len, candidates)), []
     with torch.no_grad():
@@ -71,7 +71,7 @@ def pack(
 ) -> PackedBatch:
     """Tokenize and pack; see `candidate_logps` for the arguments.
 
-    Raises ValueError: rows that do not fit, no candidates, a prompt or a candidate that tokenizes to nothing.
+    Raises ValueError: unequal numbers of rows, no candidates, a prompt or a candidate that tokenizes to nothing.
     """
     return pack_ids(*tokenize_rows(tokenizer, prompts, candidates), pad_token(tokenizer))
 
@@ -91,7 +91,7 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
         groups = [packed_logps(model, group) for group in packed["groups"]]
         groups = [nn.functional.pad(logps, (0, width - logps.shape[1]), value=-torch.inf) for logps in groups]
         return torch.cat(groups)[packed["order"].argsort().to(groups[0].device)]
-    # What torch.compile wraps a model in does not see the hook by which the head computes only what is needed.
+    # torch.compile's wrapper does not see the hook that makes the head compute only what is needed.
     model = getattr(model, "_orig_mod", model)
     prompt_lengths = (packed["segments"] == 0).sum(1)
     counts, lengths = packed["mask"].sum(1), packed["lengths"][packed["mask"]]
@@ -110,10 +110,10 @@ def _scores(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Fl
         reuse_memory()
     if remembers_lengths(model):
         with torch.no_grad():
-            logits_of(model, packed["input_ids"][:1, :1].to(device_of(model)))  # as short as can be: it forgets
+            logits_of(model, packed["input_ids"][:1, :1].to(device_of(model)))  # the shortest row resets it
     try:
         return packed_forward(model, packed) if obstacle is None else one_by_one(model, packed, read_end)
-    except IndexError as error:  # a table of positions whose size the configuration does not say
+    except IndexError as error:  # a table of positions whose size the configuration does not give
         raise ValueError(
             f"{own_class(model).__name__} cannot read rows of {packed['position_ids'].max() + 1} tokens ({error}); "
             "shorten their history."

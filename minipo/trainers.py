@@ -46,12 +46,12 @@ from minipo.reference import (
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import packed_logps
 
-COMPLETE = "complete"  # a checkpoint counts only when this file stands in it: it is written after everything else
+COMPLETE = "complete"  # a checkpoint counts only if it has this file, which is written last
 STATES = ("objective_state.json", "batch_beta.json")  # an objective's state in a checkpoint; the latter in old ones
 
 
 class Progress(ProgressCallback):
-    """The Trainer's progress bar without its lines of logs: those go into the run's folder."""
+    """The Trainer's progress bar without its log lines: those go into the run's folder."""
 
     def on_log(self, *_: Any, **__: Any) -> None: ...
 
@@ -65,7 +65,7 @@ class MarkComplete(TrainerCallback):
 
 class _RowTrainer(Trainer):
     """What both trainers share: rows in their given order, a quiet console, checkpoints marked when complete, losses
-    that are sums over a step divided by its `items`, and log-probs of rows as they are without training."""
+    that are sums over a step divided by its `items`, and log-probs of rows in evaluation mode."""
 
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ class _RowTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # by the items of the whole step, in compute_loss
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
-            self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)  # in a notebook it is another one
+            self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)  # a different one in notebooks
             self.add_callback(Progress)
         self.add_callback(MarkComplete)
 
@@ -113,7 +113,7 @@ class _RowTrainer(Trainer):
         return 0  # the Trainer's estimate assumes one plain row per example, which packed rows are not
 
     def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
-        """What `packed_logps` takes, of the columns of the rows that `visits` names."""
+        """The rows and columns that `visits` names, packed for `packed_logps`."""
         return pack_groups(
             [rows.prompts[row] for row, _ in visits],
             [[rows.answers[row][column] for column in columns] for row, columns in visits],
@@ -123,9 +123,9 @@ class _RowTrainer(Trainer):
 
     def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:
         """Log-probs (b, width) of all answers of the rows `which`, a few rows at a time and the longest first; −inf
-        where a row has no such answer. By the model as it is now, in the arithmetic of training, without gradient."""
+        where a row has no such answer. By the model as it is now, in the precision of training, without gradients."""
         lengths = np.array([len(rows.prompts[row]) + sum(map(len, rows.answers[row])) for row in which])
-        which = which[np.argsort(-lengths, kind="stable")]  # neighbours are of a length, so there is little padding
+        which = which[np.argsort(-lengths, kind="stable")]  # neighbours are similar, so there is little padding
         size, training = self.args.per_device_eval_batch_size, self.model.training
         precision = torch.bfloat16 if self.args.bf16 else torch.float16
         bar = tqdm(total=len(which), desc=task, unit="row", delay=2, leave=False, disable=self.args.disable_tqdm)
@@ -163,7 +163,7 @@ class _RowTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the rows of `eval_dataset`, by default those given at the start, and log what `measures` says."""
+        """Log and return the `measures` of `eval_dataset`, by default of the one given to the constructor."""
         if eval_dataset is None and self.eval_dataset is None:
             raise ValueError("There are no rows to evaluate: give eval_dataset.")
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measures(eval_dataset).items()}
@@ -180,12 +180,12 @@ class SFTTrainer(_RowTrainer):
     """Supervised fine-tuning on "prompt answer".
 
     train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
-    learnt; `compatibility.formats` lists them. args: rows are drawn under its seed; an SFTConfig of TRL may be
-    given at its defaults. Further arguments are `transformers.Trainer`'s.
-    whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or the answer's
-    tokens alone (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
+    learnt; `compatibility.formats` lists them. args: its seed decides the order of rows; TRL's SFTConfig is accepted
+    at its defaults. Further arguments are `transformers.Trainer`'s.
+    whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or only the
+    answer's tokens (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
     first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
-    peft_config: adapters to train in the model's place.
+    peft_config: adapters to train instead of the model.
 
     Raises ValueError as `token_rows` does, and for arguments that it would otherwise ignore.
     """
@@ -245,25 +245,25 @@ class PreferenceTrainer(_RowTrainer):
     """Preference training of `model` on rows of one chosen and any number of rejected answers.
 
     train_dataset, eval_dataset: rows of a "prompt", the "chosen" answer and the "rejected" ones (a list of any length
-    in each row), as a list, a `datasets.Dataset` or a DataFrame; `preference_rows` makes them of interactions, and
-    `compatibility.formats` lists other tools' forms. args: rows and their negatives are drawn under its seed;
-    a DPOConfig of TRL may be given, at its defaults but for its beta, which has to be this one's, and its `max_length`,
-    which no row may exceed. Further arguments are `transformers.Trainer`'s.
-    objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, which looks
-    at a whole batch, that is a micro-batch; its running state is kept in `objective_state` and in the checkpoints.
-    negatives: K, that many of a row's rejected answers, drawn anew in each epoch, or all of them where a row has fewer;
+    in each row), as a list, a `datasets.Dataset` or a DataFrame; `preference_rows` makes them from interactions, and
+    `compatibility.formats` lists other tools' forms. args: its seed decides the order of rows and their negatives;
+    TRL's DPOConfig is accepted at its defaults, except that its beta must be this one's, and that its `max_length` is
+    a limit that no row may exceed. Further arguments are `transformers.Trainer`'s.
+    objective, beta, dynamic: see `preference_loss`, which gets the answers' token counts too. For beta-dpo, a batch is
+    a micro-batch; its running state is kept in `objective_state` and in the checkpoints.
+    negatives: K, the number of a row's rejected answers to use, drawn again in each epoch (all where a row has fewer);
     None for all.
-    peft_config: adapters to train in the model's place.
+    peft_config: adapters to train instead of the model.
 
-    The reference is the model as it is on entry, without the adapters of `peft_config` and with those it brings along
-    itself (to resume, start from it again): its log-probs of all answers of each row that training will visit, and of
-    `eval_dataset`'s, are computed here, once, and no second copy of the model is held; a checkpoint keeps them.
-    reference_cache: a folder where they stay for other runs from the same model on the same rows; another process
-    that needs the same ones waits for them, and a run that was cut off goes on where it was. Objectives without a
-    reference use it for `pair_loss` and the reward win rate alone. Dropout is turned off in the model.
+    The reference is the model as passed in, without the adapters of `peft_config` but with any that it already has (to
+    resume, pass it again): its log-probs of all answers of each row that training will visit, and of `eval_dataset`'s,
+    are computed here, once, and there is no second copy of the model; checkpoints keep them.
+    reference_cache: a folder that keeps them for other runs from the same model on the same rows; another process that
+    needs the same ones waits for them, and an interrupted run resumes where it was. Objectives without a reference use
+    it only for `pair_loss` and the reward win rate. Dropout is turned off in the model.
 
-    After `evaluate`, which ranks `eval_dataset`'s answers, the report stays in `validation_report`; the reference's
-    log-probs of them are `validation_reference`.
+    `evaluate` ranks `eval_dataset`'s answers and leaves the report in `validation_report`; the reference's log-probs
+    of them are in `validation_reference`.
     Raises ValueError as `token_rows` and `preference_loss` do, and for arguments that it would otherwise ignore.
     """
 
@@ -318,7 +318,7 @@ class PreferenceTrainer(_RowTrainer):
             self.validation_reference = self.references.logps(self.eval_dataset, np.arange(len(self.eval_dataset)))
 
     def _check_model(self) -> None:
-        """Refuse a model that draws at random in training, and warn of an adapter that belongs to the reference."""
+        """Refuse a model that draws at random in training, and warn about an adapter that is part of the reference."""
         visits = [(row, range(min(4, count))) for row, count in enumerate(self.train_dataset.counts[:2])]
         first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
         check_quiet(self.model, first, packed_logps)
@@ -327,12 +327,12 @@ class PreferenceTrainer(_RowTrainer):
             warn_of_adapters(model, first, packed_logps)
 
     def _reference_logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Batches:
-        """The model as it came in, for as long as it has not been trained: without the adapters that came here."""
+        """Log-probs by the model before training, without the adapters added here."""
         with without_adapters(self.model) if self.adapts else nullcontext():
             yield from self.logps(rows, which, "reference")
 
     def _check_objective(self) -> None:
-        """Try the settings on two rows of zeros: what is wrong with them shows before hours of reference log-probs."""
+        """Try the settings on two rows of zeros, so that mistakes show before hours of reference log-probs."""
         zeros = torch.zeros(2, 3)
         with torch.random.fork_rng(devices=[]):
             preference_loss(
@@ -343,26 +343,26 @@ class PreferenceTrainer(_RowTrainer):
         return token_rows(self.tokenizer, rows, preference_answers, self.context)
 
     def _visited(self) -> NDArray[np.int64]:
-        """The rows that training will visit: all of them after an epoch, and the first of its order before."""
-        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        steps_an_epoch = math.ceil(len(self.train_dataset) / rows_a_step)
+        """The rows that training will visit: all of them, or the first in order if it ends within the first epoch."""
+        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        steps_per_epoch = math.ceil(len(self.train_dataset) / rows_per_step)
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
         if steps <= 0:
-            steps = math.ceil(epochs * steps_an_epoch)
+            steps = math.ceil(epochs * steps_per_epoch)
         order = self._get_train_sampler().order(0)
-        return order if steps >= steps_an_epoch else order[: steps * rows_a_step]
+        return order if steps >= steps_per_epoch else order[: steps * rows_per_step]
 
     def reference_logps(self, rows: Rows) -> Scores:
-        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model on entry, from the cache or
-        computed; −inf where a row has fewer. Raises ValueError after the first step, for the model is another then."""
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the reference, from the cache or
+        computed; −inf where a row has fewer. Raises ValueError after the first step, which changes the model."""
         if self.state.global_step:
-            raise ValueError("The model has been trained, so it is not the reference any more; ask before training.")
+            raise ValueError("The model has been trained and is no longer the reference; call this before training.")
         read = self._read(rows)
         return self.references.logps(read, np.arange(len(read)))
 
     def score(self, rows: Rows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
-        has fewer. In the arithmetic of training and of the reference."""
+        has fewer. In the precision of training and of the reference."""
         return self.all_logps(self._read(rows))
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
@@ -408,7 +408,7 @@ class PreferenceTrainer(_RowTrainer):
                 self.objective_state = json.loads(path.read_text(encoding="utf-8"))
 
     def _scored(self) -> dict[str, tuple[TokenRows, Scores]]:
-        """The rows whose reference a checkpoint keeps, and their log-probs."""
+        """The rows whose reference log-probs a checkpoint keeps, and those log-probs."""
         found = {"train": (self.train_dataset, self.reference)}
         if self.eval_dataset is not None and self.validation_reference is not None:
             found["validation"] = (self.eval_dataset, self.validation_reference)
@@ -422,7 +422,7 @@ class PreferenceTrainer(_RowTrainer):
         super().log(logs, start_time)
 
     def measures(self, rows: Rows | None) -> dict[str, float]:
-        """Ranking metrics; of `eval_dataset` with those that compare with the reference."""
+        """Ranking metrics, for `eval_dataset` also those that compare with the reference."""
         if rows is not None and rows is not self.eval_dataset:
             return report(self.score(rows)).metrics
         assert self.eval_dataset is not None
@@ -432,9 +432,9 @@ class PreferenceTrainer(_RowTrainer):
 
 def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: Tensor) -> dict[str, tuple[float, int]]:
     """One training batch under the microscope, as sums and counts: `pair_loss` over its negatives, the share of
-    boundary negatives, and the push on boundary and on discriminative negatives, where the batch has some. mask: False
+    boundary negatives, and the push on boundary and on discriminative negatives, where the batch has any. mask: False
     where a row has fewer negatives."""
-    # Through the loss alone, not through the model: ∂L/∂s of each negative.
+    # Only through the loss, not through the model: ∂L/∂s of each negative.
     push = torch.autograd.grad(output.losses.sum(), policy, retain_graph=True)[0][:, 1:]
     ratio = (policy - reference).detach()
     groups = {

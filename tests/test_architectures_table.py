@@ -58,8 +58,8 @@ def test_scores_are_the_plain_ones_and_training_is_without_noise(name, how, why,
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("bert", "its tokens see the ones behind them; load it with is_decoder=True"),
-        ("gemma, bidirectional", "its tokens see the ones behind them"),
+        ("bert", "its tokens see later tokens; load it with is_decoder=True"),
+        ("gemma, bidirectional", "its tokens see later tokens"),
         ("LILY on llama", "LILY"),
         ("P_TUNING on gpt2", "virtual tokens"),
     ],

@@ -348,11 +348,12 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
             "sweep --dataset ml-100k --liked-from 3,4",
             "liked_from applies only to a table of your own interactions, which ml-100k",
         ),
-        ("sweep --negatives ,", "negatives has no values; name at least one."),
+        ("sweep --dataset ml-100k --liked-from 3,4", "liked_from is for a table of your own interactions, and ml-100k"),
+        ("sweep --negatives ,", "negatives has no values; give at least one."),
         ("sweep --objective dmpo,spdo", "Unknown objective 'spdo'. Did you mean 'sdpo'? Known: "),
         ("sweep --out {tmp_path}/table.xlsx", "The table's file must end in .parquet or .csv, not 'table.xlsx'"),
         ("sweep --workers 0", "workers must be at least 1, not 0."),
-        ("evaluate {tmp_path}", "{tmp_path} is not a run, for it has no config.json"),
+        ("evaluate {tmp_path}", "{tmp_path} is not a run, because it has no config.json"),
     ],
 )
 def test_a_mistake_is_one_sentence(capsys, tmp_path, home, line, message):
@@ -446,7 +447,7 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["prefer"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "minipo: stopped; the same command goes on from here.\n"
+    assert capsys.readouterr().err == "minipo: stopped; run the same command to resume.\n"
 
 
 # The app
@@ -500,13 +501,13 @@ def test_pair_writes_its_file_and_prints_the_difference(capsys, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("left", "message"),
     [
-        ("objective", "'objective' is no setting; write NAME=VALUE, as in objective=dmpo negatives=1."),
+        ("objective", "'objective' is not a setting; write NAME=VALUE, as in objective=dmpo negatives=1."),
         ("negatives=x", "negatives must be a valid integer, not 'x'."),
         ("negative=1", "Unknown setting 'negative'. Did you mean 'negatives'?"),
         ("objective=dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'?"),
         ("seed=1", "A pair's runs share one seed"),
         ("negatives=15", "The two sides have the same settings; change one of them."),
-        ("template='line", 'The settings "template=\'line" have a quotation mark without its partner.'),
+        ("template='line", 'The settings "template=\'line" have an unmatched quotation mark; close it.'),
     ],
 )
 def test_a_pair_that_is_none_is_one_sentence(capsys, home, left, message):

@@ -68,10 +68,10 @@ def test_metrics_are_those_of_a_sorted_list(scores):
 def test_scores_that_cannot_be_ranked(measure):
     scores = np.zeros((3, 4))
     scores[1, 2] = np.nan
-    with pytest.raises(ValueError, match=r"^scores hold NaN at row 1, column 2: give every candidate a number"):
+    with pytest.raises(ValueError, match=r"^scores has NaN at row 1, column 2: give every candidate a number"):
         measure(scores)
     for shape in [(3,), (3, 1), (2, 3, 4)]:
-        with pytest.raises(ValueError, match=r"scores are of shape .*: give \(users, 1 \+ negatives\)"):
+        with pytest.raises(ValueError, match=r"scores has shape .*: give \(users, 1 \+ negatives\)"):
             measure(np.zeros(shape))
 
 
@@ -104,9 +104,7 @@ def test_report_takes_the_log_ratio_from_the_reference():
     assert found.metrics["reward_win_rate"] == 0.5
     assert found.metrics["pair_loss"] == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2)
     assert "pair_loss" not in report(scores).metrics
-    with pytest.raises(
-        ValueError, match=r"reference is of shape \(1, 2\) and scores of \(2, 2\): give the SFT model's"
-    ):
+    with pytest.raises(ValueError, match=r"reference has shape \(1, 2\) and scores has \(2, 2\): give the SFT model's"):
         report(scores, reference[:1])
 
 
@@ -435,5 +433,5 @@ def test_intervals_of_plain_cases():
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0,), (2, 2, 2)])
 def test_an_interval_needs_paired_runs(shape):
-    with pytest.raises(ValueError, match=r"difference is of shape .*: give \(seeds, users\)"):
+    with pytest.raises(ValueError, match=r"difference has shape .*: give \(seeds, users\)"):
         paired_interval(np.zeros(shape))

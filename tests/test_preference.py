@@ -541,7 +541,7 @@ BAD_INPUT = {
     ),
     "DynamicPO around beta-dpo": (
         {"objective": "beta-dpo", "dynamic": DynamicPO()},
-        r"beta-dpo says itself which pairs count and how strongly, as DynamicPO does: leave dynamic out\.",
+        r"beta-dpo chooses pairs and their strength itself, as DynamicPO does: leave dynamic out\.",
     ),
     "dynamic of another kind": ({"dynamic": True}, r"dynamic is True: give minipo\.DynamicPO\(\.\.\.\) or None\."),
     "a rule that returns another shape": (
@@ -569,7 +569,7 @@ BAD_INPUT = {
     ),
     "an objective that returns a mean": (
         {"objective": lambda margins, used: margins.mean()},
-        r"The objective returned torch\.float64 of shape \(\): it must return a tensor with a loss a row, \(3,\)\.",
+        r"The objective returned torch\.float64 of shape \(\): it must return a tensor with one loss per row, \(3,\)\.",
     ),
 }
 

@@ -358,7 +358,7 @@ def test_preference_loss_and_pushes_are_those_computed_by_hand(objective, dynami
     [
         ({"objective": "dmop"}, r"Unknown objective 'dmop'\. Did you mean"),
         ({"beta": -1.0}, r"beta is -1\.0: give a finite number above 0"),
-        ({"objective": "beta-dpo", "dynamic": DynamicPO()}, r"beta-dpo says itself which pairs count"),
+        ({"objective": "beta-dpo", "dynamic": DynamicPO()}, r"beta-dpo chooses pairs and their strength"),
         ({"objective": lambda margins, used: margins.mean()}, r"The objective returned torch\.float32 of shape \(\)"),
         ({"dynamic": DynamicPO(select=lambda logps: logps > 0)}, r"The selection rule returned .* of shape \(2, 3\)"),
     ],
@@ -453,9 +453,9 @@ class Draws(GPT2LMHeadModel):
 def test_a_model_that_still_draws_in_training_is_refused_by_name(tmp_path):
     model, tokenizer = model_for()
     model.__class__ = Draws
-    with pytest.raises(ValueError, match=r"^A gpt2 model still draws at random in training: .* nats"):
+    with pytest.raises(ValueError, match=r"^This gpt2 model still draws at random in training: .* nats"):
         preference_trainer(tmp_path, model=(model, tokenizer))
-    with pytest.raises(ValueError, match=r"^A qwen2 model with an adapter of the kind PVERA still draws"):
+    with pytest.raises(ValueError, match=r"^This qwen2 model with an adapter of type PVERA still draws"):
         preference_trainer(tmp_path, model_for("pocket-qwen2"), peft_config=PveraConfig(target_modules=["q_proj"]))
 
 
@@ -491,7 +491,7 @@ def test_the_reference_of_an_adapter_that_begins_anywhere_stays_to_the_bit_throu
 def test_a_checkpoint_is_resumed_with_its_own_model_and_rows(tmp_path):
     preference_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
     other = preference_trainer(tmp_path, steps=2, model=model_for(seed=1))
-    with pytest.raises(ValueError, match=r"checkpoint-1 belongs to another model than this: .* nats"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 belongs to another model: .* nats"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     other = preference_trainer(tmp_path, steps=2, rows=ROWS[1:])
     with pytest.raises(ValueError, match=r"checkpoint-1 was written while training on other train rows"):
@@ -529,7 +529,7 @@ def test_the_reference_is_the_model_on_entry(tmp_path):
     present = np.isfinite(expected)
     assert np.abs(after[present] - expected[present]).max() > 0.01
     with pytest.raises(
-        ValueError, match=r"^The model has been trained, so it is not the reference any more; ask before"
+        ValueError, match=r"^The model has been trained and is no longer the reference; call this before"
     ):
         trainer.reference_logps(ROWS)
 

@@ -1,1 +1,1 @@
-"""Figures that only the app shows, and the sentences that read them aloud."""
+"""Figures that only the app shows, and the sentences that describe them."""

@@ -1,12 +1,13 @@
 """The page Collapse: guesses before the reveal, settings as a panel, and users one by one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from minipo.course.figures.collapse import _cell, _title
+from minipo.course.figures.collapse import settings_heatmap
 from minipo.course.figures.grid import loss_motion
 from minipo.course.figures.style import (
     AVERAGES,
@@ -15,7 +16,7 @@ from minipo.course.figures.style import (
     INK,
     METRICS,
     OBJECTIVE_LABELS,
-    TEMPLATE,
+    lay_out,
     level,
     points,
 )
@@ -23,7 +24,7 @@ from minipo.evaluation import Interval, Scores
 
 
 def expect_sentence(table: pd.DataFrame, objective: str, metric: str = "hr@1") -> str:
-    """What is known before a guess, in Markdown: the training loss at every K, and the metric at the smallest K alone.
+    """What is known before a guess, in Markdown: the training loss at every K, and the metric at the smallest K only.
 
     table: one objective's plain runs, with `negatives`, `train_loss` and `metric`, a key of METRICS.
     """
@@ -38,8 +39,8 @@ def expect_sentence(table: pd.DataFrame, objective: str, metric: str = "hr@1") -
 def guess_error(table: pd.DataFrame, guesses: Mapping[int, float], metric: str = "hr@1") -> float:
     """The mean absolute error of guesses in points, hundredths of the metric.
 
-    table: one objective's plain runs. guesses: K to per cent, or to the metric itself where it is no share of users.
-    Raises ValueError if there is no run at one of these K.
+    table: one objective's plain runs. guesses: K to percent, or to the metric itself if it is no share of users. Raises
+    ValueError if there is no run at one of these K.
     """
     means = table.groupby("negatives")[metric].mean()
     if missing := [k for k in guesses if k not in means]:
@@ -63,31 +64,21 @@ def settings_panel(
     levels: Mapping[float, str] | None = None,
     chosen: tuple[float, float] | None = None,
 ) -> go.Figure:
-    """One comparison by epochs of SFT (rows) and learning rate (columns); bold: the 95 % interval leaves zero out.
+    """One comparison by epochs of SFT (rows) and learning rate (columns); bold: the 95 % interval excludes zero.
 
-    cells: (epochs, learning rate) to the difference of a metric, in the same colours as `settings_map`. levels: what to
-    write beside a row's epochs. chosen: the cell to frame.
+    cells: (epochs, learning rate) to the difference of a metric, in the same colours as `settings_map`. levels: text
+    beside a row's epochs. chosen: the cell to frame.
     """
     epochs, rates = sorted({epoch for epoch, _ in cells}), sorted({rate for _, rate in cells})
-    places = [(row, column) for row in epochs for column in rates if (row, column) in cells]
     rows = {row: f"{row:g} epoch{'s' * (row != 1)}" + (f"<br>{levels[row]}" if levels else "") for row in epochs}
-    figure = go.Figure(layout={"template": TEMPLATE, "height": 112 + 62 * len(epochs), "margin": {"t": 40}})
-    figure.add_heatmap(
-        x=[f"{rate:g}" for rate in rates],
-        y=list(rows.values()),
-        z=[[100 * cells[row, rate].mean if (row, rate) in cells else None for rate in rates] for row in epochs],
-        text=[[_cell(cells[row, rate]) if (row, rate) in cells else "" for rate in rates] for row in epochs],
-        texttemplate="%{text}", textfont={"size": 13, "color": INK}, hoverinfo="text",
-        colorscale="PuOr", zmid=0, zmin=-6, zmax=6, showscale=False, xgap=3, ygap=3,
-    )  # fmt: skip
-    if chosen in places:
+    figure = go.Figure(settings_heatmap(cells, rows))
+    if chosen and chosen in cells:
         x, y = rates.index(chosen[1]), epochs.index(chosen[0])
         edges = {"x0": x - 0.49, "x1": x + 0.49, "y0": y - 0.48, "y1": y + 0.48}
         figure.add_shape(type="rect", **edges, line={"color": INK, "width": 3})
-    figure.update_layout(title=_title(name))
-    figure.update_xaxes(title_text="learning rate", type="category", showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
-    return figure
+    return lay_out(figure, 112 + 62 * len(epochs), name, "learning rate", margin_t=40)
 
 
 def settings_sentence(maps: Mapping[str, Mapping[tuple[float, float], Interval]], metric: str = "hr@1") -> str:
@@ -95,11 +86,11 @@ def settings_sentence(maps: Mapping[str, Mapping[tuple[float, float], Interval]]
 
     maps: what is compared, to (epochs, learning rate) to the difference of `metric`.
     """
-    told = []
+    counts = []
     for name, cells in maps.items():
         low, high = sum(cell.high < 0 for cell in cells.values()), sum(cell.low > 0 for cell in cells.values())
-        told.append(f"{name} is **below zero in {low}** of {len(cells)} settings and **above in {high}**")
-    return f"{METRICS[metric]}: {'; '.join(told)}."
+        counts.append(f"{name} is **below zero in {low}** of {len(cells)} settings and **above in {high}**")
+    return f"{METRICS[metric]}: {'; '.join(counts)}."
 
 
 # ------------------------------------------------------------------------------------------ users gained, users lost
@@ -127,7 +118,7 @@ def user_grid(
     """Every test user as a square, by whether the chosen item is first before, after, in both or in neither.
 
     users: their numbers. before, after: ranks of the chosen item (users,), 0 is best; labels: what ranked them. A
-    square's `customdata` is the user's number. shown: the user to ring.
+    square's `customdata` is the user's number. shown: the user to mark with a ring.
     """
     before, after, numbers = np.asarray(before), np.asarray(after), np.asarray(users)
     groups = user_groups(before, after)
@@ -136,7 +127,7 @@ def user_grid(
     for inside in groups.values():  # each begins a row
         place[inside] = down * across + np.arange(len(inside))
         down += -(-len(inside) // across)
-    figure = go.Figure(layout={"template": TEMPLATE, "height": 62 + 9 * down})
+    figure = go.Figure()
     for (label, colour), inside in zip(GROUPS.values(), groups.values(), strict=True):
         figure.add_scatter(
             x=place[inside] % across, y=place[inside] // across, mode="markers", name=f"{label}: {len(inside):,}",
@@ -151,21 +142,19 @@ def user_grid(
             x=[at % across], y=[at // across], mode="markers", showlegend=False, hoverinfo="skip",
             marker={"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 3}},
         )  # fmt: skip
-    figure.update_layout(
-        title=_title(f"{labels[0]} → {labels[1]}"), clickmode="event+select", dragmode=False,
-        legend={"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False},
-    )  # fmt: skip
     figure.update_xaxes(visible=False, range=[-0.7, across - 0.3], fixedrange=True)
     figure.update_yaxes(visible=False, range=[down - 0.3, -0.7], fixedrange=True)
-    return figure
+    figure.update_layout(legend={"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False})
+    title = f"{labels[0]} → {labels[1]}"
+    return lay_out(figure, 62 + 9 * down, title, margin_t=28, clickmode="event+select", dragmode=False)
 
 
 def user_sentence(before: Scores, after: Scores, labels: tuple[str, str], interval: Interval) -> str:
-    """Read `user_grid` aloud, in Markdown. interval: of HR@1 after minus before, for these users."""
+    """Describe `user_grid`, in Markdown. interval: of HR@1 after minus before, for these users."""
     groups = {label: len(inside) for label, inside in user_groups(before, after).items()}
     gained, lost, users = groups["gained"], groups["lost"], len(np.asarray(before))
     net = f"{gained - lost:+d}".replace("-", "−")
     return (
         f"From {labels[0]} to {labels[1]}, **{gained} users are gained** (their chosen item is now first) and **{lost} "
-        f"are lost**: net {net} of {users:,}, {points(interval.mean, interval.low, interval.high)}."
+        f"are lost**: net {net} of {users:,}, {points(*astuple(interval))}."
     )

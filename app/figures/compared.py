@@ -1,4 +1,4 @@
-"""The figure of the page Compare: every chosen line's difference to the baseline, and the sentence that reads it."""
+"""The figure of the page Compare: every chosen line's difference to the baseline, and its description."""
 
 import textwrap
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from minipo.course.figures.style import as_text, differences, in_points
 from minipo.evaluation import Interval
 
-LETTERS = 19  # of a line of a label: two such lines stand beside an interval on a phone too
-NAMED = 3  # differences that the sentence tells one by one, of a kind
+LETTERS = 19  # of a line of a label: two such lines fit beside an interval on a phone
+NAMED = 3  # differences of a kind that the sentence names one by one
 
 
 def compared(
@@ -37,26 +37,17 @@ def _label(name: str) -> str:
 
 
 def compared_sentence(intervals: Mapping[str, Interval], metric: str, baseline: str, level: str) -> str:
-    """Read `compared` aloud, in Markdown.
+    """Describe `compared`, in Markdown.
 
-    intervals: by name. level: the baseline's `metric`, as it is said. Names are put into the text as they are.
+    intervals: by name. level: the baseline's `metric`, as text. Names must be escaped already.
     """
-    above = {name: found for name, found in intervals.items() if found.low > 0}
-    below = {name: found for name, found in intervals.items() if found.high < 0}
-    other = {name: found for name, found in intervals.items() if name not in above and name not in below}
+    groups: dict[str, list[str]] = {"**higher** with": [], "**lower** with": [], "**not shown to differ** with": []}
+    for name, found in intervals.items():
+        words = list(groups)[0 if found.low > 0 else 1 if found.high < 0 else 2]
+        groups[words].append(f"{name} ({in_points(found)} points)")
     parts = [
-        f"{words} {_told(group)}"
-        for words, group in (
-            ("**higher** with", above),
-            ("**lower** with", below),
-            ("**not shown to differ** with", other),
-        )
-        if group
+        f"{words} {', '.join(said[:NAMED])}" + f" and {len(said) - NAMED} more" * (len(said) > NAMED)
+        for words, said in groups.items()
+        if said
     ]
     return f"Against {baseline} ({level}), {metric} is {'; '.join(parts)}."
-
-
-def _told(group: Mapping[str, Interval]) -> str:
-    said = [f"{name} ({in_points(found)} points)" for name, found in list(group.items())[:NAMED]]
-    more = len(group) - NAMED
-    return ", ".join(said) + (f" and {more} more" if more > 0 else "")

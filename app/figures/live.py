@@ -1,4 +1,4 @@
-"""Runs that are training now, side by side, and what they came to."""
+"""Runs that are training now, side by side, and their results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from minipo.course.figures.style import (
     AVERAGES,
@@ -14,16 +13,18 @@ from minipo.course.figures.style import (
     FAINT,
     METRICS,
     OBJECTIVE_COLOURS,
-    TEMPLATE,
+    add_line,
     as_text,
+    lay_out,
     level,
+    panels,
     short,
 )
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run has logged on its way, or so far.
+    """What a run has logged so far.
 
     settings: `objective`, `dynamic`, `negatives` and `steps`, and `dataset` and `model`, by which runs are comparable.
     metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss` and ranking metrics of METRICS; both may be empty.
@@ -45,64 +46,54 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
     """Up to four runs as they train: training loss, pair_loss and a ranking metric over the steps, in stacked panels.
 
-    A line a run, in its objective's colour (DynamicPO's where that is on) and a dash of its own. The metric's panel
-    has the level of the SFT model, at step 0, in grey; the win rate has none, for it is counted from there.
+    One line per run, in its objective's colour (DynamicPO's if that is on) and with its own dash. The metric's panel
+    has the level of the SFT model, at step 0, in grey; the win rate has none, because it is relative to SFT.
     """
     unit, percent = ("0 to 1", 1) if metric in AVERAGES else ("%", 100)
     begun = [run.evaluations[metric].iloc[0] for run in runs if not run.evaluations.empty]
     starts = sorted({float(start) for start in begun}) if metric != "reward_win_rate" else []
     grey = f" (grey: SFT, {' and '.join(level(start, metric) for start in starts)})" if starts else ""
-    figure = make_subplots(
-        rows=3,
-        cols=1,
-        shared_xaxes=True,
-        row_heights=[0.27, 0.27, 0.46],
-        vertical_spacing=0.09,
-        subplot_titles=(
-            "Training loss, nats",
-            "Yardstick pair_loss on validation users, nats",
-            f"{METRICS[metric]} on validation users, {unit}{grey}",
-        ),
+    titles = (
+        "Training loss, nats",
+        "Yardstick pair_loss on validation users, nats",
+        f"{METRICS[metric]} on validation users, {unit}{grey}",
     )
+    places = {"rows": 3, "cols": 1, "row_heights": [0.27, 0.27, 0.46], "vertical_spacing": 0.09}
+    figure = panels(titles, shared_xaxes=True, **places)
     for run, dash in zip(runs, DASHES, strict=False):
         name = as_text(run.name, 60)
         for row, (table, column, scale) in enumerate(
             ((run.metrics, "loss", 1), (run.evaluations, "pair_loss", 1), (run.evaluations, metric, percent)), start=1
         ):
-            figure.add_scatter(
-                x=[] if table.empty else table["step"], y=[] if table.empty else scale * table[column],
-                mode="lines" if row == 1 else "lines+markers", name=name, legendgroup=dash, showlegend=row == 1,
-                line={"color": run.colour, "width": 2.5, "dash": dash}, marker={"size": 6},
-                hovertemplate=f"{name}, step %{{x}}: %{{y:.4~f}}<extra></extra>", row=row, col=1,
+            x, y = ([], []) if table.empty else (table["step"], scale * table[column])
+            add_line(
+                figure, x, y, name, run.colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
+                marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1,
             )  # fmt: skip
     for start in starts:
-        line = {"color": FAINT, "width": 3}
-        figure.add_hline(y=percent * start, line=line, row=3, col=1, layer="below")
+        figure.add_hline(y=percent * start, line={"color": FAINT, "width": 3}, row=3, col=1, layer="below")
     figure.update_annotations(x=0, xanchor="left", font={"size": 15})
-    height = 350 + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
-    figure.update_layout(template=TEMPLATE, height=height, margin={"t": 40}, legend={"y": 1.08})
     steps = max((int(run.settings["steps"]) for run in runs), default=100)
     figure.update_xaxes(range=[-0.015 * steps, 1.015 * steps])
     figure.update_xaxes(title_text="step", row=3, col=1)
-    figure.update_yaxes(nticks=4)
+    figure.update_yaxes(nticks=4, showticklabels=bool(begun))  # the numbers of an empty axis would mean nothing
     figure.update_yaxes(nticks=6, row=3, col=1)
-    if not begun:  # axes with nothing on them would show numbers of no meaning
-        figure.update_yaxes(showticklabels=False)
-    return figure
+    height = 350 + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
+    return lay_out(figure, height, margin_t=40, legend_y=1.08)
 
 
 def live_sentence(runs: Sequence[Curves], metric: str = "hr@1", names: Sequence[str] | None = None) -> str:
-    """Read `live_runs` aloud, in Markdown. names: the runs' in Markdown, if theirs cannot be taken as it.
+    """Describe `live_runs`, in Markdown. names: the runs' names in Markdown, if theirs need escaping.
 
-    Of several runs it says which has the lowest training loss and pair_loss and the highest metric at its last
-    evaluation; runs on other data or with another model it tells one by one.
+    Of several runs it names the one with the lowest training loss and pair_loss and the highest metric at its last
+    evaluation; runs on different data or with different models are described one by one.
     """
     named = zip(names or [run.name for run in runs], runs, strict=True)
     begun = [(name, run) for name, run in named if not (run.metrics.empty or run.evaluations.empty)]
     if not begun:
-        return "No step is logged yet: the lines appear as soon as the first is."
+        return "No step is logged yet: the lines appear with the first one."
 
-    def alone(name: str, run: Curves) -> str:
+    def described(name: str, run: Curves) -> str:
         losses, yardstick, ranking = run.metrics["loss"], run.evaluations["pair_loss"], run.evaluations[metric]
         sft = "" if metric == "reward_win_rate" else f" {level(ranking.iloc[0], metric)} (SFT) →"
         return (
@@ -113,7 +104,7 @@ def live_sentence(runs: Sequence[Curves], metric: str = "hr@1", names: Sequence[
         )
 
     if len(begun) == 1 or len({(run.settings["dataset"], run.settings["model"]) for _, run in begun}) > 1:
-        return " ".join(alone(name, run) for name, run in begun)
+        return " ".join(described(name, run) for name, run in begun)
     loss, loss_of = min((float(run.metrics["loss"].iloc[-1]), name) for name, run in begun)
     pair, pair_of = min((float(run.evaluations["pair_loss"].iloc[-1]), name) for name, run in begun)
     best, best_of = max((float(run.evaluations[metric].iloc[-1]), name) for name, run in begun)
@@ -131,9 +122,9 @@ def live_sentence(runs: Sequence[Curves], metric: str = "hr@1", names: Sequence[
 def result_sentence(
     summary: Mapping[str, Any], neighbours: pd.DataFrame, gain: tuple[float, float, float] | None = None
 ) -> str:
-    """What a finished run came to, in Markdown, beside SFT and recorded runs: rows of a recorded table, of any K.
+    """A finished run's result, in Markdown, beside SFT and recorded runs: rows of a recorded table, of any K.
 
-    gain: HR@1 minus SFT's, mean and 95 % interval, as shares of users; without it the difference is told alone.
+    gain: HR@1 minus SFT's, mean and 95 % interval, as shares of users; without it there is no interval.
     """
     difference = 100 * (summary["hr@1"] - summary["sft_hr@1"])
     side = "above" if difference >= 0 else "below"

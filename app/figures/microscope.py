@@ -1,12 +1,11 @@
 """The boundary microscope: one user's candidates through a run, and what a loss would do to each of them.
 
-`follow` finds the user in a probe, `examine` computes every step at once, and two figures whose rows stand side by side
-show one step: where the candidates are, and how hard each negative is pushed.
+`follow` finds the user in a probe, `examine` computes every step at once, and two figures with the same rows show one
+step: where the candidates are, and how hard each negative is pushed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,12 @@ from minipo.course.figures.style import (
     OBJECTIVE_LABELS,
     QUIET,
     SATURATION_COLOUR,
+    SHADE,
     TEMPLATE,
     as_text,
     short,
 )
-from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
+from minipo.dynamic import DynamicPO, boundary
 from minipo.experiments.configuration import SELECT
 from minipo.names import lookup
 from minipo.preference import preference_loss, preference_push
@@ -50,7 +50,7 @@ ROW, ABOVE, BELOW = 18, 40, 52  # pixels: of a row, and above and below the rows
 LETTER = 0.02  # of a phone's width
 COLUMNS = {  # of a negative's push: heading, share of the width, what it means
     "name": ("", 0.29, ""),
-    "dilution": ("dilution", 0.15, "the negative's share in what stands inside the sigmoid"),
+    "dilution": ("dilution", 0.15, "the negative's share of the sigmoid's argument"),
     "saturation": ("× saturation", 0.21, "σ(−z): what the sigmoid leaves of the push"),
     "beta": ("× β", 0.13, "the strength with which the negative is pushed"),
     "slope": ("× du/ds", 0.16, "how fast the likelihood, which MPPO compares, grows with the log-prob"),
@@ -90,9 +90,9 @@ def violations(moment: Moment) -> dict[int, int]:
 
 
 def groups(logps: Float[Tensor, "batch candidates"], clusters: int = 3) -> Int[np.ndarray, "batch negatives"]:
-    """The groups of the best split of each row's negatives, 0 the highest, of which `boundary` keeps that one.
+    """The groups of the best split of each row's negatives, 0 the highest, which is the one that `boundary` keeps.
 
-    What is left below the highest group of a best split is itself split best into one group fewer.
+    The groups below the highest one are the best split of the remaining negatives into one group fewer.
     """
     ahead = logps.clone()
     ahead[:, 0] = logps.amax(1) + 1  # then no negative violates
@@ -119,11 +119,11 @@ def examine(
 ) -> pd.DataFrame:
     """What a loss would do to each of a user's candidates at every step of the run.
 
-    select: "off" for all negatives, "on" for DynamicPO's boundary, "random" or "hardest" for the controls; the draw is
-    the same whenever one looks. negatives: K, the user's first so many, or all. lengths: see `pushes`.
-    A row a step and candidate (0 = chosen): step, candidate, name; `logp` and `reference` in nats; `place` among all
-    candidates, 1 the best, a tie counting against the chosen item; `kind`, a key of `KINDS`; `group` of the k-means, 0
-    the highest, -1 where it plays no part; `used`, and `beta`, `dilution`, `saturation`, `slope` (du/ds) and their
+    select: a key of `configuration.SELECT`; a random draw is always the same for a user. negatives: K, to take the
+    user's first K, or all. lengths: see `pushes`.
+    One row per step and candidate (0 = chosen): step, candidate, name; `logp` and `reference` in nats; `place` among
+    all candidates, 1 the best (ties count against the chosen item); `kind`, a key of `KINDS`; `group` of the k-means,
+    0 the highest, -1 where it plays no part; `used`, and `beta`, `dilution`, `saturation`, `slope` (du/ds) and their
     product `push`, all 0 where unused.
     Raises ValueError as `preference_loss` and `DynamicPO` do, and for an unknown rule.
     """
@@ -134,10 +134,10 @@ def examine(
     if callable(rule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(followed.user)
-            selection = rule(policy, clusters)
-        rule = partial(_given, selection)
+            drawn = rule(policy, clusters)
+    selection = (lambda _: drawn) if callable(rule) else rule
     counts = None if lengths is None else torch.full_like(policy, lengths)
-    arguments = (objective, policy, reference, beta, None, counts, DynamicPO(margin, clusters, rule, adjust_beta))
+    arguments = (objective, policy, reference, beta, None, counts, DynamicPO(margin, clusters, selection, adjust_beta))
     output, push = preference_loss(*arguments), preference_push(*arguments)
     logps = followed.policy.numpy()
     order = np.lexsort((np.broadcast_to(np.arange(count) == 0, logps.shape), -logps), axis=1)
@@ -148,7 +148,7 @@ def examine(
     group = np.where(above.any(1, keepdims=True), -1, groups(policy, clusters))
 
     def whole(values: Any, fill: Any = 0.0) -> np.ndarray:
-        """For all candidates, what is known of the negatives that are there."""
+        """Values of the negatives in use, for all candidates."""
         values = np.asarray(values)
         table = np.full(logps.shape, fill, values.dtype)
         table[:, kept][:, 1:] = values
@@ -174,13 +174,8 @@ def examine(
     )
 
 
-def _given(selection: Selection, _: LogProbs) -> Selection:
-    """A selection that has been made already, as a rule."""
-    return selection
-
-
 def _rows(count: int) -> dict[str, Any]:
-    """The layout that both figures share, so that their rows stand side by side."""
+    """The layout that both figures share, so that their rows line up."""
     return {
         "template": TEMPLATE,
         "height": ABOVE + ROW * count + BELOW,
@@ -195,10 +190,10 @@ def _rows(count: int) -> dict[str, Any]:
 
 def candidates(table: pd.DataFrame, step: int) -> go.Figure:
     """A user's candidates (`examine`'s table) at a step on a line of log-probs, the best at the top, each with a tail
-    from where SFT had it.
+    from its log-prob under SFT.
 
-    Where no negative is ranked above the chosen item, boxes show the groups of the k-means. The axis is the same for
-    all steps, and a button plays them from the first to this one.
+    If no negative is ranked above the chosen item, boxes show the groups of the k-means. The axis is the same for all
+    steps, and a button plays them from the first to this one.
     """
     here = table[table["step"] == step]
     ends = table[["logp", "reference"]].to_numpy()
@@ -210,7 +205,7 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
     full = here["used"] | (here["kind"] == "chosen")
     still = {"type": "scatter", "hoverinfo": "skip", "cliponaxis": False, "showlegend": False}
     looks: list[dict[str, Any]] = [
-        {**still, "mode": "lines", "line": {"color": "#F3F5F8", "width": ROW}},
+        {**still, "mode": "lines", "line": {"color": SHADE, "width": ROW}},
         {**still, "mode": "lines", "line": {"color": QUIET, "width": 1, "dash": "dot"}},
         {
             "type": "scatter", "mode": "markers", "ids": ids, "showlegend": False, "cliponaxis": False,
@@ -221,9 +216,8 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
                 "line": {"color": colours, "width": 1.6},
                 "opacity": 1,
             },
-            "customdata": [
-                [as_text(name), before] for name, before in zip(here["name"], here["reference"], strict=True)
-            ],
+            "customdata": [[as_text(name), before] for name, before in
+                           zip(here["name"], here["reference"], strict=True)],
             "hovertemplate": "%{customdata[0]}<br>log-prob %{x:.2f}, under SFT %{customdata[1]:.2f}<extra></extra>",
         },
         {
@@ -253,7 +247,7 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
         for group in range(here["group"].max() + 1)
         for inside in [here[here["group"] == group]]
     ]  # fmt: skip
-    # Colours and symbols stay those of this step while it plays: one follows who is at the boundary now.
+    # Colours and symbols stay those of this step while it plays, to follow the present boundary.
     frames: list[dict[str, Any]] = [
         {"name": str(each), "data": _places(table[table["step"] == each], span), "traces": list(range(len(looks)))}
         for each in sorted(table["step"].unique())
@@ -264,12 +258,7 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
         "shapes": boxes,
         "legend": {"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False, "font": {"size": 12.5}},
         "xaxis": {"range": span, "automargin": False, "fixedrange": True, "nticks": 7},
-        "annotations": [
-            {
-                "text": "log-prob, nats; tails begin at SFT", "xref": "paper", "x": 0, "xanchor": "left",
-                "yref": "paper", "y": 0, "yanchor": "top", "yshift": -20, "font": {"size": 12.5, "color": QUIET},
-            }
-        ],
+        "annotations": [_note("log-prob, nats; tails begin at SFT", x=0, yshift=-20)],
     }  # fmt: skip
     if len(frames) > 1:
         moving = {"duration": 700, "easing": "cubic-in-out"}
@@ -285,8 +274,14 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
     return go.Figure(data=[*data, *legend], layout=layout, frames=frames if len(frames) > 1 else None)
 
 
+def _note(text: str, x: int, yshift: int) -> dict[str, Any]:
+    """A remark below the rows, at the left (x = 0) or the right end."""
+    place = {"xref": "paper", "x": x, "xanchor": "right" if x else "left", "yref": "paper", "y": 0, "yanchor": "top"}
+    return {"text": text, **place, "yshift": yshift, "font": {"size": 12, "color": QUIET}}
+
+
 def _of_names(here: pd.DataFrame) -> list[str]:
-    """The names' colours: those at the boundary stand out."""
+    """The names' colours, strongest at the boundary."""
     return [{"absent": FAINT, "rest": QUIET}.get(kind, INK) for kind in here["kind"]]
 
 
@@ -296,7 +291,7 @@ def _places(here: pd.DataFrame, span: tuple[float, float]) -> list[dict[str, Any
     low, high = span
     logp, reference, place = (here[name].to_numpy() for name in ("logp", "reference", "place"))
     right, left = np.maximum(logp, reference), np.minimum(logp, reference)
-    # A name stands behind the dot and its tail, or where there is more room before them.
+    # A name is to the right of the dot and its tail, or to the left if there is more room.
     width = LETTER * (high - low) * (2 + here["name"].str.len().clip(upper=22).to_numpy())
     behind = (high - right > width) | (high - right > left - low)
     return [
@@ -309,18 +304,16 @@ def _places(here: pd.DataFrame, span: tuple[float, float]) -> list[dict[str, Any
                 "arrayminus": np.maximum(logp - reference, 0), "color": FAINT, "thickness": 1.2, "width": 0,
             },
         },
-        {
-            "x": np.where(behind, right, left), "y": place,
-            "textposition": np.where(behind, "middle right", "middle left"),
-        },
+        {"x": np.where(behind, right, left), "y": place,
+         "textposition": np.where(behind, "middle right", "middle left")},
     ]  # fmt: skip
 
 
 def pushes(table: pd.DataFrame, step: int) -> go.Figure:
     """How hard each negative of `examine`'s table is pushed at a step, as bars in the rows of `candidates`.
 
-    The columns are push = dilution × saturation × β (× du/ds, for MPPO); each has a scale of its own, the same for all
-    steps, so that a bar that shrinks while the run goes on has shrunk.
+    The columns are push = dilution × saturation × β (× du/ds, for MPPO); each has its own scale, the same for all
+    steps, so that bars of different steps can be compared.
     """
     here = table[table["step"] == step]
     count, ids = len(here), [str(number) for number in here["candidate"]]
@@ -353,13 +346,8 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
         start = starts[number - 1]
         values = here[name].to_numpy()
         room = 2 if name == "push" else 2.7  # for the number behind the longest bar
-        axes[f"xaxis{number}"] = {
-            "domain": [start, min(1.0, start + width / widths.sum())],
-            "range": [0, room * max(table[name].max(), 1e-12)],
-            "visible": False,
-            "fixedrange": True,
-            "anchor": "y",
-        }
+        domain, reach = [start, min(1.0, start + width / widths.sum())], [0, room * max(table[name].max(), 1e-12)]
+        axes[f"xaxis{number}"] = {"domain": domain, "range": reach, "visible": False, "fixedrange": True, "anchor": "y"}
         data.append(
             {
                 "type": "bar", "orientation": "h", "x": values, "y": place, "width": 0.62, "xaxis": f"x{number}",
@@ -381,14 +369,11 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
                 "font": {"size": size, "color": INK if name == "push" else QUIET},
             }
         )  # fmt: skip
-    note = {
-        "text": "each column has its own scale, the same for all steps", "xref": "paper", "x": 1, "xanchor": "right",
-        "yref": "paper", "y": 0, "yanchor": "top", "yshift": -6, "font": {"size": 12, "color": QUIET},
-    }  # fmt: skip
+    note = _note("each column has its own scale, the same for all steps", x=1, yshift=-6)
     at = here["place"].iloc[0]
     band = {
         "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": at - 0.5, "y1": at + 0.5, "layer": "below",
-        "fillcolor": "#F3F5F8", "line": {"width": 0},
+        "fillcolor": SHADE, "line": {"width": 0},
     }  # fmt: skip
     return go.Figure(
         data=data,
@@ -404,17 +389,12 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
 
 
 def sentence(
-    table: pd.DataFrame,
-    step: int,
-    user: int,
-    objective: str,
-    plain: pd.DataFrame,
-    said: Callable[[str], str] = str,
+    table: pd.DataFrame, step: int, user: int, objective: str, plain: pd.DataFrame, said: Callable[[str], str] = str
 ) -> str:
-    """Read `examine`'s table at a step aloud, in Markdown.
+    """Describe `examine`'s table at a step, in Markdown.
 
-    plain: the same user under the plain objective, to be compared with; the table itself if it is plain. said: how a
-    name is written in Markdown.
+    plain: the same user under the plain objective, to compare with; the table itself if it is plain. said: how a name
+    is written in Markdown.
     """
     here = table[table["step"] == step]
     chosen = here.iloc[0]
@@ -422,31 +402,31 @@ def sentence(
     at_boundary = negatives["kind"].isin(["above", "top"])
     count, number = int(at_boundary.sum()), len(negatives)
     several = count != 1
-    told = (
+    text = (
         f"User {user} after step {step}: *{said(chosen['name'])}*, the chosen item, is in **place {chosen['place']}** "
         f"of {len(here)}. "
     )
     if (negatives["kind"] == "above").any():
-        told += f"**{count}** of {number} negatives {'are' if several else 'is'} at the boundary, ranked above it"
+        text += f"**{count}** of {number} negatives {'are' if several else 'is'} at the boundary, ranked above it"
     else:
-        told += f"No negative is ranked above it, so the boundary is the top group, **{count}** of {number} negatives"
+        text += f"No negative is ranked above it, so the boundary is the top group, **{count}** of {number} negatives"
     total = negatives["push"].sum()
     if not total > 0:
-        return f"{told}. There is no push left."
+        return f"{text}. There is no push left."
     share = negatives.loc[at_boundary, "push"].sum() / total
-    told += f"; {'they get' if several else 'it gets'} **{100 * share:.0f} %** of the push. "
+    text += f"; {'they get' if several else 'it gets'} **{100 * share:.0f} %** of the push. "
     biggest = negatives.iloc[int(negatives["push"].argmax())]
     pushed = negatives.loc[negatives["used"], "push"]
     if len(pushed) > 1 and np.allclose(pushed, pushed.iloc[0], rtol=1e-6):
-        told += f"Each of {len(pushed)} is pushed with **{short(biggest['push'])}**"
+        text += f"Each of {len(pushed)} is pushed with **{short(biggest['push'])}**"
     else:
-        told += f"The biggest push, **{short(biggest['push'])}**, is on *{said(biggest['name'])}*"
+        text += f"The biggest push, **{short(biggest['push'])}**, is on *{said(biggest['name'])}*"
     before = table.loc[table["step"] == table["step"].min(), "push"].max()
     same = plain[(plain["step"] == step) & (plain["candidate"] == biggest["candidate"])]["push"].item()
     if plain is not table:
-        return f"{told}; plain {OBJECTIVE_LABELS[objective]} would push it with {short(same)}."
+        return f"{text}; plain {OBJECTIVE_LABELS[objective]} would push it with {short(same)}."
     if step == table["step"].min():
-        return f"{told}."
+        return f"{text}."
     change = before / biggest["push"]
     times = f"{short(change)} times less" if change >= 1 else f"{short(1 / change)} times more"
-    return f"{told}, {times} than the biggest at step {table['step'].min()}."
+    return f"{text}, {times} than the biggest at step {table['step'].min()}."

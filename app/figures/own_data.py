@@ -6,26 +6,24 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from minipo.course.figures.style import FAINT, INK, QUIET, TEMPLATE
+from minipo.course.figures.style import FAINT, INK, QUIET, error_bars, lay_out, level, percent
 from minipo.evaluation import ranking_metrics, ranks
 from minipo.experiments.datasets import baselines
 from minipo.experiments.datasets.splits import Splits, with_report
 
 POINTS = 150  # of the curve of popularity
 BINS = 30
-SHOWN = 5  # items and lines that stand for the others
+SHOWN = 5  # items and lines, as examples
 LEVELS = {"chance": "chance", "popularity": "popularity", "markov": "Markov chain"}
-TITLE = {"x": 0, "xanchor": "left", "font": {"size": 15}}
 
 
 def overview(splits: Splits) -> dict[str, Any]:
-    """The data report and what the figures below show, as plain numbers and text that JSON can hold.
+    """The data report and the content of the figures below, as plain numbers and text for JSON.
 
     Besides `splits.report`: fingerprint; negatives, the fewest and the most of a training line; items_of_users, pairs
-    of a number of items and how many users took so many; users_of_items, at most POINTS pairs of an item's rank by
-    popularity, from 1, and how many users took it; head, the share of all interactions that the most popular tenth of
-    the items has; top, the most popular items and how many users took each; hr@1, see `levels`; lines, the first few of
-    the test.
+    of a number of items and the number of users with that many; users_of_items, at most POINTS pairs of an item's rank
+    by popularity, from 1, and how many users took it; head, the most popular tenth's share of all interactions; top,
+    the most popular items and how many users took each; hr@1, see `levels`; lines, the first test lines.
     """
     lines = (*splits.train, *splits.validation, *splits.test)
     taken = {(line.user, item) for line in lines for item in (*line.history, line.chosen)}
@@ -52,9 +50,9 @@ def overview(splits: Splits) -> dict[str, Any]:
 
 
 def levels(splits: Splits) -> dict[str, tuple[float, float, float]]:
-    """HR@1 on test users that needs no model: chance, popularity, a first-order Markov chain.
+    """HR@1 on test users without a model: chance, popularity, a first-order Markov chain.
 
-    Each with a 95 % interval over users, but for chance, which is exact; the last two know the training lines alone.
+    Each with a 95 % interval over users, except chance, which is exact; the last two use only the training lines.
     """
     chance = float(np.mean([1 / len(line.candidates) for line in splits.test]))
     found = {"chance": (chance, chance, chance)}
@@ -74,14 +72,14 @@ def _share(splits: Splits, scores: baselines.Scores) -> tuple[float, float, floa
 
 
 def sentence(content: dict[str, Any]) -> str:
-    """Read `overview` aloud, in Markdown."""
-    rows, (best, level) = content["rows"], _best(content)
+    """Describe `overview`, in Markdown."""
+    rows, (best, found) = content["rows"], _best(content)
     fewest, most = content["negatives"]
     negatives = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
         f"**{content['users']:,} users took {content['items']:,} items {content['interactions']:,} times**, which "
         f"makes {rows['train']:,} lines to train on, each with {negatives} negatives. A model has to beat {best}: "
-        f"without one, it ranks the chosen item first for **{_percent(level[0])}** of the test users."
+        f"without one, it ranks the chosen item first for **{level(found[0])}** of the test users."
     )
 
 
@@ -90,10 +88,6 @@ def _best(content: dict[str, Any]) -> tuple[str, tuple[float, float, float]]:
     name = max(content["hr@1"], key=lambda name: content["hr@1"][name][0])
     words = {"chance": "chance", "popularity": "popularity", "markov": "a Markov chain"}
     return words[name], content["hr@1"][name]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def items_of_users(content: dict[str, Any]) -> go.Figure:
@@ -112,14 +106,12 @@ def items_of_users(content: dict[str, Any]) -> go.Figure:
     )  # fmt: skip
     # The user in the middle, of all.
     middle = items[np.searchsorted(users.cumsum(), users.sum() / 2)]
-    figure.update_layout(
-        template=TEMPLATE, height=270, title={"text": f"Half the users took {middle:,} items or fewer", **TITLE}
-    )
-    figure.update_xaxes(title_text="items that a user took", showgrid=False, tickformat=",d", nticks=8)
+    figure.update_xaxes(showgrid=False, tickformat=",d", nticks=8)
     if len(starts) < 8:
         figure.update_xaxes(tickvals=(starts + ends) / 2, ticktext=names)
-    figure.update_yaxes(title_text="users", rangemode="tozero", nticks=5)
-    return figure
+    figure.update_yaxes(rangemode="tozero", nticks=5)
+    title = f"Half the users took {middle:,} items or fewer"
+    return lay_out(figure, 270, title, "items that a user took", "users", margin_t=28)
 
 
 def users_of_items(content: dict[str, Any]) -> go.Figure:
@@ -130,40 +122,30 @@ def users_of_items(content: dict[str, Any]) -> go.Figure:
         x=ranks_, y=users, mode="lines", line={"color": INK, "width": 2.5, "shape": "hv"}, fill="tozeroy",
         fillcolor="rgba(91,102,117,.18)", hovertemplate="item %{x:,}: %{y:,} users<extra></extra>",
     )  # fmt: skip
-    title = f"A tenth of the items has {100 * content['head']:.0f} % of all"
-    figure.update_layout(template=TEMPLATE, height=270, title={"text": title, **TITLE}, showlegend=False)
-    figure.update_xaxes(title_text="items, the most popular first", showgrid=False, nticks=6, range=[1, ranks_[-1]])
-    figure.update_yaxes(title_text="users who took it", rangemode="tozero", nticks=5)
-    return figure
+    figure.update_xaxes(showgrid=False, nticks=6, range=[1, ranks_[-1]])
+    figure.update_yaxes(rangemode="tozero", nticks=5)
+    title = f"A tenth of the items has {percent(content['head'])} of all"
+    return lay_out(figure, 270, title, "items, the most popular first", "users who took it", margin_t=28)
 
 
 def levels_figure(content: dict[str, Any]) -> go.Figure:
     """HR@1 on test users of rankings that need no model, with their intervals."""
-    found = {LEVELS[name]: level for name, level in content["hr@1"].items()}
-    shares = [100 * level[0] for level in found.values()]
+    found = {LEVELS[name]: shares for name, shares in content["hr@1"].items()}
+    mean, low, high = 100 * np.array(list(found.values())).T
     figure = go.Figure()
     figure.add_bar(
-        x=shares, y=list(found), orientation="h", marker_color=FAINT, width=0.55,
-        error_x={
-            "type": "data", "color": QUIET, "thickness": 2, "width": 5,
-            "array": [100 * (level[2] - level[0]) for level in found.values()],
-            "arrayminus": [100 * (level[0] - level[1]) for level in found.values()],
-        },
-        hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
+        x=mean, y=list(found), orientation="h", marker_color=FAINT, width=0.55,
+        error_x=error_bars(mean, low, high, QUIET), hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
     )  # fmt: skip
-    for name, level in found.items():
-        figure.add_annotation(
-            x=100 * level[2], y=name, text=f"<b>{_percent(level[0])}</b>", xanchor="left", xshift=8, font={"color": INK}
-        )
-    best, _ = _best(content)
-    figure.update_layout(template=TEMPLATE, height=270, title={"text": f"Without a model: {best} is best", **TITLE})
-    figure.update_layout(margin={"r": 12})
-    longest = max(100 * level[2] for level in found.values())
-    figure.update_xaxes(title_text="HR@1, % of test users", range=[0, min(130, 1.35 * longest)], nticks=5)
+    for name, (share, _, end) in found.items():
+        label = {"text": f"<b>{level(share)}</b>", "font": {"color": INK}, "xanchor": "left", "xshift": 8}
+        figure.add_annotation(x=100 * end, y=name, **label)
+    figure.update_xaxes(range=[0, min(130, 1.35 * high.max())], nticks=5)
     figure.update_yaxes(showgrid=False, autorange="reversed")
-    return figure
+    title = f"Without a model: {_best(content)[0]} is best"
+    return lay_out(figure, 270, title, "HR@1, % of test users", margin={"t": 28, "r": 12})
 
 
 def example_lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """The first test lines: the history, oldest first, and what was chosen next."""
+    """The first test lines: the history, oldest first, and the item chosen next."""
     return [(" → ".join(line["history"]), line["chosen"]) for line in content["lines"]]

@@ -1,4 +1,4 @@
-"""Where recorded numbers come from: the runs behind each grid, and the headline differences on users of two kinds."""
+"""Where recorded numbers come from: the runs behind each grid, and the headline differences on two kinds of users."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,20 @@ from minipo.course.figures.style import (
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    TEMPLATE,
+    add_interval,
+    add_point_band,
     as_text,
-    in_points,
+    lay_out,
 )
 from minipo.evaluation import Interval
 
 MORE_SFT = "more SFT"
+BESIDE = {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 13}}  # of an annotation
 INTERVAL = re.compile(r"([+−]\d+\.\d) \[([+−]\d+\.\d), ([+−]\d+\.\d)\]")
 
 
 def held(table: pd.DataFrame) -> str:
-    """What a recorded grid's table holds, in words: objectives, K, DynamicPO, and what else varies."""
+    """A recorded grid's content in words: objectives, K, DynamicPO, and what else varies."""
     runs = table[table["objective"] != "sft"]
     parts = [", ".join(label for name, label in OBJECTIVE_LABELS.items() if name in set(runs["objective"]))]
     counts = sorted(runs["negatives"].unique())
@@ -44,9 +46,9 @@ def held(table: pd.DataFrame) -> str:
 
 
 def runs_by_grid(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """How many runs stand behind each recorded grid, a bar each, coloured by objective.
+    """How many runs each recorded grid has, one bar each, coloured by objective.
 
-    tables: by the grid's name, a row a run with the columns dataset, model and objective. Names are text.
+    tables: by the grid's name, one row per run with the columns dataset, model and objective. Names are text.
     """
     names = list(tables)
     figure = go.Figure()
@@ -62,23 +64,18 @@ def runs_by_grid(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     for place, (name, table) in enumerate(tables.items()):
         worlds = zip(table["dataset"], table["model"], strict=True)
         world = ", ".join(f"{dataset} × {model}" for dataset, model in dict.fromkeys(worlds))
-        figure.add_annotation(
-            text=f"<b>{as_text(name)}</b>  {as_text(world)}", x=0, xref="paper", xanchor="left",
-            y=place - 0.44, font={"size": 13},
-        )  # fmt: skip
+        text = f"<b>{as_text(name)}</b>  {as_text(world)}"
+        figure.add_annotation(text=text, y=place - 0.44, **BESIDE)
         figure.add_annotation(text=f"<b>{len(table)}</b>", x=len(table), y=place, xanchor="left", xshift=6)
     most = max((len(table) for table in tables.values()), default=1)
-    figure.update_layout(
-        template=TEMPLATE, barmode="stack", height=64 + 42 * len(names), margin={"t": 30, "l": 4},
-        legend={"y": 1.0, "traceorder": "normal"},
-    )  # fmt: skip
     figure.update_xaxes(range=[0, 1.12 * most], showgrid=False, visible=False)
     figure.update_yaxes(range=[len(names) - 0.6, -0.75], visible=False)
-    return figure
+    look = {"barmode": "stack", "legend_traceorder": "normal"}
+    return lay_out(figure, 64 + 42 * len(names), margin={"t": 30, "l": 4}, **look)
 
 
 def runs_sentence(tables: Mapping[str, pd.DataFrame], absent: int = 0) -> str:
-    """Read `runs_by_grid` aloud, in Markdown; absent: how many grids cannot be read."""
+    """Describe `runs_by_grid`, in Markdown; absent: how many grids cannot be read."""
     runs = {name: len(table) for name, table in tables.items()}
     if not runs:
         return "No recorded grid can be read here, so no page has recorded numbers to show."
@@ -86,7 +83,7 @@ def runs_sentence(tables: Mapping[str, pd.DataFrame], absent: int = 0) -> str:
                   if any((table["objective"] == name).any() for table in tables.values())]  # fmt: skip
     total, most = sum(runs.values()), max(runs, key=lambda name: runs[name])
     text = (
-        f"**{total:,} recorded runs** in {len(runs)} grid{'s' * (len(runs) > 1)} stand behind the pages, of "
+        f"**{total:,} recorded runs** in {len(runs)} grid{'s' * (len(runs) > 1)} are behind the pages, of "
         f"{', '.join(objectives)}; the largest, *{most}*, has {runs[most]:,}."
     )
     return text + (f" {absent} more {'is' if absent == 1 else 'are'} missing or damaged." if absent else "")
@@ -123,52 +120,37 @@ def on_unseen(pairs: Pairs, users: tuple[int, int]) -> go.Figure:
     users: how many there are of the two kinds. A grey band is one point to either side of zero.
     """
     figure = go.Figure()
-    figure.add_vrect(x0=-1, x1=1, fillcolor="#F3F5F8", line_width=0, layer="below")
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
-    lows, highs = [-1.0], [1.0]
+    add_point_band(figure)
+    shown = [pair[2] for pair in pairs] + [pair[3] for pair in pairs]
     for kind, (name, colour, symbol, down) in enumerate((
         (f"{users[0]:,} test users", QUIET, "circle-open", -0.02), (f"{users[1]:,} unseen users", INK, "diamond", 0.26),
     )):  # fmt: skip
-        found = [(on_test, unseen)[kind] for _, _, on_test, unseen in pairs]
-        lows += [100 * each.low for each in found]
-        highs += [100 * each.high for each in found]
-        places = [place + down for place in range(len(pairs))]
-        figure.add_scatter(
-            x=[100 * each.mean for each in found], y=places, mode="markers", name=name,
-            marker={"size": 10, "color": colour, "symbol": symbol},
-            error_x={"array": [100 * (each.high - each.mean) for each in found],
-                     "arrayminus": [100 * (each.mean - each.low) for each in found],
-                     "color": colour, "thickness": 2, "width": 4},
-            customdata=[in_points(each) for each in found],
-            hovertemplate=f"{name}: %{{customdata}}<extra></extra>",
-        )  # fmt: skip
-        for each, place in zip(found, places, strict=True):
-            figure.add_annotation(
-                text=in_points(each), x=1.01, xref="paper", xanchor="left", y=place, font={"size": 13, "color": colour}
-            )
+        marker = {"size": 10, "symbol": symbol}
+        for place, (_, _, *found) in enumerate(pairs):
+            named: dict[str, Any] = {"name": name, "legendgroup": name, "showlegend": not place, "marker": marker}
+            add_interval(figure, found[kind], place + down, colour, name, colour, **named)
     for place, (left, right, *_) in enumerate(pairs):
-        figure.add_annotation(
-            text=f"<b>{as_text(left)}</b> minus {as_text(right)}", x=0, xref="paper", xanchor="left", y=place - 0.34,
-            font={"size": 13},
-        )  # fmt: skip
+        text = f"<b>{as_text(left)}</b> minus {as_text(right)}"
+        figure.add_annotation(text=text, y=place - 0.34, **BESIDE)
         if place:
             figure.add_shape(type="line", x0=0, x1=1, xref="paper", y0=place - 0.55, y1=place - 0.55,
                              line={"color": FAINT, "width": 0.5}, layer="below")  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=84 + 48 * len(pairs), margin={"t": 30, "r": 128, "l": 4})
-    figure.update_xaxes(title_text="difference of HR@1, points", range=[1.1 * min(lows), 1.1 * max(highs)])
+    lows, highs = [100 * each.low for each in shown], [100 * each.high for each in shown]
+    figure.update_xaxes(range=[1.1 * min([-1.0, *lows]), 1.1 * max([1.0, *highs])])
     figure.update_yaxes(range=[len(pairs) - 0.5, -0.6], visible=False)
-    return figure
+    margin = {"t": 30, "r": 128, "l": 4}
+    return lay_out(figure, 84 + 48 * len(pairs), x="difference of HR@1, points", margin=margin)
 
 
 def unseen_sentence(pairs: Pairs) -> str:
-    """Read `on_unseen` aloud, in Markdown."""
+    """Describe `on_unseen`, in Markdown."""
 
     def side(found: Interval) -> int:
         return int(found.low > 0) - int(found.high < 0)
 
     shown = [pair for pair in pairs if side(pair[2])]
     again = [pair for pair in shown if side(pair[3]) == side(pair[2])]
-    text = f"Of {len(pairs)} headline differences, {len(shown)} leave out zero on test users"
+    text = f"Of {len(pairs)} headline differences, {len(shown)} exclude zero on test users"
     text += f" and **{len(again)} of these** do so again, on the same side, on users that played no part in any choice."
     smaller = sum(abs(pair[3].mean) < abs(pair[2].mean) for pair in again)
     return text + (f" {'All' if smaller == len(again) else smaller} of them are smaller there." if again else "")

@@ -1,4 +1,4 @@
-"""The page Suppression: pushes by group over training and against K, and the sentences that read them aloud."""
+"""The page Suppression: pushes by group over training and against K, and the sentences that describe them."""
 
 from collections.abc import Mapping
 
@@ -10,31 +10,35 @@ from minipo.course.diagnostics import by_group
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
     INK,
+    NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
-    TEMPLATE,
+    add_band,
+    add_line,
+    lay_out,
+    percent,
     short,
 )
-from minipo.course.figures.suppression import GROUPS, _percent, _title
+from minipo.course.figures.suppression import GROUPS
 from minipo.experiments.records import Recorded
 from minipo.objectives import log_ratio
 from minipo.preference import OBJECTIVES
 
 TRAINING, VALIDATION = "training users", "validation users"
-# Dash and marker of a group where the colour tells the objective.
+# Dash and marker of a group where the colour shows the objective.
 DASHES = {"boundary": ("solid", "diamond"), "discriminative": ("dot", "circle"), "": ("solid", "circle")}
 RUN = ["objective", "negatives", "dynamic", "seed"]
 NO_EASY = "At K = 1 the only negative counts as boundary"
 
 
 def logged_pushes(grid: Recorded) -> pd.DataFrame:
-    """What a grid's runs logged of their pushes, each time on the training batch of that step: a row a run and step.
+    """The pushes that a grid's runs logged, each time on the training batch of that step: one row per run and step.
 
     Columns: `objective, negatives, dynamic, seed, step`; `push_boundary` and `push_discriminative`, means over the
-    group's negatives, nan where it has none; `boundary_share`, the boundary's part of the negatives, and `push_share`,
-    its part of all push; `saturation`, σ(−z) averaged over negatives, nan where the log does not tell it; `users`.
-    A plain loss of log-ratios pushes a user's negatives by β σ(−z) in all, so its pushes tell σ(−z) (for DPO the mean
-    of σ(−d_k)); DynamicPO's and MPPO's do not. Raises ValueError if the grid holds no pushes.
+    group's negatives, nan if it has none; `boundary_share`, the boundary's part of the negatives, and `push_share`, its
+    part of all push; `saturation`, σ(−z) averaged over negatives, nan where the log does not determine it; `users`.
+    A plain loss of log-ratios pushes a user's negatives by β σ(−z) in all, so its pushes determine σ(−z) (for DPO the
+    mean of σ(−d_k)); DynamicPO's and MPPO's do not. Raises ValueError if the grid holds no pushes.
     """
     needed = ["push_boundary", "push_discriminative", "boundary_share"]
     if not {*needed} <= {*grid.curves}:
@@ -44,17 +48,17 @@ def logged_pushes(grid: Recorded) -> pd.DataFrame:
     table = table[table["objective"].isin(OBJECTIVE_LABELS)].reset_index(drop=True)
     share = table["boundary_share"]
     boundary, easy = share * table["push_boundary"].fillna(0), (1 - share) * table["push_discriminative"].fillna(0)
-    telling = {name for name, each in OBJECTIVES.items() if each.utility is log_ratio and not each.selects}
-    told = (table["dynamic"] == "off") & table["objective"].isin(telling)
+    known = {name for name, each in OBJECTIVES.items() if each.utility is log_ratio and not each.selects}
+    plain = (table["dynamic"] == "off") & table["objective"].isin(known)
     return table.assign(
         push_share=boundary / (boundary + easy),
-        saturation=(table["negatives"] * (boundary + easy) / table["beta"]).where(told),
+        saturation=(table["negatives"] * (boundary + easy) / table["beta"]).where(plain),
         users=TRAINING,
     )
 
 
 def probed_pushes(pushed: pd.DataFrame, census: str = "boundary") -> pd.DataFrame:
-    """The table of `pushes` in the columns of `logged_pushes`, a row a step, but for those that name the run.
+    """The table of `pushes` in the columns of `logged_pushes`, one row per step, without those that name the run.
 
     census: as in `by_group`. More columns: `dilution_boundary`, `dilution_discriminative`, and `alike`, whether every
     negative is pushed alike at that step. Saturation is averaged over the negatives in use.
@@ -93,10 +97,10 @@ def push_lines(
 ) -> go.Figure:
     """Columns of `logged_pushes`' or `probed_pushes`' table against `over`, "step" or "negatives": means over seeds.
 
-    columns: to the group that each is about, or "". Of one objective, groups are drawn as everywhere; of several, the
-    colour tells the objective and the dash the group. Open marks are validation users'. spread: bands from the lowest
-    to the highest seed. beside: a name and a table with some of the same columns, drawn dotted. What is not above zero
-    has no place on a logarithmic axis, and is left out.
+    columns: column to its group, or "". With one objective, groups are drawn as everywhere; with several, the colour
+    shows the objective and the dash the group. Open markers are validation users'. spread: bands from the lowest to the
+    highest seed. beside: a name and a table with some of the same columns, drawn dotted. Values that are not above zero
+    are left out of a logarithmic axis.
     """
     figure = go.Figure()
     several = table["objective"].nunique() > 1
@@ -114,46 +118,31 @@ def push_lines(
             if values.empty:
                 continue
             if spread and (values["max"] > values["min"]).any():
-                figure.add_scatter(
-                    x=[*values.index, *values.index[::-1]], y=[*values["max"], *values["min"][::-1]], fill="toself",
-                    fillcolor=colour, opacity=0.16, line_width=0, mode="lines", hoverinfo="skip", showlegend=False,
-                )  # fmt: skip
+                add_band(figure, values, colour)
             name = ", ".join(filter(None, (label, group_label)))
-            # Of a few K only, nothing is known between two of them.
+            seeds = " (seeds %{customdata[0]:.3~g} to %{customdata[1]:.3~g})" * (users == TRAINING)
+            # For a few K only, nothing is known between two of them.
             mode = "markers" if users == VALIDATION and over == "negatives" else "lines+markers"
-            figure.add_scatter(
-                x=values.index, y=values["mean"], name=label if several else group_label or label,
-                showlegend=not several or group != "discriminative", mode=mode,
-                line={"color": colour, "width": 2.5, "dash": dash},
+            add_line(
+                figure, values.index, values["mean"], label if several else group_label or label, colour, dash,
+                f"{name}, {users}: %{{y:.3~g}}{seeds}", mode=mode, customdata=values[["min", "max"]],
                 marker={"symbol": symbol + "-open" * (users == VALIDATION), "size": 8 if len(values) < 12 else 4},
-                customdata=values[["min", "max"]],
-                hovertemplate=f"{name}, {users}: %{{y:.3~g}}"
-                + " (seeds %{customdata[0]:.3~g} to %{customdata[1]:.3~g})" * (users == TRAINING) + "<extra></extra>",
+                showlegend=not several or group != "discriminative",
             )  # fmt: skip
             if beside is not None and column in beside[1]:
-                figure.add_scatter(
-                    x=beside[1][over], y=beside[1][column], mode="lines", name=beside[0],
-                    showlegend=column == next(iter(columns)),
-                    line={"color": colour, "width": 1.5, "dash": "dot"},
-                    hovertemplate=f"{name}, {beside[0]}: %{{y:.3~g}}<extra></extra>",
+                add_line(
+                    figure, beside[1][over], beside[1][column], beside[0], colour, "dot",
+                    f"{name}, {beside[0]}: %{{y:.3~g}}", width=1.5, showlegend=column == next(iter(columns)),
                 )  # fmt: skip
     if several and len(columns) > 1:  # what the dashes mean
         for group in GROUPS:
             dash, symbol = DASHES[group]
-            figure.add_scatter(
-                x=[None], y=[None], mode="lines+markers", name=GROUPS[group][0], marker={"symbol": symbol, "size": 8},
-                line={"color": INK, "width": 2.5, "dash": dash},
-            )  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=376, title=_title(title), margin={"t": 70})
-    figure.update_layout(showlegend=several or len(columns) > 1 or beside is not None)
-    if over == "step":
-        figure.update_xaxes(title_text="step")
-    else:
-        ticks = sorted(table[over].unique())
-        figure.update_xaxes(title_text="K, negatives per training example", tickvals=ticks)
-    figure.update_yaxes(title_text=axis, tickformat="~g")
+            add_line(figure, [None], [None], GROUPS[group][0], INK, dash, marker={"symbol": symbol, "size": 8})
+    if over != "step":
+        figure.update_xaxes(tickvals=sorted(table[over].unique()))
+    figure.update_yaxes(tickformat="~g")
     if logarithmic:
-        # Bands have no name, and may be cut.
+        # Bands have no name, and may be clipped.
         drawn = np.concatenate([trace.y for trace in figure.data if trace.name], dtype=float, casting="unsafe")
         low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
         figure.update_yaxes(
@@ -161,11 +150,12 @@ def push_lines(
         )
     else:
         figure.update_yaxes(rangemode="tozero", nticks=6)
-    return figure
+    legend = several or len(columns) > 1 or beside is not None
+    return lay_out(figure, 376, title, "step" if over == "step" else NEGATIVES, axis, margin_t=70, showlegend=legend)
 
 
 def share_lines(table: pd.DataFrame, over: str, title: str, *, spread: bool = True) -> go.Figure:
-    """The boundary's part of all push against `over`, in %; of one objective, dotted, its part of the negatives too."""
+    """The boundary's part of all push against `over`, in %; for one objective also, dotted, of the negatives."""
     table = table.assign(push_share=100 * table["push_share"])
     counted = 100 * table.groupby(over)["boundary_share"].mean().rename("push_share")
     beside = ("part of the negatives", counted.reset_index()) if table["objective"].nunique() == 1 else None
@@ -174,7 +164,7 @@ def share_lines(table: pd.DataFrame, over: str, title: str, *, spread: bool = Tr
 
 
 def training_sentence(table: pd.DataFrame, plain: pd.DataFrame | None = None) -> str:
-    """Read pushes over training aloud, in Markdown: runs of one K, of one objective or of several.
+    """Describe pushes over training, in Markdown: runs of one K, of one or several objectives.
 
     plain: the same runs without DynamicPO, if `table`'s are with it.
     """
@@ -187,8 +177,8 @@ def training_sentence(table: pd.DataFrame, plain: pd.DataFrame | None = None) ->
         counted = f"At K = {negatives} the boundary is {_range(last, 'boundary_share')} of the negatives at the end"
         if (shares > 1 - 1e-9).all():
             return f"{counted}, and all push is on it: nothing pushes the easy ones."
-        told = ", ".join(f"{OBJECTIVE_LABELS[name]} **{_percent(shares[name])}**" for name in objectives)
-        return f"{counted}; of all push, it gets: {told}."
+        parts = ", ".join(f"{OBJECTIVE_LABELS[name]} **{percent(shares[name])}**" for name in objectives)
+        return f"{counted}; of all push, it gets: {parts}."
     begin = table[table["step"] == table["step"].min()].mean(numeric_only=True)
     end = last.mean(numeric_only=True)
     label = OBJECTIVE_LABELS[objectives[0]] + " with DynamicPO" * (table["dynamic"].iloc[0] == "on")
@@ -202,19 +192,19 @@ def training_sentence(table: pd.DataFrame, plain: pd.DataFrame | None = None) ->
     text += ". "
     if end["push_discriminative"] > 0:
         text += (
-            f"At the end the boundary is {_percent(end['boundary_share'])} of the negatives and gets "
-            f"**{_percent(end['push_share'])}** of all push."
+            f"At the end the boundary is {percent(end['boundary_share'])} of the negatives and gets "
+            f"**{percent(end['push_share'])}** of all push."
         )
     else:
         text += f"{NO_EASY}." if negatives == 1 else "The easy ones are left out."
     if plain is not None and not plain.empty:
         ratio = end["push_boundary"] / at_end(plain)["push_boundary"].mean()
-        text += f" The push on a boundary negative is **{_times(ratio)}** the plain run's."
+        text += f" The push on a boundary negative is **{short(ratio)} times** the plain run's."
     return text
 
 
 def negatives_sentence(table: pd.DataFrame, before: pd.DataFrame | None = None) -> str:
-    """Read pushes at the end of training against K aloud, in Markdown. before: `push_boundary` before training, by
+    """Describe pushes at the end of training against K, in Markdown. before: `push_boundary` before training, by
     `negatives`, of the one objective."""
     last = at_end(table)
     groups = last.groupby(["objective", "negatives"], sort=False).mean(numeric_only=True)
@@ -223,16 +213,14 @@ def negatives_sentence(table: pd.DataFrame, before: pd.DataFrame | None = None) 
     ends = both if len(both) > 1 else sorted(last["negatives"].unique())
     first, final = int(ends[0]), int(ends[-1])
     if first == final:
-        return f"Recorded at K = {first} alone."
+        return f"Recorded only at K = {first}."
     if len(objectives) > 1:
-        told = []
-        for name in objectives:
-            one, other = (groups.loc[(name, k), "push_boundary"] for k in (first, final))
-            told.append(f"{OBJECTIVE_LABELS[name]} {_change(one, other)}")
-        return (
-            f"From K = {first} to {final}, the push on a boundary negative at the end of training, by objective: "
-            + (f"{', '.join(told)}.")
+        changes = (
+            f"{OBJECTIVE_LABELS[name]} {_change(*(groups.loc[(name, k), 'push_boundary'] for k in (first, final)))}"
+            for name in objectives
         )
+        when = f"From K = {first} to {final}, the push on a boundary negative at the end of training, by objective"
+        return f"{when}: {', '.join(changes)}."
     name = objectives[0]
     start, end = groups.loc[(name, first)], groups.loc[(name, final)]
     label = OBJECTIVE_LABELS[name] + " with DynamicPO" * (last["dynamic"].iloc[0] == "on")
@@ -244,34 +232,33 @@ def negatives_sentence(table: pd.DataFrame, before: pd.DataFrame | None = None) 
     text += "."
     if start["push_discriminative"] > 0 and end["push_discriminative"] > 0:
         text += f" On an easy one it {_change(start['push_discriminative'], end['push_discriminative'])} at the end;"
-        text += f" the boundary's part of all push goes from {_percent(start['push_share'])} to "
-        text += f"{_percent(end['push_share'])}."
+        text += f" the boundary's part of all push goes from {percent(start['push_share'])} to "
+        text += f"{percent(end['push_share'])}."
     if np.isfinite(start["saturation"]) and np.isfinite(end["saturation"]):
         text += f" σ(−z) goes from {short(start['saturation'])} to {short(end['saturation'])}."
     return text
 
 
 def reading_sentence(begin: pd.DataFrame, logged: pd.DataFrame, probed: pd.DataFrame | None = None) -> str:
-    """What a careful reader objects to, in Markdown, as far as it is seen in the numbers of one objective and K.
+    """A careful reader's objections, in Markdown, as far as the numbers of one objective and K show them.
 
     begin: `probed_pushes` before training. logged: its runs' `logged_pushes`. probed: one run's `probed_pushes`.
     """
     row = begin.iloc[0]
     if row["alike"]:
-        text = f"Before training every push is the same, {short(row['push_boundary'])}: suppression is something that "
-        text += "training does."
+        text = f"Before training every push is the same, {short(row['push_boundary'])}: training causes suppression."
     else:
         text = f"Before training, validation users' boundary negatives are pushed by {short(row['push_boundary'])}"
         text += " on average"
         if row["push_discriminative"] > 0:
-            text += f", easy ones by {short(row['push_discriminative'])}: not all of the difference is training's"
+            text += f", easy ones by {short(row['push_discriminative'])}: training causes only part of the difference"
         text += "."
     if probed is not None:
         trained, fresh = at_end(logged)["push_boundary"].mean(), probed.iloc[-1]["push_boundary"]
-        content = "more" if trained < fresh else "less"
+        smaller = "smaller" if trained < fresh else "larger"
         text += (
             f" At the end a boundary negative of a training user is pushed by {short(trained)}, one of a validation "
-            f"user would be by {short(fresh)}: the loss is {content} content with the users that it was fitted to."
+            f"user would be by {short(fresh)}: the push is {smaller} on the users that the model was fitted to."
         )
     return text
 
@@ -285,11 +272,7 @@ def _change(before: float, after: float) -> str:
     return f"falls {short(fold)}-fold" if fold > 1 else f"grows {short(1 / fold)}-fold"
 
 
-def _times(ratio: float) -> str:
-    return f"{short(ratio)} times"
-
-
 def _range(table: pd.DataFrame, column: str) -> str:
     shares = table.groupby("objective")[column].mean()
-    low, high = f"{100 * shares.min():.0f}", _percent(shares.max())
+    low, high = f"{100 * shares.min():.0f}", percent(shares.max())
     return high if high.startswith(low) else f"{low} to {high}"

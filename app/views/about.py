@@ -8,7 +8,7 @@ import pandas as pd
 import recorded
 import streamlit as st
 from figures import sources
-from shell import WORDS, asked, draw, head, plain, say
+from shell import WORDS, check_link, draw, head, plain
 
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.evaluation import Interval
@@ -22,7 +22,7 @@ GRIDS = [
     "ml-100k-smollm2", "ml-100k-smollm2-settings",
 ]  # fmt: skip
 FURTHER_WORDS = {
-    "chosen": "The item that was really next.",
+    "chosen": "The item that really came next.",
     "negative": "An item that was not chosen, also called rejected.",
     "candidates": "The chosen item and its negatives: what a model ranks.",
     "discriminative": "The negatives that DynamicPO's rule leaves out.",
@@ -30,8 +30,8 @@ FURTHER_WORDS = {
     "reward win rate": WORDS["win rate"],
     "ValidRatio": "Share of free answers that name exactly one candidate, or an item of the catalogue.",
     "tie": "Equal log-probs; a tie counts against the chosen item.",
-    "test users": "Users on whom numbers are reported. Nothing is chosen by them.",
-    "validation users": "Users by whom settings are chosen, and whose curves and probes are shown.",
+    "test users": "Users on whom numbers are reported. No setting is chosen on them.",
+    "validation users": "Users on whom settings are chosen, and whose curves and probes are shown.",
 }
 PAPERS = [
     ("DynamicPO", "Hu et al. 2026, *DynamicPO: Dynamic Preference Optimization for Recommendation*", "2605.00327"),
@@ -59,10 +59,10 @@ def numbers() -> None:
         except ValueError as error:
             absent.append(recorded.fault(error))
     tables = {name: grid.table for name, grid in grids.items()}
-    say(sources.runs_sentence(tables, len(absent)))
+    st.markdown(sources.runs_sentence(tables, len(absent)))
     if tables:
         draw(sources.runs_by_grid(tables), "about_runs", "Recorded runs by grid, coloured by objective.")
-    st.markdown("**Where each number comes from:** a grid is repeated by one command, with the seeds that stand here.")
+    st.markdown("**Where each number comes from:** one command repeats a grid, with the seeds given here.")
     st.dataframe(
         pd.DataFrame([origin(name, grid) for name, grid in grids.items()] + further_users()),
         hide_index=True, key="about_origins", row_height=36, height="content", placeholder="—",
@@ -74,13 +74,13 @@ def numbers() -> None:
         st.warning(sentence)
     rules = {str(grid.provenance["rule"]): None for grid in grids.values() if "rule" in grid.provenance}
     st.caption(
-        "Runs are repeated in the folder of this repository; data/README.md says what the files hold, FINDINGS.md what "
-        "became of each of the paper's claims. How settings were chosen: " + " ".join(map(plain, rules))
+        "Runs are repeated in the folder of this repository; data/README.md says what the files hold, FINDINGS.md how "
+        "each of the paper's claims fared. How settings were chosen: " + " ".join(map(plain, rules))
     )
 
 
 def origin(name: str, grid: Recorded) -> dict[str, Any]:
-    """A grid's row: what its provenance says."""
+    """A grid's row, from its provenance."""
     made = grid.provenance
     chosen = made.get("chosen") or {}
     left = made.get("missing")
@@ -114,12 +114,12 @@ def further_users() -> list[dict[str, Any]]:
         content = files.read_json(records.RECORDED / "fresh.json")
         held = f"the headline differences on {content['users']:,} users that played no part"
         return [{"Grid": "fresh", "Repeat it with": content["command"], "It holds": held, **stamp(content)}]
-    except (ValueError, KeyError, TypeError):  # the part about unseen users says so
+    except (ValueError, KeyError, TypeError):  # the part about unseen users reports it
         return []
 
 
 def outcomes(label: str) -> Outcomes:
-    """Test users' HR@1 in the recorded runs that fresh.json calls by this name."""
+    """Test users' HR@1 in the recorded runs with this name in fresh.json."""
     if label in ("SFT", "Markov", "oracle"):
         return recorded.grid("objectives").baseline(label.lower())
     if match := LABEL.fullmatch(label):
@@ -143,16 +143,16 @@ def headline(content: dict[str, Any]) -> list[tuple[str, str, Interval, Interval
 def unseen_users() -> None:
     try:
         content = files.read_json(records.RECORDED / "fresh.json")
-        sources.unseen(content)  # else it is damaged
+        sources.unseen(content)  # raises ValueError if it is damaged
         pairs = headline(content)
         users = len(recorded.grid("objectives").baselines["sft"]), content["users"]
     except ValueError as error:
         st.warning(recorded.fault(error))
         return
     except KeyError:
-        st.warning("The recorded differences on further users name runs that are not recorded here.")
+        st.warning("The recorded differences on further users name runs that are missing here.")
         return
-    say(sources.unseen_sentence(pairs))
+    st.markdown(sources.unseen_sentence(pairs))
     draw(sources.on_unseen(pairs, users), "about_unseen", "Headline differences on test users and on unseen users.")
     st.caption(
         "The other pages show test users. The catalogue's world and SFT recipe were settled while looking at these; "
@@ -162,14 +162,14 @@ def unseen_users() -> None:
 
 
 def words() -> None:
-    asked_for = st.text_input(
+    query = st.text_input(
         "Find a word", key="word", placeholder="push, SFT, interval …", bind="query-params", live=True, max_chars=40,
-        help="Shows the words that have this in their name or in what they mean.",
+        help="Shows the words whose name or meaning contains this.",
     )  # fmt: skip
     known = sorted((WORDS | FURTHER_WORDS).items(), key=lambda entry: entry[0].lower())
-    found = [(word, means) for word, means in known if asked_for.strip().lower() in f"{word} {means}".lower()]
+    found = [(word, means) for word, means in known if query.strip().lower() in f"{word} {means}".lower()]
     if not found:
-        say(f"None of the {len(known)} words has “{plain(asked_for)}” in it.")
+        st.markdown(f"None of the {len(known)} entries contains “{plain(query)}”.")
     lines = [f"**{plain(word)}**  \n{plain(means)}" for word, means in found]
     half = (len(lines) + 1) // 2
     for column, part in zip(st.columns(2, gap="large"), (lines[:half], lines[half:]), strict=True):
@@ -177,7 +177,7 @@ def words() -> None:
 
 
 def papers() -> None:
-    say(
+    st.markdown(
         "The method is DynamicPO's: please cite the papers of what you use, and this kit through `CITATION.cff`. "
         "minipo adds recorded runs, their intervals, and what the paper's claims come to on them: `FINDINGS.md`."
     )
@@ -197,9 +197,9 @@ def data_and_limits() -> None:
             if found := re.search(part, card, re.DOTALL):
                 st.markdown(found[1])
     except (OSError, UnicodeDecodeError):
-        st.warning("The data card, data/README.md, cannot be read here: it says which licences the data have.")
+        st.warning("The data card, data/README.md, which has the licences of the data, cannot be read.")
     st.subheader("What this server allows", anchor=False)
-    st.markdown(limits.told())
+    st.markdown(limits.described())
 
 
 @st.fragment
@@ -217,4 +217,4 @@ st.markdown(
     "with DynamicPO ([arXiv 2605.00327](https://arxiv.org/abs/2605.00327))."
 )
 about()
-asked("about", ["part", "word"])
+check_link("about", ["part", "word"])

@@ -1,23 +1,22 @@
-"""Collapse: loss and ranking against K, a guess first, the settings where it happens, and the users it happens to."""
+"""Collapse: loss and ranking against K, with a guess first, and the settings in which it happens."""
 
 from typing import Any
 
 import forms
+import gained
 import numpy as np
 import pandas as pd
 import recorded
 import streamlit as st
 from figures import collapse
-from shell import WORDS, asked, draw, head, plain, say
+from shell import WORDS, check_link, choose, draw, head, pick
 
-from minipo import load_dataset
 from minipo.course.figures import style
 from minipo.course.figures.grid import VARIANTS, collapse_grid, collapse_sentence
 from minipo.course.figures.style import AVERAGES, OBJECTIVE_LABELS, level, verdict
-from minipo.evaluation import Interval, paired_interval
+from minipo.evaluation import Interval
 from minipo.experiments import comparison
 from minipo.experiments.configuration import PreferConfig
-from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.records import Recorded, difference
 
 STRENGTHS = {("catalog", "pocket-gpt2"): "strengths"}  # where other β and γ are recorded, for DMPO
@@ -34,8 +33,7 @@ METRICS = {label: name for name, label in style.METRICS.items()}
 GUESSES = [f"guess{k}" for k in range(2, 20)]
 RANKING = "What is compared. " + " ".join(f"{name}: {WORDS[name]}" for name in ("HR@1", "NDCG@5", "MRR", "win rate"))
 RANKING += " HR@5: share of users whose chosen item is among the first five."
-# None of them is a name in a link from here to another page: Streamlit drops, on the way to a page, what was bound on
-# the last.
+# None of them may be a parameter of a link to another page: Streamlit drops the parameters bound on the last page.
 KEYS = (
     "view", "world", "curve", "dynamicpo", "metric", "strength", "gamma", "guessing", "revealed", *GUESSES,
     "of", "a", "b", "pair_seed", "who",
@@ -43,7 +41,7 @@ KEYS = (
 
 
 def hide() -> None:
-    """Other runs are to be guessed: what was guessed and revealed of the last ones is no longer so."""
+    """Forget the guesses for the last runs, and hide the result."""
     for key in ("revealed", *GUESSES):
         st.session_state.pop(key, None)
 
@@ -52,20 +50,14 @@ def hide() -> None:
 def collapses() -> None:
     titled, choosing = st.columns([0.43, 0.57], vertical_alignment="bottom")
     with titled:
-        head(
-            "Collapse: what happens when K grows", "Loss and ranking of recorded runs against the number of negatives."
-        )
+        about = "Loss and ranking of recorded runs against the number of negatives."
+        head("Collapse: what happens when K grows", about)
     with choosing, st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
-        view = st.segmented_control(
-            "View", VIEWS, default=next(iter(VIEWS)), required=True, key="view", bind="query-params",
-            label_visibility="collapsed", wrap=True, help="Curves, settings under which it happens, single users.",
-        )  # fmt: skip
+        help = "Curves, settings in which it happens, single users."
+        view = choose("View", VIEWS, "view", help, label_visibility="collapsed", wrap=True)
         worlds = {recorded.named(world): world for world in recorded.worlds()}
-        world = st.selectbox(
-            "Data and model", list(worlds), key="world", bind="query-params", filter_mode=None,
-            label_visibility="collapsed", width=275, on_change=hide,
-            help="Whose histories the model learns from, and which model. Only what is recorded is listed.",
-        )  # fmt: skip
+        help = "The histories that the model learns from, and the model. Only recorded ones are listed."
+        world = pick("Data and model", worlds, "world", help, label_visibility="collapsed", width=275, on_change=hide)
     try:
         VIEWS[view](worlds[world])
         if older := comparison.older_data(recorded.grid(recorded.WORLDS[worlds[world]][0])):
@@ -81,33 +73,17 @@ def against_k(world: recorded.World) -> None:
     """Loss, pair_loss and ranking against K. Raises ValueError if the record is missing or damaged."""
     controls = st.container(horizontal=True, vertical_alignment="bottom")
     with controls:
-        objective = OBJECTIVES[
-            st.segmented_control(
-                "Objective", list(OBJECTIVES), default="DMPO", required=True, key="curve", bind="query-params",
-                on_change=hide, help=WORDS["objective"],
-            )
-        ]  # fmt: skip
-        shown = st.segmented_control(
-            "DynamicPO", ["off", "on", "its parts"], default="on", required=True, key="dynamicpo", bind="query-params",
-            help=WORDS["DynamicPO"] + " Its parts: the selection alone, β alone, and two controls for the selection: "
-            "as many negatives as it keeps, drawn at random, and as many of the hardest (the very ones it keeps).",
-        )  # fmt: skip
-        metric = METRICS[
-            st.selectbox(
-                "Ranking", list(METRICS), key="metric", width=120, bind="query-params", on_change=hide,
-                filter_mode=None, help=RANKING,
-            )
-        ]  # fmt: skip
-        strengths = {
-            "beta": st.selectbox(
-                "β", BETAS, BETAS.index(USUAL["beta"]), format_func="{:g}".format, key="strength", width=90,
-                bind="query-params", on_change=hide, filter_mode=None, help=WORDS["β"],
-            ),
-            "margin": st.selectbox(
-                "γ", MARGINS, MARGINS.index(USUAL["margin"]), format_func="{:g}".format, key="gamma", width=90,
-                bind="query-params", filter_mode=None, help=WORDS["γ"], disabled=shown == "off",
-            ),
-        }  # fmt: skip
+        objective = OBJECTIVES[choose("Objective", OBJECTIVES, "curve", WORDS["objective"], "DMPO", on_change=hide)]
+        parts = (
+            " Its parts: only the selection, only β, and two controls for the selection: as many negatives as it "
+            "keeps, drawn at random, and as many of the hardest (which are the same ones)."
+        )
+        shown = choose("DynamicPO", ["off", "on", "its parts"], "dynamicpo", WORDS["DynamicPO"] + parts, "on")
+        metric = METRICS[pick("Ranking", METRICS, "metric", RANKING, width=120, on_change=hide)]
+        look: dict[str, Any] = {"format_func": "{:g}".format, "width": 90}
+        beta = pick("β", BETAS, "strength", WORDS["β"], BETAS.index(USUAL["beta"]), on_change=hide, **look)
+        place, off = MARGINS.index(USUAL["margin"]), shown == "off"
+        strengths = {"beta": beta, "margin": pick("γ", MARGINS, "gamma", WORDS["γ"], place, disabled=off, **look)}
         predict = st.toggle(
             "Predict first", key="guessing", bind="query-params",
             help="Set a guess for each K before the curve is shown, then reveal it and see how far off you were.",
@@ -115,8 +91,8 @@ def against_k(world: recorded.World) -> None:
     lines = {"off": ["plain"], "on": ["plain", "dynamic"], "its parts": ["plain", "dynamic", *recorded.PARTS]}[shown]
     sources = {line: source(world, line, objective, strengths) for line in lines}
     if sources["plain"] is None and strengths != USUAL:
-        usual, asked_for = (f"β = {each['beta']:g}, γ = {each['margin']:g}" for each in (USUAL, strengths))
-        not_recorded(world, objective, lines[-1], strengths, f"{asked_for}; below stand {usual}")
+        usual, wanted = (f"β = {each['beta']:g}, γ = {each['margin']:g}" for each in (USUAL, strengths))
+        not_recorded(world, objective, lines[-1], strengths, f"{wanted}; shown instead: {usual}")
         strengths = USUAL
         sources = {line: source(world, line, objective, USUAL) for line in lines}
     rows = {line: found.rows(**query) for line, found, query in drawn(sources)}
@@ -130,14 +106,14 @@ def against_k(world: recorded.World) -> None:
     guesses = guess(controls, rows["plain"], metric) if predict else None
     hidden = guesses is not None and not st.session_state.get("revealed")
     if hidden:
-        say(collapse.expect_sentence(rows["plain"], objective, metric))
+        st.markdown(collapse.expect_sentence(rows["plain"], objective, metric))
     else:
         sentence = collapse_sentence(objective, table, change, repair, parts, metric)
         if change is None:
-            sentence += " These runs were recorded without the wins of single users, so there is no interval."
+            sentence += " These runs have no record of single users' wins, so there is no interval."
         if guesses:
             sentence = f"{collapse.guess_sentence(rows['plain'], guesses, metric)} {sentence}"
-        say(sentence)
+        st.markdown(sentence)
     if missing := [line for line in lines if line not in rows]:
         at = "" if strengths == USUAL else f" at β = {strengths['beta']:g}, γ = {strengths['margin']:g}"
         names = ", ".join(VARIANTS[line][0] for line in missing)
@@ -153,7 +129,7 @@ Source = tuple[str, dict[str, Any]]  # a grid, and the query that finds a line's
 
 
 def source(world: recorded.World, line: str, objective: str, strengths: dict[str, float]) -> Source | None:
-    """Where a line's runs are recorded, if they are."""
+    """The grid and query of a line's recorded runs, or None."""
     settings = dict(strengths) if line != "plain" else {"beta": strengths["beta"], "margin": USUAL["margin"]}
     query = {"objective": objective, **recorded.LINES[line], **settings}
     name, *parts = recorded.WORLDS[world]
@@ -164,7 +140,7 @@ def source(world: recorded.World, line: str, objective: str, strengths: dict[str
         # Beside another β or γ, plain runs come from the same grid: a comparison is of the same seeds and K.
         grids = [STRENGTHS[world]]
     for each in grids:
-        # A missing first grid is told by reading it.
+        # Reading a missing first grid raises an error that says so.
         if (recorded.is_recorded(each) or each == name) and len(recorded.grid(each).rows(**query)):
             return each, query
     return None
@@ -214,18 +190,18 @@ def metric_levels(world: recorded.World, metric: str) -> dict[str, float]:
 
 
 def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, float]:
-    """Controls for the guesses, and beside the others the switch that reveals; K to what was guessed."""
+    """Controls for the guesses, and the switch that reveals the result; K to the guess."""
     first, *others = sorted(int(k) for k in plain_runs["negatives"].unique())
     start = float(plain_runs.loc[plain_runs["negatives"] == first, metric].mean())
     highest, step, digits, unit = (1.0, 0.005, 3, "") if metric in AVERAGES else (100.0, 0.5, 1, ", %")
     with controls:
         shown = st.toggle("Reveal", key="revealed", bind="query-params", help="Show what the recorded runs did.")
-    # What was guessed steps back once the curve is there.
+    # The guesses move into a popover once the curve is shown.
     with controls.popover("Guesses") if shown else st.container(horizontal=True, vertical_alignment="bottom"):
         guesses = {
             k: st.number_input(
                 f"K = {k}{unit}", 0.0, highest, round(start * highest, digits), step, f"%.{digits}f", f"guess{k}",
-                f"Your guess of {style.METRICS[metric]} with {k} negatives. It begins where K = {first} is.",
+                f"Your guess of {style.METRICS[metric]} with {k} negatives. It starts at the value of K = {first}.",
                 bind="query-params", width=125, disabled=shown,
             )
             for k in others
@@ -259,7 +235,7 @@ def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, f
 
 
 def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sft: bool) -> str:
-    """What stands below the figure of the runs in `table`: how many they are, and what is to be compared with them."""
+    """The caption of the figure of the runs in `table`: their number, and other rankings to compare with."""
     grid = recorded.grid(recorded.WORLDS[world][0])
     seeds = table.groupby(["variant", "negatives"])["seed"].nunique()
     fewest, most = int(seeds.min()), int(seeds.max())
@@ -272,7 +248,7 @@ def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sf
     if metric in AVERAGES:
         note += "A point is 0.01. "
     if metric == "reward_win_rate":
-        note += "SFT has no win rate, for it is measured against SFT itself. "
+        note += "SFT has no win rate, because it is measured against SFT itself. "
     else:
         known = {"markov": "a first-order Markov chain", "popularity": "popularity", "random": "chance"}
         levels = [
@@ -282,9 +258,9 @@ def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sf
         ]
         note += "More SFT: supervised fine-tuning that goes on for the compute of a run at K = 19. " * more_sft
         note += f"{style.METRICS[metric]} of {', '.join(levels)}. " * bool(levels)
-    note += "All runs start from one SFT checkpoint, so seeds are the preference runs' alone."
+    note += "All runs start from one SFT checkpoint, so seeds differ only in the preference runs."
     if left := grid.provenance.get("missing"):
-        note += f" Runs of this grid that are not trained yet: {left}."
+        note += f" Runs of this grid not trained yet: {left}."
     return note
 
 
@@ -299,7 +275,7 @@ COMPARED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
-@st.cache_data(show_spinner="Every setting is compared, once.")
+@st.cache_data(show_spinner="Comparing every setting, once.")
 def settings_maps(name: str, metric: str) -> dict[str, dict[tuple[float, float], Interval]]:
     """The comparisons that the grid `name` holds, by SFT epochs and learning rate."""
     grid = recorded.grid(name)
@@ -317,21 +293,17 @@ def settings_maps(name: str, metric: str) -> dict[str, dict[tuple[float, float],
 
 
 def sft_of(grid: Recorded, epochs: float) -> str:
-    """The name of the SFT baseline of so many epochs; a grid with one SFT run calls it sft."""
+    """The name of the SFT baseline with this many epochs; "sft" in a grid with one SFT run."""
     return "sft" if "sft" in grid.baselines else f"sft-{epochs:g}"
 
 
 def where(world: recorded.World) -> None:
     """SFT length × learning rate as maps. Raises ValueError if the record is missing or damaged."""
     metrics = [label for label, name in METRICS.items() if name != "reward_win_rate"]  # which SFT does not have
-    metric = METRICS[
-        st.segmented_control(
-            "Ranking", metrics, default="HR@1", required=True, key="of", bind="query-params", help=RANKING
-        )
-    ]
+    metric = METRICS[choose("Ranking", metrics, "of", RANKING, "HR@1")]
     grid = recorded.grid(SETTINGS[world])
     maps = settings_maps(SETTINGS[world], metric)
-    say(collapse.settings_sentence(maps, metric))
+    st.markdown(collapse.settings_sentence(maps, metric))
     epochs = sorted(grid.table["sft_epochs"].unique())
     levels = {each: f"SFT {level(grid.baseline(sft_of(grid, each), metric)[None].mean(), metric)}" for each in epochs}
     rows = grid.rows(objective="dmpo", negatives=1, dynamic="off")
@@ -341,169 +313,19 @@ def where(world: recorded.World) -> None:
     columns = st.columns(len(maps)) if len(maps) > 1 else [st.container(width=520)]
     for number, (column, (name, cells)) in enumerate(zip(columns, maps.items(), strict=True)):
         with column:
-            draw(
-                collapse.settings_panel(name, cells, levels, chosen),
-                f"map{number}",
-                f"{name}, by SFT and rate.",
-            )
+            draw(collapse.settings_panel(name, cells, levels, chosen), f"map{number}", f"{name}, by SFT and rate.")
     seeds = rows["seed"].nunique()
     note = (
         f"Differences in points ({'a point is 0.01, ' * (metric in AVERAGES)}{seeds} seed{'s' * (seeds > 1)}, "
-        f"{grid.ranks.shape[1]:,} test users), with 95 % intervals paired over users and seeds; bold where zero is "
+        f"{grid.ranks.shape[1]:,} test users), with 95 % intervals paired over users and seeds; bold if zero is "
         "outside, orange worse, purple better. Framed: the setting of the recorded grids, chosen on validation users "
-        "by HR@1 of DMPO at K = 1. Of twenty true zeros one would be bold by chance."
+        "by HR@1 of DMPO at K = 1. Of twenty differences that are truly zero, one would be bold by chance."
     )
     if len(maps) == 1:
         note += " Other K are not recorded at other settings with this model on these data."
     st.caption(note)
 
 
-# ------------------------------------------------------------------------------------------------- who gained, who lost
-
-SFT = "SFT"
-Ranked = tuple[str, int] | None  # a grid and a row of it; None is SFT
-
-
-@st.cache_data(show_spinner=False)
-def settings_of(world: recorded.World) -> dict[str, dict[int, tuple[str, int]]]:
-    """Recorded settings, by their label: to each seed's run, as grid and row."""
-    found: dict[str, dict[int, tuple[str, int]]] = {}
-    name, *parts = recorded.WORLDS[world]
-    for each in (name, *filter(recorded.is_recorded, parts)):
-        for row, run in enumerate(recorded.grid(each).table.to_dict("records")):
-            if run["objective"] == "sft":
-                continue
-            words = recorded.labelled(run).rpartition(", seed")[0]
-            part = [line for line in recorded.PARTS if all(run[k] == v for k, v in recorded.LINES[line].items())]
-            found.setdefault(", ".join([words, *part]), {})[int(run["seed"])] = each, row
-    return found
-
-
-def ranks_of(world: recorded.World, run: Ranked) -> np.ndarray:
-    if run is None:
-        return recorded.grid(recorded.WORLDS[world][0]).baselines["sft"]
-    grid, row = run
-    return recorded.grid(grid).ranks[row]
-
-
-def who(world: recorded.World) -> None:
-    """Test users gained and lost between two settings. Raises ValueError if the record is missing or damaged."""
-    settings = settings_of(world)
-    options = [SFT, *settings]
-    most = recorded.grid(recorded.WORLDS[world][0]).rows(objective="dmpo")["negatives"].max()
-    usual = [f"DMPO, K = {k}" for k in (1, most)]
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        chosen = [
-            st.selectbox(
-                f"{letter.upper()}: {when}", options, options.index(usual[place]), key=letter, bind="query-params",
-                width=330, on_change=forget_user,
-                help="A recorded setting, the same for both but for what you compare; SFT is what all start from.",
-            )
-            for place, (letter, when) in enumerate((("a", "before"), ("b", "after")))
-        ]  # fmt: skip
-        seeds = sorted(set.intersection(*({*settings[each]} for each in chosen if each != SFT), *all_seeds(settings)))
-        seed = st.selectbox(
-            "Seed", seeds, key="pair_seed", bind="query-params", width=90, filter_mode=None, on_change=forget_user,
-            help=WORDS["seed"],
-        )  # fmt: skip
-    runs: list[Ranked] = [None if each == SFT else settings[each][seed] for each in chosen]
-    before, after = (ranks_of(world, run) for run in runs)
-    names = chosen[0], chosen[1]
-    say(collapse.user_sentence(before, after, names, moved_by(before, after)))
-    users = numbers(world, len(before))
-    groups = collapse.user_groups(before, after)
-    moved = [*groups["lost"], *groups["gained"], *range(len(users))]
-    drawing, telling = st.columns([0.42, 0.58], gap="large")
-    with telling:
-        user = st.number_input(
-            "Test user", users[0], users[-1], users[moved[0]], key="who", bind="query-params", width=180,
-            help="Type a number, or click a square. It opens on the first user lost, if there is one.",
-        )  # fmt: skip
-        if user not in users:
-            st.info(f"There is no test user {user} here.")
-        else:
-            tell(world, user, users.index(user), runs, (before, after))
-    with drawing:
-        draw(
-            collapse.user_grid(users, before, after, names, user), "users", "Every test user, gained, lost or neither.",
-            on_select=pick, selection_mode="points",
-        )  # fmt: skip
-    st.caption(f"{len(users):,} test users, seed {seed}, a square each. " + churn(settings, chosen, seed))
-
-
-@st.cache_data(show_spinner=False, max_entries=500)
-def moved_by(before: np.ndarray, after: np.ndarray) -> Interval:
-    """HR@1 under the ranks `after` minus `before`, of one seed."""
-    return paired_interval(((after == 0).astype(float) - (before == 0))[None])
-
-
-def all_seeds(settings: dict[str, dict[int, tuple[str, int]]]) -> list[set[int]]:
-    return [{seed for runs in settings.values() for seed in runs}]
-
-
-def tested(world: recorded.World) -> tuple[Interaction, ...]:
-    """The test users whom the recorded runs ranked; none where the data are not here, or are others by now."""
-    dataset, _ = world
-    if not recorded.is_here(dataset):
-        return ()
-    splits, grid = load_dataset(dataset), recorded.grid(recorded.WORLDS[world][0])
-    return splits.test if splits.fingerprint == grid.fingerprint else ()
-
-
-def numbers(world: recorded.World, count: int) -> list[int]:
-    """The test users' numbers; their places where it is not known who they are."""
-    return [user.user for user in tested(world)] or list(range(count))
-
-
-def forget_user() -> None:
-    """Another comparison has other users gained and lost: it opens on one of them."""
-    st.session_state.pop("who", None)
-
-
-def pick() -> None:
-    """A square was clicked: its user."""
-    if points := st.session_state["users"].selection.points:
-        number = points[0].get("customdata")
-        if number is not None:
-            st.session_state["who"] = int(np.ravel(number)[0])
-
-
-def tell(
-    world: recorded.World, user: int, place: int, runs: list[Ranked], ranks: tuple[np.ndarray, np.ndarray]
-) -> None:
-    """What a user chose, where the item stands before and after, and the way to the microscope."""
-    before, after = (int(each[place]) + 1 for each in ranks)
-    dataset, _ = world
-    text = f"**User {user}**: the chosen item is in place **{before}** under A and **{after}** under B."
-    if dataset == "catalog" and (users := tested(world)):  # other data's rows may not be passed on
-        one = users[place]
-        text += f"\n\nTook {', '.join(plain(item) for item in one.history)}; then **{plain(one.chosen)}**."
-    st.markdown(text)
-    labels = {run: label for label, run in recorded.probed().items() if run[1] in recorded.grid(run[0]).scores}
-    for letter, run in zip("AB", runs, strict=True):
-        if run in labels:
-            st.page_link(
-                "views/microscope.py", label=f"User {user} in the microscope, after {letter}",
-                icon=":material/search:", query_params={"run": labels[run], "split": "test", "user": str(user)},
-            )  # fmt: skip
-    if not any(run in labels for run in runs):
-        st.caption("The microscope has test users of the catalogue's runs at K = 1 and 19, seed 0.")
-
-
-def churn(settings: dict[str, dict[int, tuple[str, int]]], chosen: list[str], seed: int) -> str:
-    """How many users change between two seeds of one setting, to compare with."""
-    name = next((each for each in chosen if each != SFT and len(settings[each]) > 1), None)
-    if name is None:
-        return ""
-    other = next(each for each in sorted(settings[name]) if each != seed)
-    ranks = [recorded.grid(grid).ranks[row] for grid, row in (settings[name][seed], settings[name][other])]
-    groups = collapse.user_groups(*ranks)
-    return (
-        f"For comparison: between seeds {seed} and {other} of {name} alone, {len(groups['gained'])} users are gained "
-        f"and {len(groups['lost'])} lost."
-    )
-
-
-VIEWS = {"Against K": against_k, "Where it collapses": where, "Who gained, who lost": who}
+VIEWS = {"Against K": against_k, "Where it collapses": where, "Who gained, who lost": gained.who}
 collapses()
-asked("collapse", KEYS)
+check_link("collapse", KEYS)

@@ -12,7 +12,7 @@ import recorded
 import repeat
 import streamlit as st
 from figures.compared import compared, compared_sentence
-from shell import WORDS, asked, draw, head, plain, say, viewer
+from shell import WORDS, check_link, choose, draw, head, plain, viewer
 
 from minipo.course.figures.style import DYNAMIC_COLOUR, OBJECTIVE_COLOURS, OBJECTIVE_LABELS, in_points
 from minipo.evaluation import Interval
@@ -30,7 +30,6 @@ Choice = tuple[str, str | None, dict[str, Any]]  # a grid, the baseline if it is
 MOST = 10  # lines of each kind: what a figure and a table can still show
 SHARES = ("hr@1", "hr@5", "reward_win_rate")  # metrics that are shares of users; the others are means
 HIGHLIGHT = "background-color: rgba(0, 114, 178, 0.22); font-weight: 600"
-# The table's own download would hand out what is shown, and names that a spreadsheet takes for formulas.
 
 # Settings in a table's words; DynamicPO's three switches are one of them, `comparison.variant`.
 NAMES = {
@@ -55,7 +54,7 @@ HELP = {
 
 
 def readable(dataset: str) -> Iterator[str]:
-    """The recorded grids on a dataset that can be read; of others a warning says why not."""
+    """The readable recorded grids on a dataset; for others a warning says what is wrong."""
     names = [name for world, grids in recorded.WORLDS.items() if world[0] == dataset for name in grids]
     for number, name in enumerate((*names, *SETTINGS.get(dataset, ()))):
         if number and not recorded.is_recorded(name):
@@ -69,7 +68,7 @@ def readable(dataset: str) -> Iterator[str]:
 
 @st.cache_resource(show_spinner=False, max_entries=20)
 def choices(names: Sequence[str]) -> dict[str, Choice]:
-    """Every line that these grids have, by its name: those with all seeds first, then each seed by itself."""
+    """Every line of these grids, by its name: those with all seeds first, then the single seeds."""
     found: dict[str, Choice] = {}
     single: dict[str, Choice] = {}
     usual: dict[str, dict[str, Any]] = {}  # by model, the settings that its first grid has
@@ -96,9 +95,9 @@ def choices(names: Sequence[str]) -> dict[str, Choice]:
 
 
 def described(cell: Mapping[str, Any], usual: Mapping[str, Mapping[str, Any]]) -> str:
-    """Recorded settings in a few words: what they are, and what of them is not as usual for the model.
+    """Recorded settings in a few words, with those that are unusual for the model.
 
-    cell: of CELL; of an SFT model alone its model and epochs.
+    cell: of CELL; for an SFT model only its model and epochs.
     """
     standard = usual.get(cell["model"], cell)
     apart = [
@@ -128,7 +127,7 @@ def opening(options: Sequence[str]) -> list[str]:
 
 
 def own_jobs(mine: str) -> dict[str, jobs.Job]:
-    """The runs that the viewer has finished and those that the link carries, by token; of others it says why not."""
+    """The viewer's finished runs and those of the link, by token; a message says what is wrong with others."""
     found = {job.token: job for job in jobs.of_viewer(mine, "prefer") if job.state == "done"}
     for token in linked():
         job = jobs.find(token)
@@ -146,7 +145,7 @@ def linked() -> list[str]:
 
 
 def link_runs() -> None:
-    """The chosen runs' tokens are part of the link, so that it opens for others too."""
+    """Put the chosen runs' tokens into the link, so that others can open it."""
     if st.session_state["own"]:
         st.query_params["run"] = st.session_state["own"]
     elif "run" in st.query_params:
@@ -154,7 +153,7 @@ def link_runs() -> None:
 
 
 def names_of(found: Mapping[str, jobs.Job], taken: Sequence[str]) -> dict[str, str]:
-    """A name for each run by its token, none of them twice, and none that a recorded line has."""
+    """A unique name for each run by its token, different from the recorded lines'."""
     used, names = set(taken), {}
     for token, job in found.items():
         name, number = job.name, 1
@@ -167,7 +166,7 @@ def names_of(found: Mapping[str, jobs.Job], taken: Sequence[str]) -> dict[str, s
 
 
 def upload_name(dataset: str) -> str | None:
-    """What to call a run's data: an upload under the name that its viewer gave it; None for data of minipo's own."""
+    """The file name of uploaded data, as its viewer named it; None for minipo's own data."""
     if not dataset.startswith(jobs.OWN):
         return None
     data = jobs.find(dataset.removeprefix(jobs.OWN))
@@ -195,7 +194,7 @@ def live_line(name: str, folder: Path, dataset: str | None, changed: int) -> Lin
 
 @st.cache_data(show_spinner=False, max_entries=1000)
 def difference(left: str, right: str, metric: str, _left: Line, _right: Line) -> Difference | str:
-    """A difference, or why there is none. left, right: what tells the lines apart from all others."""
+    """A difference, or why there is none. left, right: the lines' keys."""
     try:
         return comparison.paired(_left, _right, metric)
     except ValueError as error:
@@ -209,7 +208,7 @@ def chosen_lines(
     own: Mapping[str, str],
     found: Mapping[str, jobs.Job],
 ) -> dict[str, Line]:
-    """The chosen lines by what tells each apart; of one that cannot be read, a sentence that names it."""
+    """The chosen lines by their keys; a warning names those that cannot be read."""
     lines = {}
     for label in picked:
         try:
@@ -231,7 +230,7 @@ def chosen_lines(
 
 
 def said(name: str, value: Any) -> str:
-    """A setting's value as a table says it."""
+    """A setting's value as text."""
     if pd.isna(value):
         return "–"
     words = {"dataset": recorded.DATASETS, "model": recorded.MODELS}.get(name, {})
@@ -251,18 +250,15 @@ def number(metric: str, value: float) -> str:
 
 
 def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
-    """The table to look at, its columns' titles, and in words what all lines have in common."""
+    """The displayed table, its columns' configuration, and the settings that all lines share, in words."""
     differing, same = comparison.apart(table)
     switched = any(name in differing for name in SWITCHES)
     columns = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
     look = pd.DataFrame({"name": table["name"]})
-    difference = [
-        in_points(Interval(row["difference"], row["low"], row["high"]))
-        if pd.notna(row["difference"])
-        else row["paired_over"]
-        for row in table.to_dict("records")
+    look["difference"] = [
+        in_points(Interval(*interval)) if pd.notna(interval[0]) else over
+        for *interval, over in table[["difference", "low", "high", "paired_over"]].itertuples(index=False)
     ]
-    look["difference"] = difference
     for name in columns:
         values = table.apply(part, axis=1) if name == "dynamic" else table[name].map(partial(said, name))
         look[name] = values.astype(str)
@@ -305,9 +301,7 @@ def as_parquet(table: pd.DataFrame) -> bytes:
 
 
 def button(label: str, data: Callable[[], Any], file: str, help: str) -> None:
-    st.download_button(
-        label, data, file, key=file, help=help, on_click="ignore", icon=":material/download:",
-    )  # fmt: skip
+    st.download_button(label, data, file, key=file, help=help, on_click="ignore", icon=":material/download:")
 
 
 @st.fragment
@@ -319,7 +313,7 @@ def compare(mine: str) -> None:
         "Recorded on", list(datasets), key="data", bind="query-params", filter_mode=None,
         on_change=state.pop, args=("runs", None),
         help="The data of the recorded runs to choose from. Runs on other data have other test users, so only their "
-        "numbers stand side by side.",
+        "numbers are shown side by side.",
     )  # fmt: skip
     dataset = datasets[data]
     known = choices(tuple(readable(dataset)))
@@ -336,7 +330,7 @@ def compare(mine: str) -> None:
     own = third.multiselect(
         "Your runs", list(found), key="own", format_func=names.__getitem__, on_change=link_runs, max_selections=MOST,
         filter_mode="contains", select_all=False, wrap=True, disabled=not found,
-        placeholder="Choose" if found else "none has finished yet",
+        placeholder="Choose" if found else "none finished yet",
         help="Runs that you have trained here and that have finished, and those of the link that you opened.",
     )  # fmt: skip
     lines = chosen_lines(dataset, picked, known, {token: names[token] for token in own}, found)
@@ -349,11 +343,9 @@ def compare(mine: str) -> None:
         help="The line that every other one is compared with.",
     )  # fmt: skip
     measures = {label: name for name, label in METRICS.items()}
-    measure = fifth.segmented_control(
-        "Difference in", list(measures), default=METRICS["hr@1"], required=True, key="metric", bind="query-params",
-        wrap=True,
-        help=" ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP),
-    )  # fmt: skip
+    help = " ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP)
+    with fifth:
+        measure = choose("Difference in", measures, "metric", help, METRICS["hr@1"], wrap=True)
     if not by_name:
         st.info("Choose the runs to compare.")
         return
@@ -371,7 +363,7 @@ def compare(mine: str) -> None:
     for sentence in sorted(older - {""}):
         st.caption(sentence)
     with st.container(key="compared"):
-        st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs, a row each.")
+        st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs.")
     repeated = [(line.name, line.settings, line.seeds) for line in lines.values()]
     with st.container(horizontal=True, key="downloads"):
         button("CSV", partial(as_csv, table), "comparison.csv", "The table's raw numbers, settings as columns.")
@@ -382,7 +374,7 @@ def compare(mine: str) -> None:
 
 
 def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Difference | str], metric: str) -> None:
-    """The differences' figure and the sentence that reads it."""
+    """The differences' figure and its description."""
     intervals = {name: found.interval for name, found in differences.items() if isinstance(found, Difference)}
     if not intervals:
         reasons = sorted({str(found) for found in differences.values()})
@@ -390,7 +382,7 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
         return
     level = sum(values.mean() for values in base.outcomes(metric).values()) / len(base.outcomes(metric))
     escaped = {plain(name): interval for name, interval in intervals.items()}
-    say(compared_sentence(escaped, METRICS[metric], plain(base.name), number(metric, level)))
+    st.markdown(compared_sentence(escaped, METRICS[metric], plain(base.name), number(metric, level)))
     colours = {
         line.name: DYNAMIC_COLOUR
         if line.settings.get("dynamic") == "on"
@@ -400,23 +392,21 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
     figure = compared(intervals, METRICS[metric], base.name, colours)
     draw(figure, "differences", f"Each line's difference to {base.name} in {METRICS[metric]}, with its interval.")
     users = len(next(iter(base.ranks.values())))
-    alone = [plain(name) for name, found in differences.items() if "no seed" in getattr(found, "paired_over", "")]
+    unpaired = [plain(name) for name, found in differences.items() if "no seed" in getattr(found, "paired_over", "")]
     note = f"95 % intervals, paired over {users:,} test users and the seeds that both lines have; "
     note += "grey: one point to either side of zero."
-    if alone:
-        note += f" Paired over users alone, for no seed is on both sides: {', '.join(alone)}."
+    if unpaired:
+        note += f" Paired only over users, because no seed is on both sides: {', '.join(unpaired)}."
     st.caption(note)
 
 
 def again(repeated: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> None:
-    """What repeats each line's runs, to be copied."""
+    """Commands or cells that repeat each line's runs."""
     title, choice = st.columns([1.25, 2.2], vertical_alignment="bottom")
     title.subheader("Repeat these runs", anchor="repeat")
-    way = choice.segmented_control(
-        "Repeat as", ["command", "notebook cell"], default="command", required=True, key="repeat",
-        bind="query-params", label_visibility="collapsed",
-        help="A command for a shell, or a cell for a notebook; either trains the runs anew, with minipo installed.",
-    )  # fmt: skip
+    help = "A command for a shell, or a cell for a notebook; either trains the runs again, with minipo installed."
+    with choice:
+        way = choose("Repeat as", ["command", "notebook cell"], "repeat", help, label_visibility="collapsed")
     for name, settings, seeds in repeated:
         st.caption(plain(name))
         if way == "command":
@@ -424,9 +414,9 @@ def again(repeated: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> N
         else:
             st.code(repeat.cell(settings, seeds), "python", wrap_lines=True)
     if any(str(settings["dataset"]).startswith("./") for _, settings, _ in repeated):
-        st.caption("Uploaded data: start in the folder that holds your file.")
+        st.caption("Uploaded data: run it in the folder of your file.")
 
 
 head("Compare: runs side by side", "Chosen runs in one table, and how far each is from one of them.")
 compare(viewer())
-asked("compare", KEYS)
+check_link("compare", KEYS)

@@ -1,4 +1,4 @@
-"""Your data: upload a file, see what is in it, train a pocket model on it."""
+"""Your data: upload a file, look at its content, train a pocket model on it."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ import limits
 import pandas as pd
 import streamlit as st
 from figures import own_data
-from shell import asked, draw, head, plain, say, viewer
+from shell import check_link, draw, head, plain, viewer
 
 from minipo.experiments import files
 from minipo.experiments.configuration import SFTConfig
@@ -23,13 +23,13 @@ FORMAT = (
     "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count): CSV in "
     "UTF-8, RecBole's .inter, MovieLens' .dat, JSON lines or Parquet, compressed with gzip too, or the zip archive of "
     "MovieLens or RecBole as it was downloaded; or rows in LLaRA's format as JSON. At most "
-    f"{limits.UPLOAD_MB} MB, {limits.ROWS:,} rows, {limits.COLUMNS} columns and {limits.CELL} letters a cell. "
-    "The file is read on this server and nowhere else, and nobody finds it without your link."
+    f"{limits.UPLOAD_MB} MB, {limits.ROWS:,} rows, {limits.COLUMNS} columns and {limits.CELL} characters per cell. "
+    "The file is read only on this server, and nobody can find it without your link."
 )
 EXAMPLE = "example.csv"
 SHOWN_RUNS = 6
 EPOCHS = 40  # of SFT, at most
-RANKED = 1000  # validation users at each evaluation; all of a large upload would take longer than the training
+RANKED = 1000  # validation users at each evaluation; with all of a large upload it would take longer than training
 
 
 @st.cache_resource(show_spinner=False)
@@ -42,22 +42,22 @@ def example() -> tuple[bytes, dict[str, Any]]:
 
 
 def overview(job: jobs.Job) -> dict[str, Any]:
-    """What the worker found in an upload; ValueError if that is gone."""
+    """The worker's report on an upload; ValueError if it is missing."""
     try:
         written = job.result.stat().st_mtime_ns
     except OSError:
-        raise ValueError("The report on these data is gone: upload the file again.") from None
+        raise ValueError("The report on these data is missing: upload the file again.") from None
     return _overview(str(job.result), written)
 
 
 @st.cache_resource(max_entries=50, show_spinner=False)
 def _overview(path: str, written: int) -> dict[str, Any]:
-    """Read anew only when the file has another time."""
+    """Read again only when the file has another time."""
     return files.read_json(Path(path))
 
 
-def hand_in(name: str, content: bytes, me: str) -> None:
-    """Give a file to the worker; the page's link then names it."""
+def submit(name: str, content: bytes, me: str) -> None:
+    """Submit a file to the worker and put it into the page's link."""
     state = st.session_state
     try:
         job = jobs.submit("data", {"suffix": jobs.suffix(name)}, me, name, content)
@@ -70,8 +70,8 @@ def hand_in(name: str, content: bytes, me: str) -> None:
 
 def uploaded(key: str, me: str) -> None:
     if file := st.session_state[key]:
-        hand_in(file.name, file.getvalue(), me)
-        st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # a new uploader: this one keeps the file
+        submit(file.name, file.getvalue(), me)
+        st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # a new, empty uploader
 
 
 def forget(token: str) -> None:
@@ -90,7 +90,7 @@ def keep(token: str) -> None:
 
 
 def controls(job: jobs.Job | None, me: str) -> None:
-    """The file to bring, and what else can be done with it."""
+    """The controls for uploading a file, and for an upload."""
     bringing, doing = st.columns([3, 1.15], vertical_alignment="bottom", gap="medium")
     key = f"upload_{st.session_state.get('uploads', 0)}"
     bringing.file_uploader(
@@ -100,7 +100,7 @@ def controls(job: jobs.Job | None, me: str) -> None:
     if job is None:
         content, _ = example()
         doing.button(
-            "Use the example", icon=":material/play_arrow:", key="use_example", width="stretch", on_click=hand_in,
+            "Use the example", icon=":material/play_arrow:", key="use_example", width="stretch", on_click=submit,
             args=(EXAMPLE, content, me), help="Upload the example below as if it were yours, and train on it.",
         )  # fmt: skip
         doing.download_button(
@@ -111,21 +111,21 @@ def controls(job: jobs.Job | None, me: str) -> None:
     with doing.popover("This upload", icon=":material/more_vert:", width="stretch", help="Keep or remove it"):
         st.toggle(
             "Keep it", job.kept, key=f"keep_{job.token}", on_change=keep, args=(job.token,),
-            help=f"An upload is removed after {limits.HOURS} hours, one that is kept after {limits.DAYS_KEPT} days.",
+            help=f"An upload is removed after {limits.HOURS} hours, or after {limits.DAYS_KEPT} days if you keep it.",
         )  # fmt: skip
         st.caption("Removed with it: every run on it, and the models that they trained.")
         st.button(
             "Remove my data", icon=":material/delete:", key="remove", on_click=forget, args=(job.token,),
-            help="Remove the file and all that was made from it, for everybody who has its link.",
+            help="Remove the file and everything made from it, for everybody with its link.",
         )  # fmt: skip
 
 
 @st.fragment(run_every=2)
 def reading(token: str) -> None:
-    """While the worker has the file."""
+    """The state of a file while the worker reads it."""
     job = jobs.find(token)
     if job is None or not job.active:
-        st.rerun()  # of the page: nothing needs a look every two seconds any more
+        st.rerun()  # the page needs no more refresh
     before = jobs.place(token)
     waits = f"{before} run{'s wait' if before > 1 else ' waits'} before it" if before else "next in line"
     doing = f"waits in the queue, {waits}." if job.state == "waiting" else "is being read."
@@ -133,14 +133,14 @@ def reading(token: str) -> None:
         st.info(f"{plain(job.name)} {doing}", icon=":material/hourglass_top:", width="stretch")
         st.button(
             "Cancel", icon=":material/close:", key="cancel", on_click=jobs.remove, args=(token,),
-            help="Take the file back.",
+            help="Withdraw the file.",
         )  # fmt: skip
 
 
 def report(content: dict[str, Any], name: str | None) -> None:
-    """What is in the data; name: of the file, None for the example."""
+    """The content of the data; name: of the file, None for the example."""
     said = own_data.sentence(content)
-    say(f"**{plain(name)}** — {said}" if name else f"*An example, not yours:* {said}")
+    st.markdown(f"**{plain(name)}** — {said}" if name else f"*An example, not yours:* {said}")
     users, items, levels = st.columns(3, gap="medium")
     with users:
         draw(own_data.items_of_users(content), "per_user", "How many users took how many items.")
@@ -165,7 +165,7 @@ def report(content: dict[str, Any], name: str | None) -> None:
             st.table(table.assign(what=table["what"].map(plain)), hide_index=True, border="horizontal")
         else:
             st.markdown("Nothing was left out.")
-        if notes := content.get("notes"):  # a report of an earlier version has none
+        if notes := content.get("notes"):  # missing in a report of an earlier version
             st.subheader("Worth knowing", anchor=False)
             st.markdown("\n".join(f"- {plain(note)}" for note in notes))
     with first:
@@ -178,7 +178,7 @@ def report(content: dict[str, Any], name: str | None) -> None:
 
 @st.cache_data(show_spinner=False)
 def step_seconds() -> tuple[float, str] | None:
-    """How long an SFT step of a pocket model took where minipo's own was trained, and on which machine."""
+    """The duration of an SFT step of minipo's own pocket model, and the machine it was trained on."""
     try:
         summary = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
         return summary["seconds"] / summary["steps"], summary["versions"]["machine"]
@@ -187,19 +187,19 @@ def step_seconds() -> tuple[float, str] | None:
 
 
 def how_long(settings: dict[str, Any], lines: int) -> str:
-    """What a run with these settings does first, and how long that takes."""
+    """A sentence on the SFT before a run with these settings, and its duration."""
     if forms.starts_at_once(settings):
-        return "SFT on these data is trained already: the run starts from it."
+        return "SFT on these data is already trained: the run starts from it."
     steps = -(-int(settings["sft_epochs"] * lines) // SFTConfig.batch_size)
     epochs = settings["sft_epochs"]
     said = (
-        f"These data are new, so SFT comes first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
+        f"These data are new, so SFT is trained first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
         f"{steps:,} steps of {SFTConfig.batch_size}"
     )
     if settings["model"] == "pocket-gpt2" and (measured := step_seconds()):
         each, machine = measured
         pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
-        said += f", about {forms.lasting(steps * each)} ({pace})"
+        said += f", about {forms.duration(steps * each)} ({pace})"
         if steps * each > 60 * limits.RUN_MINUTES / 2:
             said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
     return said + "."
@@ -221,7 +221,7 @@ def training(token: str, content: dict[str, Any], me: str) -> None:
     with starting.container(horizontal=True, vertical_alignment="center"):
         start = st.button(
             "Train", type="primary", icon=":material/play_arrow:", key="train", disabled=settings["negatives"] > most,
-            help="Hand the run in; it is trained on this server as soon as it is its turn.",
+            help="Submit the run; it is trained on this server when its turn comes.",
         )  # fmt: skip
         if settings["negatives"] > most:
             st.warning(f"A user in these data has at most {most} negatives: choose K of {most} or fewer.")
@@ -238,13 +238,13 @@ def training(token: str, content: dict[str, Any], me: str) -> None:
 
 
 def linked_runs(token: str) -> list[str]:
-    """Of the runs that the link names, those on this upload."""
+    """The link's runs on this upload."""
     found = [jobs.find(run) for run in st.query_params.get_all("run")[:SHOWN_RUNS]]
     return [run.token for run in found if run and run.settings.get("dataset") == jobs.OWN + token]
 
 
 def trained(token: str, me: str) -> None:
-    """The viewer's runs on this upload, and those that the link names."""
+    """The viewer's and the link's runs on this upload."""
     mine = [run.token for run in jobs.of_viewer(me, "prefer") if run.settings.get("dataset") == jobs.OWN + token]
     shown = list(dict.fromkeys([*mine, *linked_runs(token)]))[:SHOWN_RUNS]
     if not shown:
@@ -277,16 +277,17 @@ def page() -> None:
     if said := state.pop("data_said", None):
         st.error(plain(said))
     if state.pop("data_removed", False):
-        st.success("Your data and all that was made from them are removed.", icon=":material/delete:")
+        st.success("Your data and everything made from them were removed.", icon=":material/delete:")
     elif token and job is None:
-        st.warning("The upload of this link is not on this server (any more): it was removed, or its time was over.")
+        st.warning("The upload of this link is not on this server (any more): it was removed, or it expired.")
     if job is not None and job.active:
         reading(job.token)
     elif job is not None and job.state == "done":
         try:
             content = overview(job)
         except ValueError as error:
-            st.error(str(error) if "gone" in str(error) else "The report on these data is damaged: upload them again.")
+            damaged = "The report on these data is damaged: upload them again."
+            st.error(str(error) if "missing" in str(error) else damaged)
         else:
             report(content, job.name)
             training(job.token, content, me)
@@ -300,4 +301,4 @@ def page() -> None:
 
 
 page()
-asked("data", ("data", "run", "epochs", *forms.NAMES))
+check_link("data", ("data", "run", "epochs", *forms.NAMES))

@@ -1,4 +1,4 @@
-"""Class: an experiment that a whole class runs together, a seed each."""
+"""Class: an experiment that a whole class runs together, one seed each."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,17 +15,17 @@ import recorded
 import segno
 import streamlit as st
 from figures import classroom
-from shell import WORDS, asked, draw, head, plain, say, viewer
+from shell import WORDS, check_link, draw, head, plain, viewer
 
 from minipo.experiments import pairs
 from minipo.experiments.configuration import PreferConfig, make_config
 
-SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has a seed of their own
+SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has their own seed
 KEYS = ("code", "setup", "data", *(side + name for side in ("left_", "right_") for name in SIDE))
 LEFT: dict[str, Any] = {"objective": "dmpo", "negatives": 1, "dynamic": "off"}
 RIGHT = LEFT | {"negatives": 19}
 CLASS = 30  # students, for the time that a class takes
-POLL = 3  # seconds between looks at whether something is new
+POLL = 3  # seconds between checks for changes
 STYLE = """
 .class-code {font: 700 clamp(2.4rem, 3.8vw, 3.6rem)/1.1 monospace; white-space: nowrap}
 .class-seed {font: 700 2.4rem/1.1 monospace}
@@ -34,7 +34,7 @@ STYLE = """
 
 
 class Drawn(NamedTuple):
-    """What a page shows of an experiment's results."""
+    """An experiment's results as a page shows them."""
 
     sentence: str
     dots: go.Figure
@@ -47,16 +47,16 @@ class Drawn(NamedTuple):
 
 @st.cache_resource(show_spinner=False, max_entries=64)
 def results(code: str, version: int) -> Drawn:
-    """An experiment's figures, made once for all who look; `version` says when to make them anew."""
+    """An experiment's figures, made once for all viewers of a `version`."""
     experiment = experiments.find(code)
     if experiment is None:
-        raise ValueError("This experiment is not on this server any more.")
+        raise ValueError("This experiment is no longer on this server.")
     entries, differences = experiments.table(code), experiments.differences(code)
     intervals = pairs.closing_in(differences) if len(differences) else []
     interval = intervals[-1] if intervals else None
     sides = experiment.sides()
     colour = classroom.colour_of(sides[1])
-    note = "Nothing is in yet."
+    note = "No result has arrived yet."
     if interval is not None:
         means = entries[["left", "right", "sft"]].mean()
         levels = ", ".join(
@@ -67,7 +67,7 @@ def results(code: str, version: int) -> Drawn:
             f"Mean HR@1 of {len(differences)} pair{'s' * (len(differences) > 1)} of runs: {levels}; "
             f"{differences.shape[1]:,} test users. "
             "Both runs of a pair see the same users and negatives, in the same order. The 95 % interval is paired over "
-            "users and seeds; of one seed alone, over users."
+            "users and seeds, or over users if there is one seed."
         )
     return Drawn(
         classroom.class_sentence(experiment.labels, entries, interval),
@@ -79,7 +79,7 @@ def results(code: str, version: int) -> Drawn:
 
 @st.cache_resource(show_spinner=False)
 def example() -> Drawn:
-    """A recorded experiment, a row a seed; ValueError in one sentence if the record is missing or damaged."""
+    """A recorded experiment, one row per seed; ValueError in one sentence if the record is missing or damaged."""
     grid = recorded.grid("objectives")
     left, right = (grid.outcomes(**side) for side in (LEFT, RIGHT))
     seeds = sorted(seed for seed in left if seed in right and seed is not None)
@@ -98,12 +98,12 @@ def example() -> Drawn:
         classroom.class_closing(intervals, colour),
         f"Recorded runs. Mean HR@1 of {len(seeds)} seeds: {means[0]:.1f} % ({labels[0]}), {means[1]:.1f} % "
         f"({labels[1]}), {sft:.1f} % (SFT); {differences.shape[1]:,} test users. In a class each dot is a student's, "
-        "who guesses before it is there.",
+        "who guesses before it appears.",
     )
 
 
 def show(found: Drawn) -> None:
-    say(found.sentence)
+    st.markdown(found.sentence)
     left, right = st.columns([1.2, 1], gap="medium")
     with left:
         draw(found.dots, "class_dots", "Each student's paired difference of HR@1 and guess, with the mean's interval.")
@@ -115,18 +115,18 @@ def show(found: Drawn) -> None:
 
 @st.fragment(run_every=POLL)
 def watch(code: str, version: int) -> None:
-    """Draw the page anew as soon as something of the experiment has changed; a look costs next to nothing."""
+    """Draw the page again as soon as the experiment has changed; checking costs almost nothing."""
     experiments.collect(code)
     found = experiments.find(code)
     if found is None or found.version != version:
         st.rerun()
 
 
-# --------------------------------------------------------------------------------------------------- nobody's page yet
+# ---------------------------------------------------------------------------------------------- without an experiment
 
 
 def front(mine: str) -> None:
-    """Where a lecturer opens an experiment, above a recorded one."""
+    """The form for opening an experiment, above a recorded one."""
     opened = experiments.of_viewer(mine)
     if opened:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -135,11 +135,9 @@ def front(mine: str) -> None:
                 code = experiments.shown_code(experiment.code)
                 st.button(
                     f"{code} {plain(experiment.title)}{'' if experiment.open else ' (closed)'}",
-                    key=f"mine_{experiment.code}",
-                    on_click=st.session_state.update,
-                    args=({"code": code},),
+                    key=f"mine_{experiment.code}", on_click=st.session_state.update, args=({"code": code},),
                     help="Show this experiment, which this browser has opened.",
-                )
+                )  # fmt: skip
     with st.expander(
         "Open an experiment for your class", key="setup", icon=":material/school:", on_change="rerun",
         bind="query-params",
@@ -162,7 +160,7 @@ def set_up(mine: str) -> None:
     datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
     data = choosing.selectbox(
         "Data", datasets, format_func=recorded.DATASETS.__getitem__, key="data", bind="query-params",
-        on_change=refill, filter_mode=None, help="Whose histories and items both runs learn from.",
+        on_change=refill, filter_mode=None, help="The histories and items that both runs learn from.",
     )  # fmt: skip
     st.markdown("**Left**, one run of the pair")
     first = forms.run_settings("left_", LEFT, data, seed=False)
@@ -174,10 +172,10 @@ def set_up(mine: str) -> None:
         st.warning(plain(error))
         return
     labels = classroom.side_labels(*sides)
-    told, press = st.columns([4, 1], vertical_alignment="center")
-    told.markdown(f"Each student trains **{labels[0]}** and **{labels[1]}** under one seed. {class_time(sides)}")
+    text, press = st.columns([4, 1], vertical_alignment="center")
+    text.markdown(f"Each student trains **{labels[0]}** and **{labels[1]}** under one seed. {class_time(sides)}")
     if not (forms.starts_at_once(first) and forms.starts_at_once(second)):
-        st.info("The SFT run that they start from is not on this server: the first pair trains it, which takes longer.")
+        st.info("The SFT run that they start from is missing here: the first pair trains it, which takes longer.")
     if press.button(
         "Open it", key="open", type="primary", width="stretch",
         help="You get a link and a code for the class. Only this browser can close the experiment.",
@@ -198,7 +196,7 @@ def refill() -> None:
 
 
 def class_time(sides: pairs.Sides) -> str:
-    """How long a class waits if all its pairs run on this server, as far as the recorded runs tell."""
+    """How long a class waits if all its pairs run on this server, according to the recorded runs."""
     seconds = 0.0
     for side in sides:
         try:
@@ -207,13 +205,13 @@ def class_time(sides: pairs.Sides) -> str:
             near = rows[(rows["negatives"] - side.negatives).abs() == (rows["negatives"] - side.negatives).abs().min()]
             seconds += float((near["seconds"] / near["steps"]).mean()) * side.steps
         except (ValueError, LookupError):
-            return "How long that takes is not recorded with this model on these data."
+            return "There is no record of how long that takes with this model on these data."
     if not math.isfinite(seconds):
-        return "How long that takes is not recorded."
+        return "There is no record of how long that takes."
     return (
-        f"By the recorded runs a pair trains for about {forms.lasting(seconds)}, a class of {CLASS} on this server, "
-        f"{limits.SLOTS} at a time, for {forms.lasting(seconds * math.ceil(CLASS / limits.SLOTS))}; starting each pair "
-        "and ranking the test users come on top."
+        f"By the recorded runs a pair trains for about {forms.duration(seconds)}, a class of {CLASS} on this server, "
+        f"{limits.SLOTS} at a time, for {forms.duration(seconds * math.ceil(CLASS / limits.SLOTS))}; starting each "
+        "pair and ranking the test users come on top."
     )
 
 
@@ -236,12 +234,12 @@ def lecturer(experiment: experiments.Experiment, mine: str) -> None:
             )
         st.code(link, language=None, wrap_lines=True)
         if urlsplit(address).hostname in ("localhost", "127.0.0.1"):
-            st.caption("You opened the app as this computer alone sees it; students need its address in the network.")
+            st.caption("This address works only on this computer; students need its address in the network.")
         with st.container(horizontal=True):
             st.button(
                 "Close" if experiment.open else "Open again", key="close", on_click=do,
                 args=(experiments.set_open, experiment.code, mine, not experiment.open),
-                help="A closed experiment shows its results and takes no more students, guesses and results.",
+                help="A closed experiment shows its results and accepts no more students, guesses or results.",
             )  # fmt: skip
             with st.popover("Students", help="Remove a student's dot and guess, a nickname that should not be shown."):
                 students(experiment, mine)
@@ -270,7 +268,7 @@ def students(experiment: experiments.Experiment, mine: str) -> None:
 
 
 def do(action: Any, *arguments: Any) -> None:
-    """What a button does; if it may not, the reason is shown."""
+    """A button's action; if it is refused, the reason is shown."""
     try:
         action(*arguments)
     except ValueError as error:
@@ -359,15 +357,15 @@ def running(experiment: experiments.Experiment, entry: experiments.Entry, mine: 
         trained(job.token)
     else:
         if job is not None:
-            st.warning(plain(job.message or "The run ended before its result."))
+            st.warning(plain(job.message or "The run ended without a result."))
         st.button(
-            "Run it here" if job is None else "Go on", key="run", type="primary", icon=":material/play_arrow:",
+            "Run it here" if job is None else "Resume", key="run", type="primary", icon=":material/play_arrow:",
             on_click=do, args=(experiments.run, experiment.code, mine),
-            help="The pair of runs trains on this server, in line with the class.",
+            help="The pair of runs trains on this server, in the same queue as the class.",
         )  # fmt: skip
     with st.expander("On your own laptop", icon=":material/laptop:"):
         left, right = (pairs.spelled(experiment.settings[side]) for side in ("left", "right"))
-        st.markdown("With minipo installed there, run this, then bring the file that it writes:")
+        st.markdown("With minipo installed there, run this, then upload the file that it writes:")
         st.code(
             f'minipo pair --left "{left}" --right "{right}" --seed {entry.seed} --out pair-{entry.seed}.json',
             language=None, wrap_lines=True,
@@ -387,7 +385,7 @@ def running(experiment: experiments.Experiment, entry: experiments.Entry, mine: 
 
 @st.fragment(run_every=POLL)
 def trained(token: str) -> None:
-    """How far the pair on the server is."""
+    """The progress of the pair on the server."""
     job = jobs.find(token)
     if job is None or not job.active:
         st.rerun()
@@ -432,4 +430,4 @@ else:
     (lecturer if experiment.viewer == mine else student)(experiment, mine)
     if experiment.open:
         watch(experiment.code, experiment.version)
-asked("experiment", KEYS)
+check_link("experiment", KEYS)

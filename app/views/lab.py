@@ -9,7 +9,7 @@ import recorded
 import streamlit as st
 from figures.live import Curves, live_runs, live_sentence
 from jobs import Job
-from shell import REMOVED, WORDS, asked, draw, head, plain, say, viewer
+from shell import REMOVED, WORDS, check_link, choose, draw, head, plain, viewer
 
 from minipo import load_dataset
 from minipo.course.figures import style
@@ -20,9 +20,9 @@ EXAMPLE = {"objective": "dmpo", "negatives": 19, "seed": 0}
 
 
 def found(me: str) -> tuple[list[Job], list[Job], int]:
-    """The runs on the bench, all that could be on it, and how many of the link's are not on this server.
+    """The runs on the bench, all that could be on it, and how many of the link's are missing on this server.
 
-    The link says which runs are on the bench. One that names none gets the viewer's newest.
+    The link names the runs on the bench; one without names gets the viewer's newest.
     """
     mine = jobs.of_viewer(me, "prefer")
     known = {job.token: job for job in mine}
@@ -43,19 +43,16 @@ def bench(me: str, active: bool) -> None:
     """The runs on the bench: their figure, its sentence, and a card each."""
     here, known, lost = found(me)
     if active != any(job.active for job in here):
-        st.rerun()  # of the page, which looks again every two seconds now, or no longer
+        st.rerun()  # the page starts or stops its refresh
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         words = [style.METRICS[metric] for metric in METRICS]
-        metric = st.segmented_control(
-            "Ranking metric", METRICS, default="hr@1", required=True, key="ranking",
-            format_func=style.METRICS.__getitem__, bind="query-params",
-            help="What the lowest panel shows.\n" + "".join(f"\n- {word}: {WORDS[word]}" for word in words),
-        )  # fmt: skip
+        help = "The metric in the lowest panel.\n" + "".join(f"\n- {word}: {WORDS[word]}" for word in words)
+        metric = choose("Ranking metric", METRICS, "ranking", help, format_func=style.METRICS.__getitem__)
         if known:
             chosen([job.token for job in here], known)
     if lost:
         runs = "One run of this link is" if lost == 1 else f"{lost} runs of this link are"
-        st.info(f"{runs} not on this server any more: removed, or over for too long.", icon=":material/link_off:")
+        st.info(f"{runs} no longer on this server: removed or expired.", icon=":material/link_off:")
     curves, damaged = [], []
     for job in here:
         try:
@@ -64,14 +61,14 @@ def bench(me: str, active: bool) -> None:
         except ValueError:
             damaged.append(job)
     if here:
-        say(live_sentence(curves, metric, [plain(curve.name) for curve in curves]))
+        st.markdown(live_sentence(curves, metric, [plain(curve.name) for curve in curves]))
     else:
         try:
             curves = example()
         except ValueError as error:
             st.warning(recorded.fault(error))
             return
-        say("Recorded, not live. " + live_sentence(curves, metric))
+        st.markdown("Recorded, not live. " + live_sentence(curves, metric))
     drawn = [(curve.name, len(curve.metrics), len(curve.evaluations)) for curve in curves]
     figure = figure_of([job.token for job in here if job not in damaged], drawn, metric, curves)
     draw(figure, "lab_runs", "Training loss, pair_loss and a ranking metric over the steps.")
@@ -91,7 +88,7 @@ def chosen(tokens: list[str], known: list[Job]) -> None:
     """A control for which runs are on the bench."""
     state = st.session_state
     names = {job.token: job.name for job in known}
-    for token, name in names.items():  # two of one name can be told apart
+    for token, name in names.items():  # distinguish equal names
         if list(names.values()).count(name) > 1:
             names[token] = f"{name} ({token[:4]})"
     with st.popover(f"On the bench: {len(tokens)} of {BENCH}", icon=":material/checklist:"):
@@ -100,7 +97,7 @@ def chosen(tokens: list[str], known: list[Job]) -> None:
             "Runs on the bench", list(names), format_func=names.__getitem__, max_selections=BENCH, key="bench",
             on_change=put, placeholder="Choose up to four",
             help="Your runs, and those of the link that you opened. The address above names the runs on the bench: "
-            "whoever opens it sees them.",
+            "anyone who opens it sees them.",
         )  # fmt: skip
 
 
@@ -110,7 +107,7 @@ def put() -> None:
 
 @st.cache_data(max_entries=100, show_spinner=False)
 def figure_of(tokens: list[str], drawn: list[tuple[str, int, int]], metric: str, _curves: list[Curves]) -> go.Figure:
-    """Drawn anew only when a run has another name or more lines: of thirty viewers most wait."""
+    """Drawn again only when a run has another name or more lines: most of thirty viewers would wait."""
     return live_runs(_curves, metric)
 
 
@@ -132,10 +129,10 @@ def example() -> list[Curves]:
 def train(me: str) -> None:
     """The form, and its button."""
     settings = forms.run_settings(forms.LAB)
-    # Not by a callback: it would take the settings of the answer before, without what was typed just now.
+    # Not by a callback, which would miss a value that was typed just now.
     if st.button(
         "Train", type="primary", icon=":material/play_arrow:", key="train", width="stretch",
-        help="Hand the run in: it trains on this server, even if you close this page.",
+        help="Submit the run: it trains on this server, even if you close this page.",
     ):  # fmt: skip
         try:
             submit(settings, me)
@@ -162,5 +159,5 @@ with figure:
     st.fragment(bench, run_every=cards.EVERY if running else None)(me, running)
 with form:
     train(me)
-st.caption(limits.told())
-asked("lab", [*(forms.LAB + name for name in forms.NAMES), "ranking", "run"])
+st.caption(limits.described())
+check_link("lab", [*(forms.LAB + name for name in forms.NAMES), "ranking", "run"])

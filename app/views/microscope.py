@@ -9,7 +9,7 @@ import jobs
 import recorded
 import streamlit as st
 from figures import microscope
-from shell import WORDS, asked, draw, head, plain, say, viewer
+from shell import WORDS, check_link, draw, head, plain, viewer
 
 from minipo import load_dataset
 from minipo.course import diagnostics
@@ -22,12 +22,8 @@ KEYS = (
 )  # fmt: skip
 OPENING = {"objective": "dmpo", "negatives": 19, "dynamic": "off"}  # the run that is shown where no other is named
 SPLITS = ("validation", "test")
-AMONG = {
-    "all": range(1000),
-    "with one mistake": (1,),
-    "with mistakes": range(1, 1000),
-    "without mistakes": (0,),
-}  # how many negatives are ranked above the chosen item
+# How many negatives are ranked above the chosen item.
+AMONG = {"all": range(1000), "with one mistake": (1,), "with mistakes": range(1, 1000), "without mistakes": (0,)}
 OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 RULES = {label: name for name, label in recorded.SELECT.items()}
 STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -38,12 +34,12 @@ FRESH = 2  # seconds for which what the register says is believed
 
 @dataclass(frozen=True)
 class Source:
-    """A run to be looked at: its settings, how a caption calls it, and whose candidates were seen in it."""
+    """A run to examine: its settings, its name in a caption, and the users whose candidates it recorded."""
 
     settings: dict[str, Any]
-    told: str
+    caption: str
     above: dict[int, int]  # user to how many negatives are ranked above the chosen item after the last step
-    seen: list[diagnostics.Moment]  # of all these users; of test users none, for each is read when asked for
+    seen: list[diagnostics.Moment]  # of all these users; empty for test users, each of whom is read when needed
     test_of: tuple[str, int] | None = None  # a recorded run's grid and row
     training: bool = False
 
@@ -53,7 +49,7 @@ class Source:
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def moments(path: str, changed: float) -> list[diagnostics.Moment]:
-    """What a probe holds. changed: when it was written, so that one that has grown is read again."""
+    """A probe's content. changed: when it was written, so that a longer one is read again."""
     return diagnostics.moments(files.read_parquet(Path(path)))
 
 
@@ -65,19 +61,19 @@ def tested(grid: str, row: int, user: int) -> list[diagnostics.Moment]:
 
 @st.cache_data(ttl=FRESH, max_entries=500, show_spinner=False)
 def registered(token: str) -> jobs.Job | None:
-    """A run's place in the register, if that is what the token names."""
+    """The preference run of that token, or None."""
     job = jobs.find(token)
     return job if job is not None and job.kind == "prefer" else None
 
 
 @st.cache_data(ttl=FRESH, max_entries=500, show_spinner=False)
 def own(who: str) -> dict[str, str]:
-    """A viewer's own runs that have something to show: token to name."""
+    """A viewer's own runs with a probe: token to name."""
     return {job.token: job.name for job in jobs.of_viewer(who, "prefer") if (job.run / "probe.parquet").is_file()}
 
 
 def opening() -> str:
-    """The label of the recorded run that is shown where the link names none."""
+    """The label of the recorded run that is shown if the link names none."""
     for label, (grid, row) in recorded.probed().items():
         run = recorded.grid(grid).table.loc[row]
         if all(run[name] == value for name, value in OPENING.items()):
@@ -86,47 +82,47 @@ def opening() -> str:
 
 
 def source(run: str, split: str) -> Source:
-    """What was seen of a run, a recorded one's label or a live one's token; ValueError in one sentence if nothing."""
+    """A run by a recorded one's label or a live one's token; ValueError in one sentence if it has no log-probs."""
     if run in recorded.probed():
         grid, row = recorded.probed()[run]
         table = recorded.grid(grid)
         settings = {str(name): value for name, value in table.table.loc[row].items()}
-        told = f"Recorded run: {plain(run)}"
+        caption = f"Recorded run: {plain(run)}"
         if split == "test":
             users = [user.user for user in load_dataset(str(settings["dataset"])).test]
             tested(grid, row, users[0])  # raises ValueError if test users were not recorded
-            return Source(settings, told, dict(zip(users, table.ranks[row].tolist(), strict=True)), [], (grid, row))
+            return Source(settings, caption, dict(zip(users, table.ranks[row].tolist(), strict=True)), [], (grid, row))
         seen = probe(table.probes[row])
-        return Source(settings, told, microscope.violations(seen[-1]), seen)
+        return Source(settings, caption, microscope.violations(seen[-1]), seen)
     job = registered(run)
     if job is None:
         raise ValueError("The run of this link is not on this server (any more): choose another one.")
     name = plain(job.name)
     if split == "test":
-        raise ValueError(f"Of {name} only validation users are kept: choose these.")
+        raise ValueError(f"{name} has only validation users: choose those.")
     if not (job.run / "probe.parquet").is_file():
         raise ValueError(
-            f"{name} has nothing to show yet: it waits, or is before its first evaluation. Look again in a moment."
+            f"{name} has nothing to show before its first evaluation. Look again in a moment."
             if job.active
-            else f"Nothing is left of {name}: its files are gone, or it ended before its first evaluation. "
+            else f"{name} has nothing to show: its files are missing, or it ended before its first evaluation. "
             "Choose another run, or train it again."
         )
     seen = probe(job.run / "probe.parquet")
     settings = asdict(Run(job.run).config)
     steps = f"step {seen[-1].step} of {settings['steps']}"
-    told = f"Live run: {name}, {'training, ' * job.active}{steps}"
-    return Source(settings, told, microscope.violations(seen[-1]), seen, training=job.active)
+    caption = f"Live run: {name}, {'training, ' * job.active}{steps}"
+    return Source(settings, caption, microscope.violations(seen[-1]), seen, training=job.active)
 
 
 def probe(path: Path) -> list[diagnostics.Moment]:
     try:
         return moments(str(path), path.stat().st_mtime)
     except OSError:
-        raise ValueError("The files of this run are gone: choose another one.") from None
+        raise ValueError("The files of this run are missing: choose another one.") from None
 
 
 def loss_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's own loss, as the controls say it."""
+    """A run's own loss, as values of the controls."""
     off = settings["dynamic"] == "off"
     return {
         "objective": OBJECTIVE_LABELS[settings["objective"]],
@@ -139,11 +135,11 @@ def loss_of(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ whose, and when
+# ------------------------------------------------------------------------------------------------- user and step
 
 
 def choose_run(place: Any, who: str) -> str:
-    """The box of runs. A link names a live run by its token and the box by its name, so it is bound here by hand."""
+    """The list of runs. A link has a live run's token and the list its name, so the parameter is set by hand."""
     state, first = st.session_state, opening()
     linked = st.query_params.get("run", first)
     names = dict.fromkeys(recorded.probed(), "") | own(who)
@@ -152,7 +148,7 @@ def choose_run(place: Any, who: str) -> str:
         names[linked] = "the run of this link" if job is None else job.name
     if not names:
         recorded.grid("objectives")  # raises ValueError that says what is wrong with it
-        raise ValueError("No run is here whose log-probs were kept: train one in the live lab.")
+        raise ValueError("No run has saved log-probs: train one in the Live lab.")
     shown: dict[str, str] = {}
     for run, name in names.items():
         label = " ".join(name.split()) or run
@@ -162,7 +158,7 @@ def choose_run(place: Any, who: str) -> str:
         state["micro_run"] = linked
     run = place.selectbox(
         "Run", list(shown), format_func=lambda run: shown.get(run, run), key="micro_run", on_change=other_run,
-        help="A recorded run, one of your own, or one that a link brought here. It says how the log-probs moved.",
+        help="A recorded run, one of your own, or one from a link: the log-probs are those of this run.",
     )  # fmt: skip
     if run != linked:
         if run == first:
@@ -173,29 +169,29 @@ def choose_run(place: Any, who: str) -> str:
 
 
 def other_run() -> None:
-    """Another run: the loss is that run's own. User and step stay, where it has them."""
+    """Another run: set its own loss. User and step stay, if it has them."""
     state = st.session_state
     try:
         settings = source(state["micro_run"], "validation").settings
-    except ValueError:  # which the page says
+    except ValueError:  # the page reports it
         return
     state.update(loss_of(settings))
 
 
 def fitting(shown: Source) -> list[int]:
-    """The users among whom one goes back and forth."""
+    """The users that the arrows visit."""
     return [user for user, above in shown.above.items() if above in AMONG[st.session_state["among"]]]
 
 
 def others(shown: Source) -> None:
-    """Other users are asked for: the first of them, unless the user is one."""
+    """Other users are chosen: go to the first of them, unless the present user is one."""
     users = fitting(shown)
     if users and st.session_state["user"] not in users:
         st.session_state["user"] = users[0]
 
 
 def turn(shown: Source, forward: bool) -> None:
-    """To the next or the previous user, and from the last to the first."""
+    """Go to the next or the previous user, and from the last to the first."""
     users, user = fitting(shown), st.session_state["user"]
     if users:
         place = bisect_right(users, user) if forward else bisect_left(users, user) - 1
@@ -225,7 +221,7 @@ def choose_moment(row: Any, shown: Source) -> tuple[int, int]:
     )  # fmt: skip
     whose.button("", icon=":material/chevron_right:", key="micro_next", args=(shown, True), help="Next user", **arrows)
     steps = list(shown.followed(user).steps)
-    # Of another run, or at the end of one that has gone on.
+    # A step of another run, or the end of one that has continued.
     if "step" in state and (state["step"] not in steps or state["step"] == state.get("micro_end") != steps[-1]):
         state.pop("step")
     state["micro_end"] = steps[-1]
@@ -282,7 +278,7 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
 
 
 def picture(who: str, every: float | None) -> None:
-    """Controls, sentence and figure. every: seconds after which all of it runs again by itself."""
+    """Controls, sentence and figure. every: seconds between automatic refreshes."""
     state = st.session_state
     row = st.container(key="micro_row", horizontal=True, vertical_alignment="bottom", gap="small")
     area, side = st.columns([4.4, 1], gap="medium")
@@ -290,14 +286,9 @@ def picture(who: str, every: float | None) -> None:
     try:
         run = choose_run(row, who)
         split = row.selectbox(
-            "Users",
-            SPLITS,
-            key="split",
-            bind="query-params",
-            width=135,
-            filter_mode=None,
-            help="Validation users were looked at on the way; test users before and after a recorded run.",
-        )
+            "Users", SPLITS, key="split", bind="query-params", width=135, filter_mode=None,
+            help="Validation users were recorded during training; test users before and after a recorded run.",
+        )  # fmt: skip
         shown = source(run, split)
         training = shown.training
         user, step = choose_moment(row, shown)
@@ -306,7 +297,7 @@ def picture(who: str, every: float | None) -> None:
         lengths = TOKENS.get(shown.settings["dataset"])
         if loss["objective"] == "mppo" and lengths is None:
             raise ValueError(
-                "MPPO compares averages over an answer's tokens, whose number is not kept for these data: choose "
+                "MPPO compares averages over an answer's tokens, whose number is not saved for these data: choose "
                 "another loss."
             )
         table = microscope.examine(followed, lengths=lengths, **loss)
@@ -316,19 +307,19 @@ def picture(who: str, every: float | None) -> None:
         area.warning(jobs.private(recorded.fault(error)))
     else:
         with area:
-            say(microscope.sentence(table, step, user, loss["objective"], before, plain))
+            st.markdown(microscope.sentence(table, step, user, loss["objective"], before, plain))
             left, right = st.columns(2, gap="small")
             with left:
                 draw(microscope.candidates(table, step), "micro_line", "Candidates by their log-prob.")
             with right:
                 draw(microscope.pushes(table, step), "micro_push", "The push on each negative, and its parts.")
             st.caption(
-                f"{shown.told}. Filled marks enter the loss, hollow ones do not, and what is beyond the K is "
-                "faint. All is computed now, from the log-probs that the run left: another loss trains nothing anew."
+                f"{shown.caption}. Filled marks enter the loss, hollow ones do not, and negatives beyond K are "
+                "faint. Everything is computed now, from the log-probs that the run saved: another loss trains nothing."
             )
     state["micro_every"] = POLL if training else None
     if state["micro_every"] != every:
-        st.rerun()  # the page as a whole, for only so can the interval change
+        st.rerun()  # of the whole page, because only then the interval changes
 
 
 head("Microscope", "One user's candidates: who is at the boundary, and how hard each is pushed.")
@@ -338,4 +329,4 @@ with below:
 with main:
     seconds = st.session_state.get("micro_every")
     st.fragment(picture, run_every=seconds)(who, seconds)
-asked("microscope", KEYS)
+check_link("microscope", KEYS)

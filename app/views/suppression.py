@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import recorded
 import streamlit as st
 from figures import suppression
-from shell import WORDS, asked, draw, head, say
+from shell import WORDS, check_link, choose, draw, head, pick
 
 from minipo import DynamicPO
 from minipo.course import diagnostics
@@ -29,15 +29,15 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "04_gradient_suppression.ip
 
 @st.cache_resource(show_spinner=False)
 def logged() -> pd.DataFrame:
-    """The training batches' pushes of every recorded run; read by all viewers, changed by none."""
+    """The training batches' pushes of every recorded run, shared by all viewers."""
     return suppression.logged_pushes(recorded.grid(GRID))
 
 
 @st.cache_data(show_spinner=False, max_entries=200)
 def probed(objective: str, negatives: int, dynamic: str, census: str, untrained: bool = False) -> pd.DataFrame | None:
-    """The pushes on validation users, from the log-probs that a run recorded; None where no run recorded them.
+    """The pushes on validation users, from a run's recorded log-probs; None if no run recorded them.
 
-    untrained: at step 0 alone. There every run is the SFT model still, so any run's log-probs do for all.
+    untrained: only at step 0, where every run is still the SFT model, so that any run's log-probs will do.
     """
     grid = recorded.grid(GRID)
     rows = grid.table if untrained else grid.rows(objective=objective, negatives=negatives, dynamic=dynamic)
@@ -57,7 +57,7 @@ def probed(objective: str, negatives: int, dynamic: str, census: str, untrained:
 
 @st.cache_data(show_spinner=False)
 def said(call: str) -> str | None:
-    """What the recorded output of notebook 04 says where it calls `call`; None if it cannot be read."""
+    """The recorded output of notebook 04 where it calls `call`; None if it cannot be read."""
     try:
         cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
         outputs = [output for cell in cells if call in "".join(cell["source"]) for output in cell.get("outputs", [])]
@@ -69,24 +69,16 @@ def said(call: str) -> str | None:
 @st.fragment
 def page() -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
-        view = st.segmented_control(
-            "Pushes", [OVER, AGAINST], default=OVER, required=True, key="view", bind="query-params",
-            help="Over the steps of runs with one K, or at the end of training for every K.",
+        help = "Over the steps of runs with one K, or at the end of training for every K."
+        view = choose("Pushes", [OVER, AGAINST], "view", help)
+        shown = choose("Objective", [*NAMES, ALL], "objective", WORDS["objective"], "DMPO")
+        users = choose(
+            "Measured on", ["training", "validation"], "users",
+            "The training batches, logged every 10 steps by every run; or 64 validation users, on whom the model was "
+            "not trained and whose log-probs some runs recorded at four steps.",
         )  # fmt: skip
-        shown = st.segmented_control(
-            "Objective", [*NAMES, ALL], default="DMPO", required=True, key="objective", bind="query-params",
-            help=WORDS["objective"],
-        )  # fmt: skip
-        users = st.segmented_control(
-            "Measured on", ["training", "validation"], default="training", required=True, key="users",
-            bind="query-params",
-            help="The training batches, logged every 10 steps by every run; or 64 validation users, whose log-probs "
-            "some runs recorded at four steps: users that the model was not fitted to.",
-        )  # fmt: skip
-        negatives = st.selectbox(
-            "K", choices(users), index=len(choices(users)) - 1, key="K", bind="query-params", width=84,
-            disabled=view == AGAINST, filter_mode=None, help=WORDS["K"] + " For pushes over training.",
-        )  # fmt: skip
+        help, last = WORDS["K"] + " For pushes over training.", len(choices(users)) - 1
+        negatives = pick("K", choices(users), "K", help, last, width=84, disabled=view == AGAINST)
         dynamic = st.toggle("DynamicPO", key="dynamic", bind="query-params", help=WORDS["DynamicPO"])
         with st.popover("", icon=":material/tune:", help="Scale, spread, and how groups are counted"):
             logarithmic = st.toggle(
@@ -97,13 +89,12 @@ def page() -> None:
                 "Spread of the seeds", True, key="seeds", bind="query-params",
                 help="A band from the lowest to the highest of the five seeds' runs.",
             )  # fmt: skip
-            census = st.segmented_control(
-                "Boundary of validation users", [*CENSUS], default="now", required=True, key="census",
-                bind="query-params",
-                help="Which negatives count as boundary: those that are at it at that step, or those that were before "
-                "training, so that the groups stay the same. Training batches are counted as they are at that step.",
+            census = choose(
+                "Boundary of validation users", CENSUS, "census",
+                "Which negatives count as boundary: those at the boundary at that step, or those before training, so "
+                "that the groups stay the same. Training batches are always counted at their step.",
             )  # fmt: skip
-    asked("suppression", KEYS)
+    check_link("suppression", KEYS)
     try:
         drawn(view, shown, users, int(negatives), "on" if dynamic else "off", CENSUS[census], logarithmic, spread)
     except ValueError as error:
@@ -114,7 +105,7 @@ def choices(users: str) -> list[int]:
     """The numbers of negatives that are recorded: of training batches, or of validation users."""
     try:
         grid = recorded.grid(GRID)
-    except ValueError:  # told where the figure would stand
+    except ValueError:  # shown in place of the figure
         return [1, 19]
     table = grid.rows(objective=recorded.OBJECTIVES)
     found = table.loc[[*grid.probes], "negatives"] if users == "validation" and grid.probes else table["negatives"]
@@ -127,7 +118,7 @@ def drawn(view: str, shown: str, users: str, negatives: int, dynamic: str, *how:
     if not plots:
         st.info(sentence)
         return
-    say(sentence)
+    st.markdown(sentence)
     two(plots, "pushes", f"The push on a boundary and on an easy negative, {view}.", "saturation", "σ(−z)", view)
     st.caption(caption)
     two(plots, "share", f"How much of all push falls on boundary negatives, {view}.", "dilution", "Dilution", view)
@@ -136,7 +127,7 @@ def drawn(view: str, shown: str, users: str, negatives: int, dynamic: str, *how:
 
 
 def two(plots: dict[str, go.Figure], wide: str, reading: str, narrow: str, called: str, view: str) -> None:
-    """Two figures beside each other, of which the narrow one is told about where it cannot be computed."""
+    """Two figures side by side; a sentence replaces the narrow one if it cannot be computed."""
     left, right = st.columns([1.25, 1], gap="medium")
     with left:
         draw(plots[wide], wide, reading)
@@ -155,7 +146,7 @@ def two(plots: dict[str, go.Figure], wide: str, reading: str, narrow: str, calle
 def made(
     view: str, shown: str, users: str, negatives: int, dynamic: str, census: str, logarithmic: bool, spread: bool
 ) -> tuple[str, dict[str, go.Figure], str, str]:
-    """The sentence, the figures by key, the caption and the objections; a sentence alone where nothing is recorded."""
+    """The sentence, the figures by key, the caption and the objections; only a sentence if nothing is recorded."""
     objectives = recorded.OBJECTIVES if shown == ALL else [NAMES[shown]]
     over = "step" if view == OVER else "negatives"
     counted = [negatives] if over == "step" else choices("training")
@@ -180,9 +171,9 @@ def made(
         ),
         "share": suppression.share_lines(table, over, f"The boundary's part of all push{when}", spread=spread),
     }  # fmt: skip
-    # Where the log does not tell σ(−z), that of the validation users stands.
-    told = set(table.loc[table["saturation"].notna(), "objective"])
-    saturated = in_order(pd.concat([table[table["objective"].isin(told)], seen[~seen["objective"].isin(told)]]))
+    # Where the log does not determine σ(−z), that of the validation users is drawn.
+    known = set(table.loc[table["saturation"].notna(), "objective"])
+    saturated = in_order(pd.concat([table[table["objective"].isin(known)], seen[~seen["objective"].isin(known)]]))
     if len(saturated):
         plots["saturation"] = suppression.push_lines(
             saturated, {"saturation": ""}, over, f"Saturation σ(−z){when}", "what the sigmoid leaves", spread=spread
@@ -218,7 +209,7 @@ def validated(objectives: list[str], counted: list[int], dynamic: str, census: s
 
 
 def untrained(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame | None:
-    """Pushes before training, a row an objective and K; None where no log-probs are recorded."""
+    """Pushes before training, one row per objective and K; None if no log-probs are recorded."""
     table = joined([probed(objective, k, dynamic, census, untrained=True) for objective in objectives for k in counted])
     return table if len(table) else None
 
@@ -229,10 +220,10 @@ def joined(tables: list[pd.DataFrame | None]) -> pd.DataFrame:
 
 
 def note(table: pd.DataFrame, over: str, dynamic: str, census: str) -> str:
-    """What stands below the first figures: whose runs and users, and how they are counted."""
+    """The caption of the first figures: the runs and users, and how they are counted."""
     if table["users"].iloc[0] == suppression.VALIDATION:
         text = "One seed's run each; 64 validation users at four steps. Recorded at K = "
-        text += f"{' and '.join(map(str, choices('validation')))} only: another run's log-probs cannot stand in. "
+        text += f"{' and '.join(map(str, choices('validation')))} only: another run's log-probs are no substitute. "
     else:
         seeds = table.groupby(["objective", "negatives"])["seed"].nunique()
         text = f"Means of {int(seeds.max())} seeds; each step's value is of its batch of 32 training users. "
@@ -247,23 +238,23 @@ def note(table: pd.DataFrame, over: str, dynamic: str, census: str) -> str:
 
 
 def objections(table: pd.DataFrame, begin: pd.DataFrame | None, seen: pd.DataFrame | None) -> str:
-    """What a careful reader objects to, a line each."""
-    told = []
+    """A careful reader's objections, one line each."""
+    found = []
     if begin is not None and len(begin) == 1:
-        told.append(suppression.reading_sentence(begin, table, seen))
-    told.append(
+        found.append(suppression.reading_sentence(begin, table, seen))
+    found.append(
         "AdamW divides each step by the recent size of its gradients: a push that is small for all negatives alike "
         "makes the steps hardly smaller. What can turn a step is the *part* of all push, not its height."
     )
-    swap, alone = said("swap_sentence("), said("alone_sentence(")
-    if swap and alone:
-        told.append(f"Notebook 04 tests the explanation with DMPO at K = 19, in runs of its own. {swap} {alone}")
+    swap, easy = said("swap_sentence("), said("alone_sentence(")
+    if swap and easy:
+        found.append(f"Notebook 04 tests the explanation with DMPO at K = 19, in runs of its own. {swap} {easy}")
     else:
-        told.append(
-            "Whether the small push does the harm is not seen here: notebook 04 (`make lab`) tests it, by taking the "
-            "easy negatives' pushes away and leaving the boundary's as small as they are."
+        found.append(
+            "This page cannot show whether the small push does the harm: notebook 04 (`make lab`) tests it, by taking "
+            "the easy negatives' pushes away and leaving the boundary's as small as they are."
         )
-    return "\n".join(f"- {sentence}" for sentence in told)
+    return "\n".join(f"- {sentence}" for sentence in found)
 
 
 head(

@@ -5,7 +5,7 @@ from typing import Any
 import recorded
 import streamlit as st
 import torch
-from shell import WORDS, asked, draw, head, plain, say
+from shell import WORDS, check_link, draw, head, plain
 
 from minipo import DynamicPO, preference_loss
 from minipo.course.figures.why import (
@@ -30,18 +30,18 @@ HONEST = (
 
 
 def ask_again() -> None:
-    """Another question: its answer is not to be seen yet."""
+    """Another question: hide its answer."""
     st.session_state["reveal"] = False
 
 
 def chosen_user() -> tuple[Mistake, str, int] | None:
-    """The recorded user that the page is asked for, the run they come from, and how many there are."""
+    """The chosen recorded user, the run's name, and the number of such users; None without one."""
     number = st.session_state.get("user")
     if number is None:
         return None
     users = recorded.mistakes()
     if not users:
-        st.warning("No recorded user is at hand: no readable probe of a recorded run has a user with one mistake.")
+        st.warning("No recorded user is available: no readable probe of a recorded run has a user with one mistake.")
     elif number > len(users):
         st.warning(f"There are {len(users)} recorded users with one mistake: choose a number up to {len(users)}.")
     else:
@@ -50,14 +50,14 @@ def chosen_user() -> tuple[Mistake, str, int] | None:
 
 
 def question(easy: int, real: bool) -> None:
-    """What is to be predicted, and the controls for it."""
+    """The question to predict, with its controls."""
     asking, guessing, moving, showing = st.columns([3.1, 1.25, 1.35, 0.85], vertical_alignment="bottom")
     which = "of this user's other negatives" if real else "easy negatives"
     asking.markdown(
         f"**Add {easy} {which}: by how many times does DMPO's push on the mistake fall, and does its loss rise "
         "or fall?**"
         if easy
-        else "**Choose with the slider how many easy negatives to ask about.**"
+        else "**Choose the number of easy negatives with the slider.**"
     )
     guess = guessing.number_input(
         "The push falls, times", 0.01, 1e6, None, 1.0, format="%g", placeholder="your guess", key="guess",
@@ -69,7 +69,7 @@ def question(easy: int, real: bool) -> None:
     ready = easy > 0 and guess is not None and loss is not None
     showing.toggle(
         "Reveal", key="reveal", disabled=not (ready or st.session_state.get("reveal")),
-        help="Shows the truth beside your guess, once both are given. Moving another control asks anew.", **LINK,
+        help="Shows the truth beside your guess, once both are given. Moving another control hides it again.", **LINK,
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def why() -> None:
         head("Easy negatives silence a mistake", "One mistake among easy negatives, and how hard each loss pushes it.")
         predicting = st.toggle(
             "Predict first", key="predict", on_change=ask_again,
-            help="Hides what the easy negatives do until you have guessed it. Your guess is part of the link.", **LINK,
+            help="Hides the effect of the easy negatives until you have guessed it. The link has your guess.", **LINK,
         )  # fmt: skip
     sliding, selecting, filling, setting = st.columns([3.2, 1.1, 1.25, 1], vertical_alignment="bottom")
     easy = sliding.slider(
@@ -130,7 +130,7 @@ def why() -> None:
             f"{plain(user.chosen)}. User {user_number} of {count} with one mistake."
         )
     truth = push_table(policy, reference, beta)
-    if hidden:  # the mistake alone
+    if hidden:  # only the mistake
         policy, reference, names = policy[:, :2], reference[:, :2], names[:1]
     dynamic = DynamicPO(adjust_beta=False) if selected else None
     table = push_table(policy, reference, beta, dynamic) if selected or hidden else truth
@@ -138,9 +138,9 @@ def why() -> None:
     guess = None
     if predicting and not hidden:
         guess = state["guess"]
-        say(guess_sentence(truth, guess, state["loss"]))
+        st.markdown(guess_sentence(truth, guess, state["loss"]))
     if selected or not predicting:
-        say(push_sentence(truth, table if selected else None))
+        st.markdown(push_sentence(truth, table if selected else None))
     line = margin_line(output.rewards[0].numpy(), output.used[0].numpy(), names, span)
     draw(line, "why_line", "One user's negatives by their margin to the chosen item.")
     left, right = st.columns([1, 2.6])
@@ -153,4 +153,4 @@ def why() -> None:
 
 
 why()
-asked("why", KEYS)
+check_link("why", KEYS)

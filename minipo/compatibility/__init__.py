@@ -1,4 +1,4 @@
-"""Other people's models, rows and arguments: what of them minipo takes, what it refuses, and why.
+"""Third-party models, rows and arguments: what minipo accepts, what it refuses, and why.
 
-A reader of the method may leave this out.
+Readers of the method may skip this.
 """

@@ -1,7 +1,7 @@
-"""What a model must be to score candidates, and whether it reads packed rows: found out on its first batch.
+"""Whether a model can score candidates, and whether it reads packed rows correctly: found out on its first batch.
 
-`examine` refuses a model whose logits at a place are not those of the token after it, given what stands before. Whether
-it reads packed rows as they are meant is known of a few architectures (`KNOWN`) and tried on the others.
+`examine` refuses a model whose logits at a place are not those of the next token, given the ones before. Whether it
+reads packed rows correctly is known for a few architectures (`KNOWN`) and tested for the others.
 """
 
 import warnings
@@ -16,29 +16,26 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from minipo.compatibility.forwards import one_by_one
 from minipo.forward import device_of, head_at, logits_of, packed_forward
 from minipo.packing import PackedBatch, TokenIds, pack_ids, unpack
 
-NOISE = ("drop", "jitter")  # what numbers are called that make a model draw at random in training
+NOISE = ("drop", "jitter")  # in the names of settings that make a model draw at random in training
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Set every dropout of `model` to 0, layer drop, a router's jitter and adapters' own among them: with it, policy
-    and reference would differ before the first step. The configuration that is saved with the model stays as it is.
+    """Set every dropout of `model` to 0, including layer drop, router jitter and adapters' dropout, which would make
+    policy and reference differ before the first step. The configuration that is saved with the model does not change.
     """
-    quiet: dict[int, Any] = {}  # layers that ask the configuration in each forward get one that says 0
+    quiet: dict[int, Any] = {}  # layers that read the configuration in each forward get a copy with zeros
     for module in model.modules():
         for name, value in list(vars(module).items()):
             noisy = (name == "p" and "Dropout" in type(module).__name__) or any(word in name for word in NOISE)
             if noisy and type(value) is float:
                 setattr(module, name, 0.0)
-            elif noisy and isinstance(value, dict):  # by the adapter's name
+            elif noisy and isinstance(value, dict):  # by adapter name
                 value.update({key: 0.0 for key, rate in value.items() if type(rate) is float})
         config = vars(module).get("config")
         if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
@@ -50,31 +47,31 @@ def disable_dropout(model: torch.nn.Module) -> None:
             module.config = quiet[id(config)]
 
 
-# Architectures that read the packed mask and positions as they are meant: tests/test_scoring.py tries each of them.
+# Architectures that read the packed mask and positions correctly: tests/test_scoring.py tests each of them.
 KNOWN = frozenset({"gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo2", "qwen2", "qwen3"})
-SHORT = 16  # tokens of the row on which a model is tried: in a longer one, what looks ahead shows less
+SHORT = 16  # tokens of the row on which a model is tested: in a longer one, looking ahead shows less
 
 
 @dataclass
 class _Findings:
-    """What has been found out of a model, its adapters and attention as they are."""
+    """What has been found out about a model with its current adapters and attention."""
 
     known: bool
-    row: int = 0  # tokens of the longest row that it was tried on
+    row: int = 0  # tokens of the longest row that it was tested on
     width: int = 0  # tokens of the longest packed row that was compared with plain ones
-    obstacle: str | None = None  # what came of that
+    obstacle: str | None = None  # the result of that
 
 
 _found: WeakKeyDictionary[nn.Module, dict[Any, _Findings]] = WeakKeyDictionary()
 
 
 def examine(model: nn.Module, packed: PackedBatch) -> str | None:
-    """What keeps the model from reading this packed batch as it is meant, if anything does: then candidates are scored
-    one by one.
+    """What keeps the model from reading this packed batch correctly, so that candidates are scored one by one; None if
+    nothing does.
 
-    Raises ValueError, in one sentence that names the model, if it cannot score candidates at all. A model is tried
-    once, and again with other adapters or another attention; one of an unknown architecture whenever a longer row comes
-    than ever before, for some begin to slide a window or to hash then.
+    Raises ValueError, in one sentence that names the model, if it cannot score candidates at all. A model is tested
+    once, and again with other adapters or another attention; one of an unknown architecture also whenever a row is
+    longer than any before, because some start to slide a window or to hash then.
     """
     config, width = text_config(model), packed["input_ids"].shape[1]
     adapters, longest = _adapters(model), int(packed["position_ids"].max()) + 1
@@ -82,12 +79,12 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
     state = (config._attn_implementation, *_adapter_state(model))
     if state not in states:
         _check_kind(model)
-        with shaken(model):
+        with perturbed_adapters(model):
             _check_row(model, _row(packed)[-SHORT:])
         states[state] = _Findings(_is_known(model, adapters))
     found = states[state]
     if not found.known and longest > found.row:
-        with shaken(model):
+        with perturbed_adapters(model):
             _check_row(model, _row(packed))
         found.row = longest
 
@@ -99,30 +96,30 @@ def examine(model: nn.Module, packed: PackedBatch) -> str | None:
     ]
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
-        return f"it has layers of the kind {', '.join(sorted(kinds))}"
+        return f"it has {', '.join(sorted(kinds))} layers"
     if windows and min(windows) < width:
         return f"its attention slides over a window of {min(windows)} tokens, fewer than a packed row has"
     if config._attn_implementation not in ("eager", "sdpa"):
         return f"its attention runs on {config._attn_implementation}; load it with attn_implementation='sdpa'"
     if _invocations(adapters):
-        return "where its adapter begins depends on the tokens of the whole row"
+        return "where its adapter starts depends on the tokens of the whole row"
     if found.known:
         return None
     context = context_of(model)
     if context is not None and context < width:
         return f"a packed row of {width} tokens is longer than its context of {context}"
     if packed["mask"].shape[1] == 1:
-        return "it has not been checked yet, for which a row needs two candidates"
+        return "it has not been tested yet, which takes a row with two candidates"
     if width > found.width and (found.obstacle is None or not found.width):
-        with shaken(model):
+        with perturbed_adapters(model):
             found.obstacle = _compare(model, packed)
         found.width = width
     return found.obstacle
 
 
 def _is_known(model: nn.Module, adapters: list[Any]) -> bool:
-    """Whether the model is one of transformers' own of an architecture in `KNOWN`, in one dtype, and adapted at most by
-    LoRA or DoRA."""
+    """Whether the model is one of transformers' own, of an architecture in `KNOWN`, in one dtype, with no adapters
+    other than LoRA or DoRA."""
     config: Any = model.config
     plain = all(adapter.peft_type == "LORA" and not getattr(adapter, "arrow_config", None) for adapter in adapters)
     own = own_class(model).__module__.startswith("transformers.models.")
@@ -131,13 +128,13 @@ def _is_known(model: nn.Module, adapters: list[Any]) -> bool:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of what reads text."""
+    """The configuration of the part that reads text."""
     try:
         return model.config.get_text_config()  # type: ignore[operator, union-attr]
     except ValueError as error:  # of several parts, as in a model of text and sound
         raise ValueError(
-            f"A {model.config.model_type} model cannot score candidates: it has several parts that read text; choose a "  # type: ignore[union-attr]
-            "decoder-only model of text."
+            f"This {model.config.model_type} model cannot score candidates: it has several parts that read text; "  # type: ignore[union-attr]
+            "choose a decoder-only text model."
         ) from error
 
 
@@ -156,38 +153,38 @@ def context_of(model: nn.Module) -> int | None:
     for module in model.modules():
         table = module._modules.get("position_embeddings")
         if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            # RoBERTa and its kin count positions from the one behind padding's, and say how many the table has.
+            # RoBERTa and similar models count positions from padding_idx + 1, and give the size of the whole table.
             context = min(context, table.num_embeddings - table.padding_idx - 1)
     return context
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Up to how many tokens longrope takes its short factors, for all rows of a forward alike; None without it."""
+    """The maximum tokens for which longrope uses its short factors, for all rows of a forward; None without it."""
     ropes = _ropes(model)
     limits = [rope["original_max_position_embeddings"] for rope in ropes if rope.get("rope_type") == "longrope"]
     return min(limits, default=None)
 
 
 def remembers_lengths(model: nn.Module) -> bool:
-    """Whether the model's rotary frequencies stay as a longer row made them, until a shorter one comes."""
+    """Whether the model keeps rotary frequencies computed for a longer row until it reads a shorter one."""
     return any(rope.get("rope_type") == "dynamic" for rope in _ropes(model))
 
 
 def _ropes(model: nn.Module) -> list[dict[str, Any]]:
-    """The settings of rotary positions, of each kind of layer where they differ."""
+    """The settings of rotary positions, one per kind of layer where they differ."""
     parameters = getattr(text_config(model), "rope_parameters", None) or {}
     return [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
 
 
 def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
-    """Raises ValueError, which names the model, if it computes something else in training than in evaluation mode.
+    """Raises ValueError, naming the model, if its log-probs differ between training and evaluation mode.
 
-    logps: scores a packed batch, as `packed_logps` does. Some noise cannot be switched off (`disable_dropout` does what
-    can): with it, policy and reference differ before the first step.
+    logps: scores a packed batch, as `packed_logps` does. `disable_dropout` cannot switch off all noise, and what is
+    left makes policy and reference differ before the first step.
     """
     few = _few(packed)
     scores: dict[bool, Tensor] = {}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), shaken(model):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), perturbed_adapters(model):
         for training in (False, True):
             with _mode(model, training):
                 try:
@@ -198,15 +195,15 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
                     if not training:
                         raise
                     raise ValueError(
-                        f"A {_described(model)} cannot be trained on such rows: in training mode they make it fail "
+                        f"This {_described(model)} cannot be trained on such rows: in training mode they make it fail "
                         f"({_said(error)})."
                     ) from error
     difference = (scores[True] - scores[False]).abs().max()
     if not difference <= 16 * torch.finfo(scores[True].dtype).eps * scores[False].abs().max().clamp(min=1):
         raise ValueError(
-            f"A {_described(model)} still draws at random in training: log-probs of one batch differ by "
-            f"{difference:.2g} nats between training and evaluation mode. Preference training compares with the model "
-            "as it was; switch off what draws, or choose another model or adapter."
+            f"This {_described(model)} still draws at random in training: log-probs of one batch differ by "
+            f"{difference:.2g} nats between training and evaluation mode, and preference training compares the two; "
+            "switch off this noise, or choose another model or adapter."
         )
 
 
@@ -235,13 +232,13 @@ def check_tokens(model: nn.Module, packed: PackedBatch) -> None:
     if isinstance(table, Tensor) and highest >= len(table):
         raise ValueError(
             f"Token {highest} is beyond the model's vocabulary of {len(table)}: the tokenizer is another model's, or "
-            "has new tokens; take the model's own, or call model.resize_token_embeddings(len(tokenizer))."
+            "has new tokens; use the model's own, or call model.resize_token_embeddings(len(tokenizer))."
         )
 
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """Within, the model computes as it did before peft's adapters came; ValueError if theirs cannot be switched off."""
+    """Inside the context, the model computes without its peft adapters; ValueError if they cannot be switched off."""
     with ExitStack() as stack:
         try:
             stack.enter_context(model.disable_adapter())
@@ -250,14 +247,14 @@ def without_adapters(model: Any) -> Iterator[None]:
                 str(getattr(each.peft_type, "value", each.peft_type)) for each in model.peft_config.values()
             )
             raise ValueError(
-                f"An adapter of the kind {kinds} cannot be switched off ({error}), as the reference needs it; choose "
+                f"An adapter of type {kinds} cannot be switched off ({error}), which the reference needs; choose "
                 "another, such as LoRA."
             ) from error
         yield
 
 
 def warn_of_adapters(model: Any, packed: PackedBatch, logps: Any) -> None:
-    """Warn if the model comes with an adapter that changes its log-probs: the reference is the model with it.
+    """Warn if the model comes with an adapter that changes its log-probs: the reference includes it.
 
     logps: as in `check_quiet`.
     """
@@ -268,12 +265,12 @@ def warn_of_adapters(model: Any, packed: PackedBatch, logps: Any) -> None:
     if difference > 1e-3:
         warnings.warn(
             f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
-            "rows): the reference is the model with it. If it is new, hand it over as peft_config instead.",
+            "rows): the reference is the model with it; if it is new, pass it as peft_config instead.",
             stacklevel=4,
         )
 
 
-# The model by itself.
+# The model on ordinary rows.
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -282,9 +279,9 @@ def _check_kind(model: nn.Module) -> None:
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in _adapters(model)):
         _refuse(model, "its adapter puts virtual tokens before the prompt; choose LoRA")
     if model.get_output_embeddings() is None:  # type: ignore[operator]
-        _refuse(model, "its get_output_embeddings() names no output head; choose a model of transformers' own")
+        _refuse(model, "its get_output_embeddings() returns no output head; choose one of transformers' own models")
     if not isinstance(getattr(model.get_input_embeddings(), "weight", None), Tensor):  # type: ignore[operator]
-        _refuse(model, "it does not read one token at a place; choose a model of text")
+        _refuse(model, "it does not read one token per position; choose a text model")
 
 
 def _row(packed: PackedBatch) -> TokenIds:
@@ -295,16 +292,16 @@ def _row(packed: PackedBatch) -> TokenIds:
 
 
 def _invocations(adapters: list[Any]) -> list[int]:
-    """The tokens at whose last occurrence in a row adapters of the kind aLoRA begin."""
+    """The tokens from whose last occurrence in a row aLoRA adapters are active."""
     return [token for adapter in adapters for token in getattr(adapter, "alora_invocation_tokens", None) or ()]
 
 
 @torch.no_grad()
 def _check_row(model: nn.Module, row: TokenIds) -> None:
-    """Try the model on an ordinary row, twice, and on a batch of that row and one whose second half is another."""
+    """Test the model on an ordinary row, twice, and on a batch of that row and one with a different second half."""
     config: Any = model.config
     half = len(row) // 2
-    # Each token of the second half becomes another of the row's, but where an adapter would begin elsewhere then.
+    # Each token of the second half becomes another of the row's, except where that would move an adapter's start.
     fixed = _invocations(_adapters(model))
     pool = np.setdiff1d(np.append(row, abs(row.max() - np.arange(1, 4))), fixed)
     other = np.where(np.isin(row, fixed), row, np.where(row != pool[-1], pool[-1], pool[0]))
@@ -322,50 +319,50 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
         except Exception as error:  # whatever an architecture raises: assertions, missing arguments, mixed dtypes
             hint = "" if getattr(config, "return_dict", True) else "; set its config.return_dict to True"
             raise ValueError(
-                f"A {_described(model)} cannot score candidates: a row of text makes it fail ({_said(error)}){hint}."
+                f"This {_described(model)} cannot score candidates: a row of text makes it fail ({_said(error)}){hint}."
             ) from error
     if len(whole) != min(len(row), 2 * SHORT) or len(alone) != len(places) or len(pair) != 2 * len(places):
-        _refuse(model, "it does not give one token's logits at each place of a row")
+        _refuse(model, "it does not give the logits of one token at each position of a row")
     rounding = 0.3 * torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
     if (alone - again).abs().max() > rounding:
         _refuse(model, "it draws at random in evaluation mode too, so that two forwards of one row differ")
     same, other_end = pair.split(len(places))
     if (alone - same).abs().max() > rounding:
-        _refuse(model, "its logits of a row depend on the other rows of the batch")
+        _refuse(model, "its logits for a row depend on the other rows of the batch")
     if (alone - other_end)[places < half].abs().max() > rounding:
         hint = "; load it with is_decoder=True" if getattr(config, "is_decoder", None) is False else ""
-        _refuse(model, f"its tokens see the ones behind them{hint}")
+        _refuse(model, f"its tokens see later tokens{hint}")
 
 
 def _refuse(model: nn.Module, reason: str) -> None:
-    raise ValueError(f"A {_described(model)} cannot score candidates: {reason}.")
+    raise ValueError(f"This {_described(model)} cannot score candidates: {reason}.")
 
 
 def _said(error: Exception) -> str:
-    """What an error says, in a line that a sentence can hold."""
+    """An error's message as one line, to be quoted in a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
 def _described(model: nn.Module) -> str:
     kinds = sorted({str(getattr(adapter.peft_type, "value", adapter.peft_type)) for adapter in _adapters(model)})
-    with_adapter = f" with an adapter of the kind {', '.join(kinds)}" if kinds else ""
+    with_adapter = f" with an adapter of type {', '.join(kinds)}" if kinds else ""
     return f"{model.config.model_type} model{with_adapter}"  # type: ignore[union-attr]
 
 
 def _adapters(model: nn.Module) -> list[Any]:
-    """The configurations of the model's adapters, through peft or transformers' own way to them."""
+    """The configurations of the model's adapters, whether peft or transformers added them."""
     return list((getattr(model, "peft_config", None) or {}).values())
 
 
 def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
-    """Which adapters are at work now."""
+    """Which adapters are active."""
     if not _adapters(model):
         return ()
     layer = next((module for module in model.modules() if hasattr(module, "_disable_adapters")), None)
     return () if layer is None else (layer._disable_adapters, *layer.active_adapters)  # type: ignore[misc]
 
 
-# Packed against plain.
+# Packed rows against plain ones.
 
 
 @torch.no_grad()
@@ -373,14 +370,14 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
     """Compare packed with plain scores on two rows, the longest among them."""
     read_end = longrope_limit(model) is not None
     few = _few(packed, read_end)
-    computed: list[torch.dtype] = []  # what the head's logits come in: autocast may begin inside the model
+    computed: list[torch.dtype] = []  # the dtype of the head's logits: autocast may start inside the model
     hook = model.get_output_embeddings().register_forward_hook(lambda *call: computed.append(call[-1].dtype))  # type: ignore[operator]
     try:
         with _mode(model, training=False):  # dropout would make any two scores differ
             plain = one_by_one(model, few, read_end)[few["mask"]]
             try:
                 shared = packed_forward(model, few)[few["mask"]]
-                # How much a wrong mask would matter: here candidates see their elder siblings.
+                # How much a wrong mask would matter: here candidates see the ones before them.
                 causal: PackedBatch = {**few, "segments": few["segments"].clamp(max=0)}
                 effect = (packed_forward(model, causal)[few["mask"]] - plain).abs().max()
             except torch.OutOfMemoryError:
@@ -390,7 +387,7 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
     finally:
         hook.remove()
     difference = (shared - plain).abs().max()
-    # 0.03 % of it in float32, 9 % in bfloat16: far above rounding, far below what a mask or positions unheeded do.
+    # 0.03 % of it in float32, 9 % in bfloat16: far above rounding, far below the effect of ignoring mask or positions.
     if difference <= effect * torch.finfo(computed[0]).eps ** 0.5:
         return None
     return f"packed and plain log-probs of its first batch differ by {difference:.2g}"
@@ -405,9 +402,9 @@ def _few(packed: PackedBatch, read_end: bool = False) -> PackedBatch:
 
 
 @contextmanager
-def shaken(model: nn.Module) -> Iterator[None]:
-    """Within, adapters are other than they are: most begin as the identity, and what they do shows only once they are
-    trained. The model's own weights stay, and so do both in the eyes of autograd."""
+def perturbed_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside the context, adapter weights are perturbed: most adapters start as the identity, and what they do shows
+    only once they are trained. The model's own weights do not change, and autograd notices nothing."""
     generator, kept = torch.Generator().manual_seed(0), []
     for parameter in model.parameters() if _adapters(model) else ():
         if parameter.requires_grad and parameter.is_floating_point():
@@ -422,7 +419,7 @@ def shaken(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Within, the whole model is in training or in evaluation mode; after it, each module is as it was."""
+    """Inside the context, the whole model is in training or evaluation mode; afterwards each module is as before."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:

@@ -1,6 +1,6 @@
 """Which arguments of `transformers.Trainer`, and of TRL's configs, minipo's trainers honour; the others are refused.
 
-Ignored without a word, they would make another run than the one asked for.
+Silently ignoring them would give another run than the one asked for.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from minipo.compatibility.architectures import context_of
 
-# Of no effect here, where rows are ordered, losses computed and rows evaluated in minipo's own way; or they change the
-# model after the reference is computed.
+# These have no effect here, because minipo orders rows, computes losses and evaluates in its own way; or they change
+# the model after the reference is computed.
 UNSUPPORTED = (
     "bf16_full_eval",
     "data_seed",
@@ -44,14 +44,14 @@ HARMLESS = (
 def check_arguments(
     args: TrainingArguments, keywords: Mapping[str, Any], config: str, beta: float | None = None
 ) -> None:
-    """Raise ValueError for what `args`, or the keyword arguments meant for the Trainer, ask for and is not done here.
+    """Raise ValueError for anything in `args`, or in the keyword arguments for the Trainer, that is not supported here.
 
-    config: TRL's config that `args` may be, at its defaults but for what `TrainingArguments` has too. beta: the
-    trainer's own, of preference training.
+    config: the TRL config that `args` may be, at its defaults except for what `TrainingArguments` has too. beta: the
+    trainer's own, in preference training.
     """
     for name in KEYWORDS:
         if name in keywords:
-            raise ValueError(f"{name} is not supported, for rows, loss and metrics are minipo's own; leave it out.")
+            raise ValueError(f"{name} is not supported, because rows, loss and metrics are minipo's own; leave it out.")
     for cls in type(args).__mro__:
         if cls.__module__.partition(".")[0] == "trl" and cls.__name__ not in ("_BaseConfig", config):
             raise ValueError(
@@ -59,9 +59,8 @@ def check_arguments(
             )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("args.fp16 is for GPUs, and on a CPU the Trainer would train in float32; leave it out.")
-    unsupported = (
-        (*UNSUPPORTED, "neftune_noise_alpha") if beta is not None else UNSUPPORTED
-    )  # noise, not in a reference
+    # NEFTune adds noise, which the reference does not have.
+    unsupported = UNSUPPORTED if beta is None else (*UNSUPPORTED, "neftune_noise_alpha")
     known = {field.name for field in fields(TrainingArguments)}
     for field in fields(args):
         value = getattr(args, field.name)
@@ -75,6 +74,6 @@ def check_arguments(
 
 
 def longest_row(model: PreTrainedModel, args: TrainingArguments) -> int | None:
-    """The most tokens that a row may have, by the model's context and by `max_length` of a config of TRL's."""
+    """The maximum tokens of a row, by the model's context and the `max_length` of a TRL config; None for no limit."""
     limits = (context_of(model), getattr(args, "max_length", None))
     return min((limit for limit in limits if limit is not None), default=None)

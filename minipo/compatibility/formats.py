@@ -1,15 +1,15 @@
-"""What a row of data says: its prompt and its answers as texts, whichever tool the row was written for.
+"""A data row's prompt and answers as texts, whichever tool the row was written for.
 
-The row that all others are read as is TRL's, with any number of rejected answers:
+All rows are converted to TRL's form, with any number of rejected answers:
 {"prompt": text or messages, "chosen": answer, "rejected": [answer, ...]}, or "completion" in place of the two for SFT.
-An answer is text, or what the assistant says in a message. Read as well are
+An answer is text, or what the assistant says in a message. Also accepted are
 
 - TRL's implicit prompt: no "prompt", and every answer is the whole conversation, as messages or, as in HH-RLHF, as text
-  whose turns begin with "\n\nHuman:" and "\n\nAssistant:";
-- ms-swift: "messages", which end in the chosen answer, and "rejected_response" or "rejected_messages";
-- LLaMA-Factory: "conversations", "messages", or "instruction" and "input", beside "chosen" and "rejected".
+  whose turns start with "\n\nHuman:" and "\n\nAssistant:";
+- ms-swift: "messages", which end with the chosen answer, and "rejected_response" or "rejected_messages";
+- LLaMA-Factory: "conversations", "messages", or "instruction" and "input", with "chosen" and "rejected".
 
-What could be read in two ways is refused.
+Ambiguous rows are refused.
 """
 
 import ast
@@ -30,13 +30,13 @@ Answers = Callable[[Mapping[str, Any]], list[Any]]  # those of a row in TRL's fo
 PROMPTS = ("prompt", "messages", "conversations", "instruction")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
 READ = (*PROMPTS, "input", "history", "system", "chosen", *REJECTED, "completion")
-NOT_READ = ("tools", "image", "images", "videos", "audios", "chat_template_kwargs")  # it would change the prompt
+NOT_READ = ("tools", "image", "images", "videos", "audios", "chat_template_kwargs")  # they would change the prompt
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 TURN = "\n\nAssistant:"
 
 
 class Rows(Protocol):
-    """What a trainer takes for data: a list of dictionaries, a `datasets.Dataset` or `torch.utils.data.Dataset` with a
+    """What a trainer takes as data: a list of dictionaries, a `datasets.Dataset` or `torch.utils.data.Dataset` with a
     length, or a `pandas.DataFrame`."""
 
     def __len__(self) -> int: ...
@@ -44,7 +44,7 @@ class Rows(Protocol):
 
 
 def records(rows: Any) -> Rows:
-    """`rows` as something whose items are rows. Raises ValueError for what is not rows."""
+    """`rows` as a sequence of rows. Raises ValueError for anything that is not rows."""
     if isinstance(rows, pd.DataFrame):
         rows = rows.to_dict("records")
     elif isinstance(rows, pa.Table):
@@ -66,7 +66,7 @@ def records(rows: Any) -> Rows:
 def row_texts(tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Answers) -> tuple[str, list[str], bool]:
     """A row's prompt and answers as texts, and whether they went through the tokenizer's chat template.
 
-    Raises ValueError, in a sentence without the row's number, for a row that is not of a form that is read.
+    Raises ValueError, in a sentence without the row's number, for a row in none of the accepted forms.
     """
     standard = _standard(row)
     first, wanted = "chosen answer", "'prompt', 'chosen' and 'rejected'"
@@ -91,12 +91,12 @@ def row_texts(tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Answers)
 
 
 def preference_answers(row: Mapping[str, Any]) -> list[Any]:
-    """The chosen answer of a row of preferences in TRL's form, and the rejected ones: a list of what the chosen answer
-    is, or a lone one."""
+    """The chosen answer of a row of preferences in TRL's form, and the rejected ones: a list in the form of the chosen
+    answer, or a single one."""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(rejected, str) and isinstance(_spelled(rejected), list | tuple | set):
         raise ValueError(
-            f"'rejected' is text that spells a list, {_short(rejected)}; give the list, as json.loads or "
+            f"'rejected' is a list written as text, {_short(rejected)}; give the list, as json.loads or "
             "ast.literal_eval reads it, or, if it is one answer, [that text]."
         )
     if isinstance(rejected, str | Mapping):
@@ -105,33 +105,33 @@ def preference_answers(row: Mapping[str, Any]) -> list[Any]:
         raise ValueError(f"'rejected' is of type {type(rejected).__name__}; give a list.")
     if not rejected:
         raise ValueError("there is no rejected answer; leave the row out, or give it one.")
-    # A list of messages is one answer, unless the chosen answer is a message that stands in no list.
+    # A list of messages is one answer, unless the chosen answer is a message outside a list.
     return [chosen, *(rejected if isinstance(chosen, Mapping) or not isinstance(rejected[0], Mapping) else [rejected])]
 
 
 def completion(row: Mapping[str, Any]) -> list[Any]:
-    """What SFT learns of a row: its completion, or the chosen answer of a row of preferences."""
+    """What SFT learns from a row: its completion, or the chosen answer of a row of preferences."""
     return [row["chosen" if "completion" not in row and "chosen" in row else "completion"]]
 
 
 def _standard(row: Any) -> dict[str, Any]:
-    """`row` in TRL's form, in Python's own types and without what is missing."""
+    """`row` in TRL's form, in Python's own types and without missing values."""
     if not isinstance(row, Mapping):
         raise ValueError(f"it is a {type(row).__name__}; give a dictionary.")
     unread = [key for key in NOT_READ if key in row and _plain(row[key])]
     if unread:
-        raise ValueError(f"it has {_listed(unread)}, and only text is read; remove what is not needed.")
+        raise ValueError(f"it has {_listed(unread)}, but only text is read; remove what is not needed.")
     fields = {key: value for key in READ if key in row and (value := _plain(row[key])) is not None}
     for group in (PROMPTS, REJECTED):
         found = [key for key in group if key in fields]
         if len(found) > 1:
-            raise ValueError(f"it has {_listed(found)}, which stand for the same thing; keep one.")
+            raise ValueError(f"it has {_listed(found)}, which mean the same thing; keep one.")
     if "instruction" in fields:
         return _alpaca(fields)
     if "messages" in fields or "conversations" in fields:
         return _messages(fields)
     if "system" in fields:
-        raise ValueError("it has 'system', which is not read there; put it in front of the prompt.")
+        raise ValueError("it has 'system', which is not supported in this form; put it in front of the prompt.")
     return fields
 
 
@@ -150,32 +150,32 @@ def _alpaca(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _messages(fields: dict[str, Any]) -> dict[str, Any]:
-    """LLaMA-Factory's sharegpt form, or ms-swift's, whose messages go on to the chosen answer."""
+    """LLaMA-Factory's sharegpt form, or ms-swift's, whose messages include the chosen answer."""
     messages = _checked(fields.get("messages", fields.get("conversations")), "prompt")
     if fields.get("system"):
         if messages[0]["role"] == "system":
-            raise ValueError("it has 'system' and a message of the system; keep one.")
+            raise ValueError("it has 'system' and a system message; keep one.")
         messages = [{"role": "system", "content": fields["system"]}, *messages]
     if "chosen" in fields or "completion" in fields:
         return fields | {"prompt": messages}
     rejected = [fields[key] for key in REJECTED if key in fields]
     if not rejected and sum(message["role"] == "assistant" for message in messages) > 1:
-        raise ValueError("the assistant answers more than once, and one answer is learnt of a row; give a row to each.")
+        raise ValueError("the assistant answers more than once, but a row has one answer; give each a row of its own.")
     return {"prompt": messages[:-1], "chosen": messages[-1:]} | ({"rejected": rejected[0]} if rejected else {})
 
 
 def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[str | list[Message], list[Any]]:
-    """The prompt, text or messages, and the answers, each text or, after messages, one. KeyError if there is no prompt.
+    """The prompt (text or messages), and the answers (text or, after messages, a message each). KeyError if there is no
+    prompt.
 
-    An answer may begin with the conversation that it ends: then that is the prompt, and a prompt given beside it has to
-    say the same.
+    An answer may start with the conversation that it ends: then that is the prompt, and a given prompt must equal it.
     """
     if isinstance(prompt, str):
         spelled = _spelled(prompt)
         if isinstance(spelled, list) and any(isinstance(part, Mapping) for part in spelled):
-            raise ValueError(f"the prompt is text that spells a list of messages, {_short(prompt)}; give the list.")
+            raise ValueError(f"the prompt is a list of messages written as text, {_short(prompt)}; give the list.")
         if prompt and all(isinstance(answer, str) and answer.startswith(prompt) for answer in answers):
-            raise ValueError("every answer begins with the prompt, after which it would stand; cut the prompt off.")
+            raise ValueError("every answer starts with the prompt, so it would appear twice; remove it from answers.")
     elif prompt is not None:
         prompt = _checked(prompt, "prompt")
     elif all(isinstance(answer, str) for answer in answers):
@@ -198,7 +198,7 @@ def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[
             raise ValueError(f"the prompt is text and the {names[number]} is a message; give both as one or the other.")
         if before and before != prompt:
             raise ValueError(
-                f"the {names[number]} is {len(before) + 1} messages, which do not begin with the prompt's; give one "
+                f"the {names[number]} is {len(before) + 1} messages, which do not start with the prompt's; give one "
                 "message, and each of several answers a list of its own."
             )
         rest.append(last)
@@ -208,21 +208,19 @@ def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[
 
 
 def _implicit(answers: Sequence[str], names: Sequence[str]) -> tuple[str, list[str]]:
-    """Conversations written as HH-RLHF writes them: the prompt ends where the assistant's last turn begins."""
+    """Conversations written as in HH-RLHF: the prompt ends where the assistant's last turn starts."""
     end = answers[0].rfind(TURN) + len(TURN)
     if end < len(TURN):
         raise KeyError("prompt")
     prompt = answers[0][:end]
     for number, answer in enumerate(answers):
         if not answer.startswith(prompt):
-            raise ValueError(
-                f"the {names[number]} goes another way before the last turn of the {names[0]}; give 'prompt'."
-            )
+            raise ValueError(f"the {names[number]} differs from the {names[0]} before the last turn; give 'prompt'.")
     return prompt, [answer[end:] for answer in answers]
 
 
 def _checked(messages: Any, name: str) -> list[Message]:
-    """`messages` with "role" and "content"; ValueError for what is no text of the system, the user or the assistant."""
+    """`messages` with "role" and "content"; ValueError for all but text of the system, the user or the assistant."""
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"the {name} is neither text nor a list of messages, each with a role and a content.")
     checked = []
@@ -256,7 +254,7 @@ def _chat(
             raise ValueError(f"the chat template refuses the messages: {error}; change them or give strings.") from None
 
     start = written(prompt, answer_next=True)
-    for message in prompt:  # of the assistant's, some templates leave out the reasoning, as they should
+    for message in prompt:  # some templates leave out the assistant's reasoning, as they should
         if message["role"] != "assistant" and message["content"].strip() not in start:
             raise ValueError(f"the chat template leaves out a message of the {message['role']}; put it elsewhere.")
     texts = []
@@ -264,18 +262,18 @@ def _chat(
         message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
         line = written([*prompt, message], answer_next=False)
         if not line.startswith(start):
-            raise ValueError("the chat template does not begin an answer as add_generation_prompt does; give strings.")
+            raise ValueError("the chat template does not start an answer as add_generation_prompt does; give strings.")
         # The end-of-answer token, which the template may write and follow with a newline, is added to every answer.
         text, end, after = line[len(start) :].rpartition(str(tokenizer.eos_token))
         text, after = (text, after) if end else (after, "")
         if after.strip() or message["content"].strip() not in text + end:
-            raise ValueError(f"the chat template makes {_short(line[len(start) :])} of the {name}; give strings.")
+            raise ValueError(f"the chat template turns the {name} into {_short(line[len(start) :])}; give strings.")
         texts.append(text)
     return start, texts
 
 
 def _plain(value: Any) -> Any:
-    """`value` in Python's own types: lists for arrays and tuples, None for what is missing."""
+    """`value` in Python's own types: lists for arrays and tuples, None for missing values."""
     if isinstance(value, str):
         return str(value)
     for convert in ("tolist", "to_pylist", "as_py"):  # NumPy's and pandas' arrays, Arrow's, Arrow's scalars
@@ -289,7 +287,7 @@ def _plain(value: Any) -> Any:
 
 
 def _spelled(text: str) -> Any:
-    """What `text` is as a literal of JSON or Python, if it begins as a list does."""
+    """`text` read as a JSON or Python literal, if it starts with a bracket; None if it is not one."""
     if text.lstrip()[:1] in ("[", "(", "{"):
         for read in (json.loads, ast.literal_eval):
             with suppress(ValueError, SyntaxError, MemoryError, RecursionError):

@@ -1,4 +1,4 @@
-"""Forwards of models that do not read packed rows, or not rows of every length together; and memory on CPUs."""
+"""Forwards for models that cannot read packed rows, or cannot mix short and long rows; and memory on CPUs."""
 
 import ctypes
 import platform
@@ -15,9 +15,9 @@ from minipo.packing import PackedBatch, pack_ids, unpack
 
 
 def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
-    """The same scores and gradients from an ordinary row for each candidate, in forwards of as many rows as before.
+    """The same scores and gradients from an ordinary row per candidate, in forwards of at most as many rows as before.
 
-    Only rows of one length go together: padding, at whichever end, changes what some models compute.
+    Only rows of the same length go together: padding, at either end, changes what some models compute.
     """
     prompt_ids, answer_ids = unpack(packed)
     rows, columns = packed["mask"].cpu().numpy().nonzero()
@@ -38,8 +38,8 @@ def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) ->
 def by_length(
     model: nn.Module, packed: PackedBatch, limit: int, score: Callable[[nn.Module, PackedBatch, bool], Tensor]
 ) -> Float[Tensor, "B C"]:
-    """The scores under longrope, which takes its long factors for all rows of a forward as soon as one is longer than
-    `limit`: candidates that are longer with their end-of-answer token, and the others, in forwards of their own.
+    """The scores under longrope, which uses its long factors for all rows of a forward as soon as one is longer than
+    `limit`: candidates that are longer (end-of-answer token included) and the others get separate forwards.
 
     score: scores a packed batch whose rows are all on one side; its last argument says to read end-of-answer tokens.
     """
@@ -62,15 +62,15 @@ def by_length(
 
 @cache
 def reuse_memory() -> None:
-    """Make this process keep the memory that tensors on the CPU free, for the next ones, instead of returning it.
+    """Make this process keep memory that CPU tensors free for later tensors, instead of returning it to the system.
 
-    glibc hands every large block back to the system and gets it anew, and each new page costs a fault: what that comes
-    to is the side "as it comes" of `benchmarks/step.py`.
+    glibc returns every large block and requests it again, and each new page costs a fault: "as it comes" in
+    `benchmarks/step.py` measures that.
     Holds for the whole process; `packed_logps` calls it for models on the CPU. Nothing happens without glibc.
     """
     if platform.libc_ver()[0] == "glibc":
         top_pad, trim_threshold, mmap_max = -2, -1, -4  # their numbers in malloc.h
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)  # no block of its own from the system, however large
-        mallopt(trim_threshold, -1)  # never give the heap's end back
+        mallopt(mmap_max, 0)  # no separate mapping for a block, however large
+        mallopt(trim_threshold, -1)  # never return the end of the heap
         mallopt(top_pad, 2**28)  # and extend it by 256 MiB at a time

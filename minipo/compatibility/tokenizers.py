@@ -1,4 +1,4 @@
-"""Text to token ids, with whatever tokenizer a model comes with."""
+"""Text to token ids, with any model's tokenizer."""
 
 import re
 import warnings
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool = False) -> list[TokenIds]:
-    """Token ids of each text. special: with the tokens that the tokenizer puts before a text, which prompts need; what
-    it puts behind one, an end-of-answer token say, is left off, for the text goes on."""
+    """Token ids of each text. special: add the tokens that the tokenizer puts before a text, which prompts need; those
+    after it, such as an end-of-answer token, are left out, because the text continues."""
     distinct = list(dict.fromkeys(texts))  # candidates repeat: the same 240 names for every user
     if not distinct:
         return []
     end = -_appended(tokenizer) if special else 0
-    # Not verbose: what is too long for the model is said elsewhere, where it is known what to do about it.
+    # Not verbose: text that is too long for the model is reported elsewhere, with what to do about it.
     encoded = tokenizer(distinct, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
     known = {text: np.asarray(ids[: end or None], dtype=np.int64) for text, ids in zip(distinct, encoded, strict=True)}
     return [known[text] for text in texts]
 
 
 def _appended(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """How many tokens the tokenizer puts behind a text."""
+    """How many tokens the tokenizer puts after a text."""
     text = "a"
     plain, whole = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
     ends = [start + len(plain) for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
@@ -37,7 +37,7 @@ def _appended(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def tokenize_answers(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[TokenIds]:
-    """Token ids of each candidate's text, with the end-of-answer token behind them, once. Nothing stays nothing."""
+    """Token ids of each candidate's text, ending in one end-of-answer token; of an empty text only that token."""
     distinct = list(dict.fromkeys(texts))
     ended = dict(zip(distinct, (_ended(tokenizer, ids) for ids in tokenize(tokenizer, distinct)), strict=True))
     return [ended[text] for text in texts]
@@ -50,7 +50,7 @@ def _ended(tokenizer: "PreTrainedTokenizerBase", ids: TokenIds) -> TokenIds:
     return ids if len(ids) > 1 and ids[-1] == end else np.append(ids, end)
 
 
-# Where prompt and answer meet: whether the two ends of text there are tokenized alike apart and together.
+# For the two ends of text where prompt and answer meet: whether they are tokenized the same apart and together.
 _seams: WeakKeyDictionary["PreTrainedTokenizerBase", dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
@@ -62,10 +62,10 @@ def tokenize_rows(
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
     """Token ids of every prompt, and of its candidates with the end-of-answer token: those of "prompt + candidate".
 
-    Prompts and candidates are tokenized by themselves, each once. Where that differs from the text of both together (a
-    tokenizer that marks a text's beginning, a prompt that ends in a space), which is tried once for what meets, a row
-    is tokenized together, with one warning: its prompt ends where the first of its candidates parts from it, which is
-    TRL's rule. special: see `tokenize`; False where a chat template has written those tokens.
+    Prompts and candidates are tokenized separately, each once. Where that differs from tokenizing both together (a
+    tokenizer that marks the start of a text, a prompt that ends in a space), which is tested once for each two ends of
+    text that meet, the row is tokenized together, with one warning: its prompt then ends where the first candidate
+    diverges from it, which is TRL's rule. special: see `tokenize`; False if a chat template has written those tokens.
     """
     if len(prompts) != len(candidates):
         raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
@@ -88,7 +88,7 @@ def tokenize_rows(
 
 
 def _seam(prompt: str, text: str) -> tuple[str, str]:
-    """What decides how the two are tokenized where they meet. A space begins a token; else whole words count."""
+    """The text that decides how the two are tokenized where they meet. A space starts a token; else words matter."""
     if text[:1] == " " and not prompt[-1:].isspace():
         return prompt[-2:], text[:2]
     return re.findall(r"\S*\s*\Z", prompt[-80:])[0], re.findall(r"\A\s*\S*", text)[0]
@@ -102,7 +102,7 @@ def _tokenize_together(
     prompt_ids: list[TokenIds],
     answer_ids: list[list[TokenIds]],
 ) -> None:
-    """Put the ids of "prompt + candidate" in the place of those rows that have a seam where they differ."""
+    """Replace the ids of rows with a seam where they differ by those of "prompt + candidate"."""
     seams = _seams[tokenizer]
     for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
         if not any(not seams[_seam(prompt, text)] for text in texts):
@@ -110,22 +110,22 @@ def _tokenize_together(
         warn_once(
             type(tokenizer),
             "tokens",
-            f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} otherwise together than apart: "
-            "such prompts are tokenized with each of their answers, which takes longer.",
+            f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} differently together and "
+            "apart: such prompts are tokenized with each of their answers, which takes longer.",
         )
         together = tokenize(tokenizer, [prompt + text for text in texts], special)
         shared = min(_shared(ids, prompt_ids[row]) for ids in together)
         if not shared:
             raise ValueError(
-                f"Row {row}: no token of the prompt stays as it is once an answer follows it; end the prompt in a "
-                "whole word, and begin answers with a space."
+                f"Row {row}: no token of the prompt stays the same when an answer follows; end the prompt with a "
+                "whole word, and start answers with a space."
             )
         prompt_ids[row] = prompt_ids[row][:shared]
         answer_ids[row] = [_ended(tokenizer, ids[shared:]) for ids in together]
 
 
 def _shared(left: TokenIds, right: TokenIds) -> int:
-    """How many tokens both begin with."""
+    """The length of their common prefix."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length
@@ -139,7 +139,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def warn_once(of: type, what: str, message: str) -> None:
-    """Warn once in this process that objects of this class are slow in this respect."""
+    """Warn once per process that objects of this class are slow in this respect."""
     if (of.__name__, what) not in _warned:
         _warned.add((of.__name__, what))
         warnings.warn(message, stacklevel=3)

@@ -1,7 +1,7 @@
 """Under the microscope: what a loss does to each negative while a model trains.
 
-`watch` trains a run and looks at it every few steps; `pushes` computes gap, push, dilution and saturation of every
-negative from the log-probs that were seen; `gradient_parts` takes the gradient of the model's own parameters apart.
+`watch` trains a run and records it every few steps; `pushes` computes gap, push, dilution and saturation of every
+negative from recorded log-probs; `gradient_parts` splits the gradient of the model's parameters by groups of negatives.
 """
 
 import tempfile
@@ -19,17 +19,10 @@ from torch import Tensor
 from minipo.compatibility.architectures import context_of
 from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
 from minipo.evaluation import Report, Scores, report
-from minipo.experiments.configuration import (
-    PRECISION,
-    PreferConfig,
-    check_negatives,
-    make_config,
-    rows_at_once,
-    splits_of,
-)
+from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.files import home
-from minipo.experiments.training import sft_run
+from minipo.experiments.training import preference_trainer, sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
 from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
@@ -48,7 +41,7 @@ GROUPS = ("boundary", "discriminative")
 
 @dataclass(frozen=True)
 class Moment:
-    """A probe's log-probs at one step, chosen first; −inf where a user has fewer candidates than the longest row."""
+    """A probe's log-probs at one step, chosen first; −inf if a user has fewer candidates than the longest row."""
 
     step: int
     users: tuple[int, ...]
@@ -64,7 +57,7 @@ def moments(probe: pd.DataFrame) -> list[Moment]:
     """
     needed = ("step", "user", "candidate", "item", "reference", "policy")
     if missing := [name for name in needed if name not in probe]:
-        raise ValueError(f"The probe lacks the columns {', '.join(missing)}: give a run's probe, or what `watch` saw.")
+        raise ValueError(f"The probe lacks the columns {', '.join(missing)}: give a run's probe, or that of `watch`.")
     found = []
     for step, lines in probe.groupby("step"):
         values = {name: lines.pivot(index="user", columns="candidate", values=name) for name in needed[3:]}
@@ -85,9 +78,9 @@ def pushes(
     negatives: int | None = None,
     lengths: float | None = None,
 ) -> pd.DataFrame:
-    """What the objective does to every negative of every probed user at every step: a row each.
+    """The objective's effect on every negative of every probed user at every step: one row each.
 
-    probe: see `moments`. negatives: only the first so many of each user's, or all. lengths: tokens of an answer, the
+    probe: see `moments`. negatives: take only the first ones of each user, or all. lengths: tokens of an answer, the
     same for all, for mppo's average likelihood and for simpo (3 in the catalogue, end of answer included).
     Columns: step, user, negative (1..K), item; `gap` ρ_w − ρ_k and `logp_gap` s_w − s_k, in nats; `boundary`, the
     census at this step, and `boundary_at_start`, that of the probe's first step; `used`, `beta`, `push`, `dilution`,
@@ -162,14 +155,14 @@ def gradient_parts(
     template: str = "line",
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """The gradient of the mean loss over all trainable parameters, taken apart by groups of negatives.
+    """The gradient of the mean loss over all trainable parameters, split by groups of negatives.
 
     Each negative's part is push_k ∇(s_k − s_w), averaged over users; the parts add up to the whole. Groups: boundary
-    and discriminative, by the census of the model as it is. reference: the SFT model's log-probs (users, 1 + K), nats.
-    One row a group: `negatives` (how many), `push_share` (its part of the sum of all pushes: the log-probs' view),
+    and discriminative, by the census of the present model. reference: the SFT model's log-probs (users, 1 + K), nats.
+    One row per group: `negatives` (how many), `push_share` (its part of the sum of all pushes: the log-probs' view),
     `norm` of its gradient, `cosine` with the whole, and `share`, its projection on the whole over the whole's norm:
     shares add up to 1, and a negative one works against the step.
-    Raises ValueError for an objective whose margins are no differences of log-ratios.
+    Raises ValueError for an objective whose margins are not differences of log-ratios.
     """
     known = OBJECTIVES.get(objective)
     if known is None or known.utility is not log_ratio or known.selects:
@@ -226,11 +219,11 @@ def gradient_parts(
 
 @dataclass(frozen=True)
 class Watched:
-    """A preference run that was looked at on its way.
+    """A preference run recorded during training.
 
-    config: its settings, but for a DynamicPO or a function that was given: those it cannot hold.
-    probe: as `Run.probe`, of the first validation users. metrics: as `Run.metrics`. test: the test users' report after
-    the last step. seen: step to what the `look` given to `watch` returned.
+    config: its settings, without a given DynamicPO or function, which it cannot hold. probe: as `Run.probe`, of the
+    first validation users. metrics: as `Run.metrics`. test: the test users' report after the last step. seen: step to
+    the result of `watch`'s `look`.
     """
 
     config: PreferConfig
@@ -253,53 +246,37 @@ def watch(
     users: Sequence[Interaction] | None = None,
     **settings: Any,
 ) -> Watched:
-    """Train as `minipo.prefer` does with these settings, and look at the run every so many steps.
+    """Train as `minipo.prefer` does with these settings, and record the run every few steps.
 
     objective, dynamic: see `preference_loss`; either may be a function, or hold one, which a run's folder cannot.
-    settings: those of `PreferConfig` but for what they say of DynamicPO. every: steps between two looks; the first is
-    before the first step, the last after the last. probed: how many validation users' log-probs are kept at each. look:
-    called with model and tokenizer at each. users: who is ranked in the end, in the test users' place.
-    Nothing stays behind but the reference's log-probs in minipo's cache. Raises ValueError as `prefer` does.
+    settings: those of `PreferConfig` except DynamicPO's. every: steps between two records; the first is before the
+    first step, the last after the last. probed: the number of validation users whose log-probs are recorded. look:
+    called with model and tokenizer at each record. users: ranked at the end instead of the test users.
+    Keeps nothing but the reference's log-probs, in minipo's cache. Raises ValueError as `prefer` does.
     """
     from transformers import TrainerCallback
 
-    from minipo.experiments.arguments import Listen, training_arguments
-    from minipo.experiments.models import add_lora
-    from minipo.trainers import PreferenceTrainer
+    from minipo.experiments.arguments import Listen
 
     if every < 1 or probed < 1:
         raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
     config = make_config(PreferConfig, {**settings, "objective": objective if isinstance(objective, str) else "dmpo"})
     splits = splits_of(config)
     check_negatives(splits, config.negatives)
-    model: Any
     model, tokenizer = sft_run(config, progress=False).load_model()
     probed_users, ranked = splits.validation[:probed], splits.test if users is None else users
     train, probe, test = (
         preference_rows(each, config.template, tokenizer, context_of(model))
         for each in (splits.train, probed_users, ranked)
     )
-    if config.tuning == "lora":
-        model = add_lora(model, config.rank, seed=config.seed)
     seen: dict[int, Any] = {}
     logs: list[dict[str, float]] = []
     scores: dict[int, Scores] = {}
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = PreferenceTrainer(
-            model,
-            training_arguments(
-                Path(folder), steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
-                learning_rate=config.learning_rate, seed=config.seed, progress=False, save_strategy="no",
-                bf16=PRECISION[config.precision], per_device_eval_batch_size=rows_at_once(config),
-            ),
-            train,
-            processing_class=tokenizer,
-            objective=config.loss() if isinstance(objective, str) else objective,
-            negatives=config.negatives,
-            beta=config.beta,
-            dynamic=dynamic,
-            reference_cache=home() / "reference",
+        trainer = preference_trainer(
+            config, model, tokenizer, train, None, Path(folder), home() / "reference",
+            config.loss() if isinstance(objective, str) else objective, dynamic, progress=False, save_strategy="no",
         )  # fmt: skip
         probe_reference, test_reference = trainer.reference_logps(probe), trainer.reference_logps(test)
 
@@ -314,7 +291,7 @@ def watch(
             def see(self, step: int) -> None:
                 scores[step] = trainer.score(probe)
                 if look is not None:
-                    seen[step] = look(model, tokenizer)
+                    seen[step] = look(trainer.model, tokenizer)
 
         trainer.add_callback(Watch())
         trainer.add_callback(Listen(lambda step, line: logs.append({"step": step, **line}) if "loss" in line else None))

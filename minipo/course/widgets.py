@@ -1,7 +1,7 @@
-"""What a notebook puts under the reader's hand: a guess before a figure, and controls beside one.
+"""A notebook's interactive parts: a guess before a figure, and controls beside one.
 
-Nothing is drawn here: figures come from `course.figures`, numbers from the notebook's own cells. In a notebook that is
-read without a kernel, each control is described by a line of text, and each figure is there as it was drawn first.
+Figures come from `course.figures`, numbers from the notebook's own cells. Without a kernel, each control is described
+by a line of text, and each figure is shown in its first state.
 """
 
 import os
@@ -19,10 +19,10 @@ from IPython.display import Markdown, display
 
 
 def start() -> None:
-    """Every notebook's first call: says what it runs on, and makes minipo's own errors one line long.
+    """Every notebook's first call: prints versions, and makes minipo's own errors one line long.
 
-    Figures are sent as data that Jupyter draws itself, unless the variable PLOTLY_RENDERER or the place (Colab, for
-    one) says otherwise.
+    Figures are sent as data that Jupyter draws itself, unless the variable PLOTLY_RENDERER or the environment (Colab,
+    for example) chooses another renderer.
     """
     shell = get_ipython()
     if shell is not None:
@@ -33,7 +33,7 @@ def start() -> None:
 
 
 def _one_line(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: Any = None) -> None:
-    """An error that minipo raises is a sentence for the reader; any other keeps its traceback."""
+    """Show an error that minipo raises as one sentence, and any other with its traceback."""
     deepest = traceback.extract_tb(trace)[-1].filename
     if Path(deepest).is_relative_to(Path(__file__).parents[1]):
         shell._showtraceback(kind, error, [str(error)])
@@ -42,7 +42,7 @@ def _one_line(shell: Any, kind: type[BaseException], error: BaseException, trace
 
 
 def _show_controls(controls: Sequence[ipywidgets.Widget], described: str) -> None:
-    """The controls, side by side where there is room, and a line of text for where there is no kernel."""
+    """The controls, side by side if there is room, and a line of text in case there is no kernel."""
     box = ipywidgets.Box(list(controls), layout={"flex_flow": "row wrap", "align_items": "center"})
     bundle = {**box._repr_mimebundle_(), "text/plain": described, "text/markdown": described}
     display(bundle, raw=True)
@@ -58,11 +58,11 @@ def _described(widget: Any) -> str:
 
 
 class Explorer:
-    """Controls above a sentence and a figure, which are computed anew, live, whenever a control moves.
+    """Controls above a sentence and a figure, which are computed again whenever a control moves.
 
     draw: takes the controls' values by name and returns a figure, a sentence in Markdown, or both as (figure,
-    sentence). controls: ipywidgets by name. `figure` and `sentence` are the latest. A ValueError of `draw` is shown in
-    the sentence's place, and the figure stays as it was.
+    sentence). controls: ipywidgets by name. `figure` and `sentence` are the latest. A ValueError of `draw` replaces the
+    sentence, and the figure stays as it was.
     """
 
     figure: Any = None
@@ -80,12 +80,11 @@ class Explorer:
         self._plot: Any = None
         if self.figure is not None:
             self._plot = go.FigureWidget(self.figure)
-            # Without a kernel, a viewer takes the figure's data or picture instead of the widget.
+            # Without a kernel, the figure's data or picture is shown instead of the widget.
             display({**self.figure._repr_mimebundle_(), **self._plot._repr_mimebundle_()}, raw=True)
 
     def set(self, **values: Any) -> None:
-        """Move controls by name. Raises ValueError, in one sentence, for one that is not there or a value it cannot
-        take."""
+        """Move controls by name. Raises ValueError, in one sentence, for an unknown control or an invalid value."""
         for name, value in values.items():
             if name not in self.controls:
                 raise ValueError(f"There is no control {name!r}: name one of {', '.join(self.controls)}.")
@@ -124,7 +123,7 @@ class Explorer:
 
 
 class Choice:
-    """A question with a few answers, to be guessed before `reveal` shows the truth; `guess` is None until then."""
+    """A question with a few answers, to guess before `reveal` shows the truth; `guess` is None without a guess."""
 
     def __init__(self, question: str, options: Sequence[str]):
         self.options = tuple(options)
@@ -136,28 +135,27 @@ class Choice:
 
     @property
     def guess(self) -> str | None:
-        """What was chosen."""
+        """The chosen answer."""
         return self.buttons.value
 
     def reveal(self, truth: str, why: str = "") -> None:
-        """Show the answer beside the guess, and why. Raises ValueError if `truth` is none of the options."""
-        display(Markdown(self.told(truth) + (f" {why}" if why else "")))
+        """Show the answer beside the guess, and why. Raises ValueError if `truth` is not one of the options."""
+        display(Markdown(self.result(truth) + (f" {why}" if why else "")))
 
-    def told(self, truth: str) -> str:
-        """What `reveal` says of the guess, in Markdown."""
+    def result(self, truth: str) -> str:
+        """The text of `reveal`, in Markdown."""
         if truth not in self.options:
-            raise ValueError(f"The answer {truth!r} is none of the options: {', '.join(self.options)}.")
+            raise ValueError(f"The answer {truth!r} is not one of the options: {', '.join(self.options)}.")
         if self.guess is None:
             return f"No guess was made. The answer: **{truth}**."
-        return f"Your guess was right: **{truth}**." if self.guess == truth else (
-            f"You guessed *{self.guess}*; it is **{truth}**."
-        )  # fmt: skip
+        right = self.guess == truth
+        return f"Your guess was right: **{truth}**." if right else f"You guessed *{self.guess}*; it is **{truth}**."
 
 
 class Numbers:
     """A number to guess for each of a few labels, with sliders, before the truth is shown by `reveal`.
 
-    labels: what is guessed. low, high, step: of the sliders; they start at `begin`. unit: of a guess, as text.
+    labels: of the sliders. low, high, step: of the sliders, which start at `begin`. unit: of a guess, as text.
     `guesses` maps each label to its slider's value; `made` says whether any slider was moved.
     """
 
@@ -191,10 +189,10 @@ class Numbers:
 
     def reveal(self, truth: Mapping[str, float]) -> None:
         """Show how far the guesses are from the truth. Raises ValueError if a label has none."""
-        display(Markdown(self.told(truth)))
+        display(Markdown(self.result(truth)))
 
-    def told(self, truth: Mapping[str, float]) -> str:
-        """What `reveal` says of the guesses, in Markdown."""
+    def result(self, truth: Mapping[str, float]) -> str:
+        """The text of `reveal`, in Markdown."""
         if missing := [label for label in self.sliders if label not in truth]:
             raise ValueError(f"There is no truth for {', '.join(missing)}: give a number for each label.")
         if not self.made:

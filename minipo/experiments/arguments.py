@@ -1,4 +1,4 @@
-"""What every run trains with, what it says on its way, and where it goes on from."""
+"""A run's training arguments, its log lines, and the checkpoint that it resumes from."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from minipo.trainers import COMPLETE
 
 
 class Listen(TrainerCallback):
-    """Tells `heard(step, logs)` of every line the Trainer logs, evaluations included."""
+    """Calls `heard(step, logs)` for every line the Trainer logs, evaluations included."""
 
     def __init__(self, heard: Callable[[int, dict[str, float]], None]):
         self.heard = heard
@@ -44,7 +44,7 @@ def training_arguments(
     batch_size: rows per optimizer step, in `accumulation` micro-batches. Further arguments of `TrainingArguments` may
     be given as they are. Raises ValueError if `accumulation` does not divide `batch_size`.
     """
-    # 30 lines a run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
+    # 30 lines per run, so that the last tenth of the steps is the last three; a checkpoint at every tenth line.
     log_every = max(1, steps // 30)
     if batch_size % accumulation:
         raise ValueError(
@@ -63,7 +63,7 @@ def training_arguments(
         "eval_strategy": "no" if evaluate_every is None else "steps",
         "eval_steps": evaluate_every,
         "disable_tqdm": not progress,
-        "use_cpu": not torch.accelerator.is_available(),  # said aloud, or the Trainer would refuse bf16 there
+        "use_cpu": not torch.accelerator.is_available(),  # explicit, or the Trainer would refuse bf16 there
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

@@ -1,4 +1,4 @@
-"""The settings of a run: an SFT's and a preference run's, their defaults, and the recipes for data and models."""
+"""The settings of SFT runs and preference runs, their defaults, and the recipes for data and models."""
 
 import ast
 import inspect
@@ -24,9 +24,9 @@ from minipo.preference import MAKERS, OBJECTIVES
 T = TypeVar("T")
 
 SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": True}
-# Settings that belong to one objective, to its name.
+# Settings that belong to one objective, and its name.
 OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.signature(make).parameters}
-PRECISION = {"float32": False, "bfloat16": True}  # to whether matrix products run in bfloat16 (autocast)
+PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # What REAL_DATA says was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED is
@@ -59,14 +59,14 @@ REAL_DATA: dict[str, dict[str, Any]] = {"sft": {"epochs": 10}, "prefer": {"sft_e
 
 
 def recipe(kind: str, dataset: str, model: str) -> dict[str, Any]:
-    """The settings that a run ("sft" or "prefer") has on this data with this model where nobody gives others."""
+    """The default settings of a run ("sft" or "prefer") for this data and model, where they differ from those below."""
     if not model.startswith("pocket-"):
         return PRETRAINED[kind]
     return {} if dataset == "catalog" else REAL_DATA[kind]
 
 
-# A default below is also what a run did that was started before the setting existed: its config.json lacks it, and its
-# folder in the cache is named after what differs from the defaults. So a new setting's default is "as before".
+# A default below is also the setting of runs from before the setting existed: their config.json lacks it, and their
+# folders in the cache are named after what differs from the defaults. So a new setting's default is "as before".
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -76,7 +76,7 @@ Switch = Literal["on", "off"]
 
 @dataclass_transform(frozen_default=True)
 def _settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values pydantic checks against their types, with one sentence for what does not fit."""
+    """A frozen dataclass whose values pydantic checks against their types, with one sentence for what is wrong."""
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
     check = made.__init__
 
@@ -104,12 +104,12 @@ def sentence(error: ValidationError) -> str:
 
 
 class _Shared:
-    """What both kinds of runs check beyond their types."""
+    """What both kinds of runs check besides types."""
 
     def __post_init__(self) -> None:
         config: Any = self
         check_dataset(config.dataset, config.ties, config.titles, config.liked_from)
-        if (config.dataset, config.ties) == ("ml-100k", "file"):  # as by default, and the same runs
+        if (config.dataset, config.ties) == ("ml-100k", "file"):  # the default, so the same runs
             object.__setattr__(self, "ties", None)
         if config.batch_size % config.accumulation:
             raise ValueError(
@@ -131,7 +131,7 @@ Model = Annotated[
     str,
     Field(description="pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"),
 ]
-Tuning = Annotated[Literal["full", "lora"], Field(description="train all weights, or adapters alone")]
+Tuning = Annotated[Literal["full", "lora"], Field(description="train all weights, or only adapters")]
 Rank = Annotated[Count, Field(description="rank of LoRA's adapters")]
 Rate = Annotated[Positive, Field(description="peak learning rate")]
 Batch = Annotated[Count, Field(description="users per optimizer step")]
@@ -145,8 +145,8 @@ Precision = Annotated[
 Ties = Annotated[
     str | None,
     Field(
-        description="order of a user's rows of equal times: file, or random, by the dataset's seed (default: file for "
-        "ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
+        description="order of a user's rows with equal times: file, or random, by the dataset's seed (default: file "
+        "for ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
     ),
 ]
 Titles = Annotated[
@@ -163,12 +163,12 @@ LikedFrom = Annotated[
 class SFTConfig(_Shared):
     """One SFT run.
 
-    dataset: a name, or the path of a file or folder of one's own. model: a name, or a folder that `from_pretrained`
-    opens. start_epochs: above 0, the run goes on from the SFT run of that many epochs under seed 0 ("more SFT"). epochs
-    (a fraction may be given) or, if given, steps say how long. whole_line says whether history and answer are learnt or
-    the answer alone; None: "as the model is: pocket models the whole line, pretrained ones the answer". ties, titles,
-    liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of
-    other data and models. Raises ValueError on a setting that does not fit.
+    dataset: a name, or the path of your own file or folder. model: a name, or a folder that `from_pretrained` opens.
+    start_epochs: above 0, the run continues the SFT run of that many epochs under seed 0 ("more SFT"). epochs (may be a
+    fraction) or, if given, steps set the length. whole_line: whether history and answer are learnt, or only the answer;
+    None: the whole line for pocket models, only the answer for pretrained ones. ties, titles, liked_from: see
+    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
+    models. Raises ValueError for an invalid setting.
     """
 
     kind: Literal["sft"] = "sft"
@@ -178,7 +178,7 @@ class SFTConfig(_Shared):
     tuning: Tuning = "full"
     rank: Rank = 8
     start_epochs: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="start from the SFT run of so many epochs, for more SFT")
+        float, Field(ge=0, allow_inf_nan=False, description="start from the SFT run of this many epochs, for more SFT")
     ] = 0.0
     epochs: Annotated[Positive, Field(description="passes over the training users; a fraction may be given")] = 40.0
     steps: Annotated[Count | None, Field(description="optimizer steps, in place of epochs")] = None
@@ -189,7 +189,7 @@ class SFTConfig(_Shared):
     template: Template = "line"
     whole_line: Annotated[
         bool | None,
-        Field(description="yes: learn history and answer; no: the answer alone (default: yes for pocket models)"),
+        Field(description="yes: learn history and answer; no: only the answer (default: yes for pocket models)"),
     ] = None
     precision: Precision = "float32"
     ties: Ties = None
@@ -202,12 +202,12 @@ class PreferConfig(_Shared):
     """One preference run.
 
     sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
-    negatives: K, that many of each user's. With dynamic off, select and adjust_beta are off too. validation_users: how
-    many of the split's users, its first, each evaluation ranks; None for all. likelihood_of, target_margin, alpha, keep
-    and momentum are settings of one objective each, see `minipo.extensions`; with another objective they must be left
-    out. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue, whose
-    sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of other data and
-    models. Raises ValueError on a setting that does not fit.
+    negatives: K, the number used per user. With dynamic off, select and adjust_beta are off too. validation_users: how
+    many validation users, the first of them, each evaluation ranks; None for all. likelihood_of, target_margin, alpha,
+    keep and momentum are settings of one objective each, see `minipo.extensions`; with another objective they must be
+    left out. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue,
+    whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of other data and
+    models. Raises ValueError for an invalid setting.
     """
 
     kind: Literal["prefer"] = "prefer"
@@ -230,7 +230,7 @@ class PreferConfig(_Shared):
     dynamic: Annotated[Switch, Field(description="DynamicPO")] = "off"
     select: Annotated[
         Literal["on", "off", "random", "hardest"],
-        Field(description="DynamicPO's selection; random: as many negatives, drawn (hardest, in old runs: on)"),
+        Field(description="DynamicPO's selection; random: as many, drawn at random (hardest, in old runs: on)"),
     ] = "on"
     adjust_beta: Annotated[Switch, Field(description="DynamicPO's dual-margin beta")] = "on"
     clusters: Annotated[Count, Field(description="groups of DynamicPO's k-means")] = 3
@@ -291,7 +291,7 @@ class PreferConfig(_Shared):
         return DynamicPO(self.margin, self.clusters, SELECT[self.select], self.adjust_beta == "on")
 
     def loss(self) -> Objective:
-        """The objective with the settings of its own."""
+        """The objective with its own settings."""
         if self.objective not in MAKERS:
             return OBJECTIVES[self.objective]
         own = {name: getattr(self, name) for name, objective in OWN.items() if objective == self.objective}
@@ -318,7 +318,7 @@ Config = SFTConfig | PreferConfig
 
 
 def splits_of(config: Config) -> Splits:
-    """The data that a run with `config` is trained and evaluated on; raises what `load_dataset` raises."""
+    """The data on which a run with `config` is trained and evaluated; raises what `load_dataset` raises."""
     return load_dataset(
         config.dataset,
         config.dataset_seed,
@@ -333,20 +333,20 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
-    """`settings` as a configuration, the others from `recipe`; ValueError names the closest to an unknown setting."""
+    """`settings` as a configuration, the rest from `recipe`; for an unknown setting, ValueError names the closest."""
     known = {field.name: field for field in fields(kind)}
     given = {name: settings.get(name, known[name].default) for name in ("dataset", "model")}
     plain = dict(recipe(kind.kind, str(given["dataset"]), str(given["model"])))
     for name, value in settings.items():
         lookup("setting", name, known)
-        # What JSON can hold: a folder as its path, a number out of numpy as Python's own.
+        # What JSON can hold: a path as text, a NumPy number as Python's.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
     return kind(**plain)
 
 
 def _absolute(value: Any) -> Any:
-    """A path from its root, so that a run is read from whatever folder later; a name, or a mistake, as it is."""
+    """An absolute path, so that the run can be read from any folder later; a name, or a mistake, as it is."""
     if not isinstance(value, str) or value in {*DATASETS, *SOURCES} or value.startswith("pocket-"):
         return value
     path = os.path.expanduser(value)
@@ -361,9 +361,9 @@ def check_negatives(splits: Splits, negatives: int) -> None:
 
 
 def rows_at_once(config: Config) -> int:
-    """How many users a run ranks at once, each with all candidates; the fewer, the less memory.
+    """How many users a run ranks at once, each with all candidates; fewer need less memory.
 
-    After SFT the users of a micro-batch; in preference training, whose micro-batches hold 1 + K answers a user, twice
+    After SFT the users of a micro-batch; in preference training, whose micro-batches have 1 + K answers per user, twice
     as many.
     """
     rows = config.batch_size // config.accumulation

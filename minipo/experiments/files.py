@@ -1,4 +1,4 @@
-"""Files as minipo keeps them: one folder for what it makes, whole files or none, one process at a time."""
+"""minipo's files: one folder for all of them, atomic writes, and locks."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ def home() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` only when the block ends well: nobody ever reads half a file."""
+    """A temporary path to write to, which becomes `path` only if the block succeeds: an atomic write."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays last, because pandas and safetensors choose the format by it.
+    # The extension stays last, because pandas and safetensors choose the format by it.
     draft = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield draft
@@ -41,7 +41,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, whole or not at all."""
+    """Write `content` as JSON, atomically."""
     with whole_file(path) as draft:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -68,7 +68,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """One process at a time in `out`: another that wants the same run waits, and then finds it finished.
+    """A lock on `out`: another process that wants the same run waits, and then finds it finished.
 
     The lock is the operating system's, so it ends with its process, however that ends.
     """

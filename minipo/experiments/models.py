@@ -1,4 +1,4 @@
-"""Models and their tokenizers by name: pocket models made on the spot, hub models, local folders; LoRA."""
+"""From a name to a model and its tokenizer: new pocket models, hub models, local folders; LoRA."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from minipo.experiments.files import read_json, remove, write_json
 from minipo.names import lookup
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
-DROPOUT = 0.1  # GPT-2's own; SFT needs it, because a few thousand users are few; preference training turns it off
+DROPOUT = 0.1  # GPT-2's own; SFT on a few thousand users needs it; preference training turns it off
 PAD, EOS = "<pad>", "<eos>"
 
 POCKET = ("pocket-gpt2", "pocket-qwen2")
@@ -42,19 +42,17 @@ def load_model(
 
     name: pocket-gpt2 or pocket-qwen2 (random weights under `seed`, a tokenizer built from `items`); smollm2-135m, gpt2
         or qwen2.5-0.5b (fetched on first use, see `fetch`); or a local folder in from_pretrained format. A folder
-        that holds a LoRA adapter opens as its base model with the adapter merged; the base may be any of these again,
-        or a name on the Hugging Face hub.
+        with a LoRA adapter opens as its base model with the adapter merged; the base may be any of these too, or a
+        name on the Hugging Face hub.
     items: the items' names; pocket models need them, the others ignore them.
 
-    Raises ValueError: unknown name; a pocket model without items; a model that is not here and cannot be fetched; a
-    folder that is not a model or is damaged. OSError: no room for what is fetched.
+    Raises ValueError: unknown name; a pocket model without items; a model that is not local and cannot be fetched; a
+    folder that is not a model or is damaged. OSError: no disk space for what is fetched.
     """
     name = str(name)
     if name in POCKET:
         if not items:
-            raise ValueError(
-                f"{name} needs the items' names, from which its tokenizer is made; pass items=splits.items."
-            )
+            raise ValueError(f"{name} needs the items' names to make its tokenizer; pass items=splits.items.")
         return _pocket_model(name, pocket_tokenizer(items), seed)
     folder = Path(name).expanduser()
     if name in PRETRAINED:
@@ -73,7 +71,7 @@ def load_model(
 def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a model, or only its LoRA adapter, into `folder`, so that `load_model` opens it here and elsewhere.
 
-    An adapter names a fetched base model as the hub does and does not include the tokenizer: a few megabytes.
+    An adapter names a fetched base model as the hub does, and is saved without its tokenizer: a few megabytes.
     """
     model.save_pretrained(str(folder))
     hub = None
@@ -89,16 +87,16 @@ def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
 
 
 def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of the items' words: a word is one token, the comma after it another, anything else its bytes.
+    """A tokenizer of the items' words: a word is one token, the comma after it another, all else its bytes.
 
-    A token holds the space before its word, and a text's first word gets one too, so that a word is the same token
-    everywhere. Hence encode(prompt) + encode(" " + item) == encode(prompt + " " + item), and decoding gives
-    back any text except for one space at its very beginning. (Text that spells out <pad> or <eos> is those tokens.)
+    A token includes the space before its word, and a text's first word gets one too, so that a word is the same token
+    everywhere. Hence encode(prompt) + encode(" " + item) == encode(prompt + " " + item), and decoding gives back any
+    text except for one space at its very start. (The texts <pad> and <eos> are those tokens.)
 
-    Saved beside a model, open it with `load_model` or PreTrainedTokenizerFast: for a Qwen2 folder, transformers'
-    AutoTokenizer replaces these rules by Qwen2's.
+    If it is saved with a model, open it with `load_model` or PreTrainedTokenizerFast: for a Qwen2 folder, transformers'
+    AutoTokenizer replaces these rules by Qwen2's own.
     """
-    # Not byte-level tokens: names with accents stay readable, and the 256 bytes are there for what is not a word.
+    # Not byte-level tokens: names with accents stay readable, and the 256 bytes are for what is not a word.
     splitter = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(" ", behavior="merged_with_next"),
@@ -108,7 +106,7 @@ def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
     words = {word for item in items for word, _ in splitter.pre_tokenize_str(" " + item)} - {",", " "}
     pieces = [PAD, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), ",", *sorted(words)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    # ignore_merges takes a word that is in the vocabulary whole; without merges every other falls apart into bytes.
+    # ignore_merges keeps a word that is in the vocabulary whole; without merges every other is split into bytes.
     tokenizer = Tokenizer(tokenizer_models.BPE(vocabulary, [], byte_fallback=True, ignore_merges=True))
     tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?! )"), " ")
     tokenizer.pre_tokenizer = splitter
@@ -173,7 +171,7 @@ def _fetched_name(base: str) -> str:
     """The name by which minipo fetches the base model that an adapter calls `base`, or "" if it does not."""
     return next(
         (name for name, hub in PRETRAINED.items() if base.lower() in (name, hub.lower())),
-        # On the same computer an adapter may name the folder it was trained on.
+        # On one computer an adapter may name the folder it was trained on.
         Path(base).name if Path(base).parent.name == "fetched" and Path(base).name in PRETRAINED else "",
     )
 
@@ -210,7 +208,7 @@ def _open_adapter(folder: Path, described: str) -> tuple[PreTrainedModel, PreTra
             tokenizer = _open_tokenizer(str(folder))
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
     except Exception as error:
-        raise ValueError(f"{described} holds a LoRA adapter that does not open: {first_line(error)}") from error
+        raise ValueError(f"{described} holds a LoRA adapter that cannot be opened: {first_line(error)}") from error
     model.name_or_path = str(folder.resolve())  # what an adapter on top of this one names as its base
     return model, tokenizer
 
@@ -247,8 +245,8 @@ def _open_tokenizer(source: str) -> Any:
 def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, seed: int = 0) -> PeftModel:
     """Low-rank adapters (LoRA, arXiv 2106.09685) on every linear layer of attention and MLP; the rest is frozen.
 
-    The output head stays as it is. The model is changed in place; the adapter starts as the identity, its random half
-    under `seed`, and is scaled by alpha / rank (alpha: twice the rank if not given); no dropout.
+    The output head is not adapted. The model is changed in place; the adapter starts as the identity, its random half
+    drawn under `seed`, and is scaled by alpha / rank (alpha: twice the rank if not given); no dropout.
     """
     # GPT-2 writes its linear layers as Conv1D, with the weight transposed.
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
@@ -266,7 +264,7 @@ def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, se
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw under `seed` inside, and leave the caller's random numbers as they were."""
+    """Draw under `seed` inside, and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -1,13 +1,13 @@
-"""A run as a folder: train one, resume it, read it.
+"""A run as a folder: read it, and check that it is finished and still belongs to its data and model.
 
 A preference run's folder holds `config.json`, `provenance.json` (what it is made from: the fingerprint of its data and
 of the model that it starts from), `metrics.jsonl` (a line per logged step), `evaluation.jsonl` (a line per
 evaluation on the validation users), `probe.parquet` (log-probs of every candidate of 64 fixed validation users at each
 evaluation), `users.parquet` (each test user's rank), `model/` (safetensors that `from_pretrained` opens: the whole
-model, or after preference training through LoRA the adapter, whose base is the SFT run's model) and, written last,
-`summary.json`: a folder without it is unfinished. Checkpoints live in `checkpoints/` until then.
+model, or after preference training with LoRA the adapter, whose base is the SFT run's model) and, written last,
+`summary.json`: a folder without it is unfinished. Checkpoints are in `checkpoints/` until then.
 
-A run belongs to its data and to the model that it started from: where either is another by now, it is neither resumed
+A run belongs to its data and to the model that it started from: if either has changed since, the run is neither resumed
 nor returned nor evaluated.
 """
 
@@ -25,16 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from minipo.experiments.configuration import CONFIGS, Config, make_config, splits_of
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import sha256
 from minipo.experiments.files import home, read_json, read_parquet
 
-# transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
-# trained.
+# transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from minipo.experiments.configuration import CONFIGS, Config, make_config, splits_of
 
 DATA = Path(__file__).parents[2] / "data"  # the repository's: minipo is installed from a checkout
 PROBED_USERS = 64
@@ -43,8 +41,8 @@ PROBED_USERS = 64
 def model_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits of the SHA-256 of a model folder's files, and of its base's where that is a folder too.
 
-    It follows the content, not where the files are nor when they were written. Raises ValueError if an adapter's
-    settings are no JSON, OSError if the folder cannot be read.
+    It depends on the content, not on where the files are or when they were written. Raises ValueError if an adapter's
+    settings are not JSON, OSError if the folder cannot be read.
     """
     parts = {}
     for path in sorted(folder.iterdir()):
@@ -60,13 +58,13 @@ def model_fingerprint(folder: Path) -> str:
 
 @lru_cache(maxsize=1000)
 def _digest(path: Path, *version: int) -> str:
-    """The SHA-256 of a file; version: its time of change, size and number, which tell when to read it anew."""
+    """The SHA-256 of a file; version: its modification time, size and inode: if they change, it is read again."""
     return sha256(path)
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """transformers' own bars for every file it reads or writes stay away; the training's bar is none of them."""
+    """Hide transformers' progress bars for reading and writing files; the training bar is not one of them."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -90,11 +88,11 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
         if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{self.folder} is not a run, for it has no config.json; give the folder of one.")
+            raise ValueError(f"{self.folder} is not a run, because it has no config.json; give the folder of one.")
 
     @property
     def config(self) -> Config:
-        """The settings it was started with; what did not exist then has its default."""
+        """The settings it was started with; those that did not exist then have their defaults."""
         content = read_json(self.folder / "config.json")
         if not isinstance(content, dict) or content.get("kind") not in CONFIGS:
             raise ValueError(f"{self.folder / 'config.json'} does not describe a run; remove its folder and run again.")
@@ -103,41 +101,42 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What it was made from, as noted when it began: `dataset_fingerprint` and, unless it started from a bare model
-        by name, `start`, the folder of the model that it started from, and `start_fingerprint`.
+        """What it was made from, as recorded at its start: `dataset_fingerprint` and, unless it started from a bare
+        model by name, `start`, the folder of the model that it started from, and `start_fingerprint`.
 
-        Of a finished run without that note, the dataset's fingerprint alone, from its summary. ValueError if it is
-        unfinished and without one, or if the note is damaged.
+        For a finished run without this record, only the dataset's fingerprint, from its summary. ValueError for an
+        unfinished run without one, or if the record is damaged.
         """
         path = self.folder / "provenance.json"
         if not path.is_file() and not self.done:
             raise ValueError(
-                f"{path} is missing, so it is not known on which data this unfinished run began; remove its folder and "
-                "run again."
+                f"{path} is missing, so the data of this unfinished run are unknown; remove its folder and run again."
             )
-        noted = read_json(path) if path.is_file() else self.summary
-        if not isinstance(noted, dict) or "dataset_fingerprint" not in noted:
+        recorded = read_json(path) if path.is_file() else self.summary
+        if not isinstance(recorded, dict) or "dataset_fingerprint" not in recorded:
             raise ValueError(f"{path if path.is_file() else self.folder} is damaged; remove its folder and run again.")
-        return {name: noted[name] for name in ("dataset_fingerprint", "start", "start_fingerprint") if name in noted}
+        names = ("dataset_fingerprint", "start", "start_fingerprint")
+        return {name: recorded[name] for name in names if name in recorded}
 
     def load_data(self) -> Splits:
-        """The data it is trained on; ValueError in one sentence if they are not those any more with which it began."""
+        """The data it is trained on; ValueError in one sentence if they have changed since it started."""
         config = self.config
         splits, before = splits_of(config), self.provenance["dataset_fingerprint"]
         if splits.fingerprint != before:
             raise ValueError(
-                f"The run in {self.folder} began on {config.dataset} with fingerprint {before}, which has fingerprint "
-                f"{splits.fingerprint} now; put the data back as they were, or train on the new ones in another folder."
+                f"The run in {self.folder} started on {config.dataset} with fingerprint {before}, which has "
+                f"fingerprint {splits.fingerprint} now; put the data back as they were, or train on the new ones in "
+                "another folder."
             )
         return splits
 
     def check_start(self, folder: Path | None = None) -> None:
         """Raises ValueError in one sentence if `folder` holds another model than the one that this run started from.
 
-        Without `folder`, it is the folder that it started from; one that is gone contradicts nothing.
+        By default, `folder` is the one that it started from; if that is gone, nothing is checked.
         """
-        noted = self.provenance
-        before, folder = noted.get("start_fingerprint"), folder or Path(noted.get("start", ""))
+        provenance = self.provenance
+        before, folder = provenance.get("start_fingerprint"), folder or Path(provenance.get("start", ""))
         if before is not None and folder.is_dir() and (now := model_fingerprint(folder)) != before:
             raise ValueError(
                 f"The run in {self.folder} started from a model with fingerprint {before}, and the one in {folder} has "
@@ -146,12 +145,12 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it ran to its end."""
+        """Whether it is finished."""
         return (self.folder / "summary.json").is_file()
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What it came to; ValueError if it is unfinished."""
+        """Its results; ValueError if it is unfinished."""
         if not self.done:
             raise ValueError(UNFINISHED.format(self.folder))
         summary = read_json(self.folder / "summary.json")
@@ -161,12 +160,12 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """A row per logged step: step, loss, pair_loss, learning_rate, pushes by group, seconds."""
+        """One row per logged step: step, loss, pair_loss, learning_rate, pushes by group, seconds."""
         return pd.DataFrame(_lines(self.folder / "metrics.jsonl"))
 
     @property
     def evaluation(self) -> pd.DataFrame:
-        """A row per evaluation on the validation users: step, hr@1, hr@5, ndcg@5, mrr, reward_win_rate, pair_loss."""
+        """One row per evaluation on validation users: step, hr@1, hr@5, ndcg@5, mrr, reward_win_rate, pair_loss."""
         return pd.DataFrame(_lines(self.folder / "evaluation.jsonl"))
 
     @property
@@ -182,7 +181,7 @@ class Run:
     def load_model(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """The trained model, a LoRA adapter merged into it, and its tokenizer.
 
-        Raises ValueError if the run is unfinished, or if an adapter's base is not what it was trained upon any more.
+        Raises ValueError if the run is unfinished, or if the base of its adapter has changed since training.
         """
         from minipo.experiments.models import load_model
 
@@ -224,9 +223,9 @@ def versions() -> dict[str, str]:
 
 
 def finished(out: Path, config: Config) -> Run | None:
-    """The run with `config` in `out`, if it is finished there; None if there is none yet, or an unfinished one.
+    """The run with `config` in `out`, if it is finished; None if there is none yet, or an unfinished one.
 
-    Raises ValueError if something else is in the way: other settings, other data, another model that it started from.
+    Raises ValueError if `out` holds anything else, or if settings, data or the model that it started from differ.
     """
     if (out / "config.json").is_file():
         run = Run(out)
@@ -252,7 +251,7 @@ def finished(out: Path, config: Config) -> Run | None:
 def cache_folder(config: Config) -> Path:
     """The folder in minipo's cache for a run with these settings on this data by this version of minipo.
 
-    It is named after the settings that are not as by default, so that a run keeps its folder when a setting is added.
+    It is named after the settings that differ from defaults, so that a run keeps its folder when a setting is added.
     """
     data = splits_of(config).fingerprint
     defaults = {field.name: field.default for field in fields(config)}

@@ -16,14 +16,14 @@ from minipo.experiments.workers import train_all
 def grid(**settings: Any) -> list[PreferConfig]:
     """The configurations of a grid: settings of `PreferConfig`, each a value or a list of values, `seeds` for `seed`.
 
-    Settings that give the same run, such as `select` where dynamic is off, are listed once. A setting of one
-    objective's own, such as SimPO's target_margin, is left out of the cells of others.
+    Settings that give the same run, as all of `select` do with dynamic off, are listed once. A setting that belongs to
+    one objective, such as SimPO's target_margin, is left out of the other objectives' cells.
     """
     settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
     axes = {name: _values(value) for name, value in settings.items()}
     for name, choices in axes.items():
         if not choices:
-            raise ValueError(f"{name} has no values; name at least one.")
+            raise ValueError(f"{name} has no values; give at least one.")
     cells: list[PreferConfig] = []
     for values in product(*axes.values()):
         cell: dict[str, Any] = dict(zip(axes, values, strict=True))
@@ -37,12 +37,12 @@ def sweep(
 ) -> pd.DataFrame:
     """Train every cell of a grid, `workers` at a time (default: one per core), and return the table of their results.
 
-    settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell that was
-    trained before with the same settings is read from the cache, one that was cut off is resumed. out: a Parquet or CSV
-    file for the table. In a script, call it under `if __name__ == "__main__":`, because the workers import the script.
-    Returns one row per run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, whose unprefixed
-    metrics are on the test split.
-    Raises ValueError on a setting that does not fit, before anything is trained; and what `train_all` raises.
+    settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell trained
+    before with the same settings is read from the cache, an interrupted one is resumed. out: a Parquet or CSV file for
+    the table. In a script, call it under `if __name__ == "__main__":`, because the workers import the script.
+    Returns one row per run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the
+    unprefixed metrics are on the test split.
+    Raises ValueError for an invalid setting, before anything is trained; and what `train_all` raises.
     """
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
         raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}; give it such a name.")
@@ -51,7 +51,7 @@ def sweep(
     table = pd.DataFrame([row(run) for run in runs])
     cells = pd.DataFrame([asdict(config) for config in configs])
     for name in cells.columns.difference(table.columns, sort=False):
-        if len(set(cells[name])) > 1:  # or rows could not be distinguished
+        if len(set(cells[name])) > 1:  # else rows could look the same
             table.insert(len(table.columns) - len(RESULTS), name, cells[name])
     if out is not None:
         with whole_file(Path(out)) as draft:

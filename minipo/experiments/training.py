@@ -16,15 +16,6 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
-from minipo.experiments.datasets.splits import Interaction, Splits
-from minipo.experiments.files import home, locked, remove, whole_file, write_json
-
-# transformers takes seconds to import, and a page that only reads runs does without: it is imported where runs are
-# trained.
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
-
-    from minipo.evaluation import Report
 from minipo.experiments.configuration import (
     PRECISION,
     Config,
@@ -36,6 +27,8 @@ from minipo.experiments.configuration import (
     splits_of,
     start_config,
 )
+from minipo.experiments.datasets.splits import Interaction, Splits
+from minipo.experiments.files import home, locked, remove, whole_file, write_json
 from minipo.experiments.runs import (
     DATA,
     PROBED_USERS,
@@ -49,19 +42,26 @@ from minipo.experiments.runs import (
     without_bars,
 )
 
+# transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+    from minipo.evaluation import Report
+    from minipo.trainers import PreferenceTrainer
+
 
 def _begin(out: Path, config: Config, splits: Splits, start: Path | None) -> None:
-    """Note what a new run is made from, or check that one which goes on starts from the same model.
+    """Record what a new run is made from, or check that a resumed one starts from the same model.
 
     start: the folder of the model that it starts from; None for a bare model by name.
     """
     if (out / "config.json").is_file():  # `finished` has compared its settings and data
         return Run(out).check_start(start)
-    noted = {"dataset_fingerprint": splits.fingerprint}
+    provenance = {"dataset_fingerprint": splits.fingerprint}
     if start is not None:
-        noted |= {"start": os.path.abspath(start), "start_fingerprint": model_fingerprint(start)}
-    write_json(out / "provenance.json", noted)
-    write_json(out / "config.json", asdict(config))  # last, for it makes the folder a run
+        provenance |= {"start": os.path.abspath(start), "start_fingerprint": model_fingerprint(start)}
+    write_json(out / "provenance.json", provenance)
+    write_json(out / "config.json", asdict(config))  # last, because it makes the folder a run
 
 
 @contextmanager
@@ -81,10 +81,10 @@ def _writing(out: Path) -> Iterator[None]:
 def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any) -> Run:
     """Supervised fine-tuning into the folder `out`; `settings` are those of `SFTConfig`.
 
-    A finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
-    checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
-    Raises ValueError on a setting that does not fit, or if `out` holds something else, a run on what the data were
-    before included; OSError if the disk is full.
+    A finished run with the same settings is returned as it is; an interrupted one resumes from its last complete
+    checkpoint, with the same result. Without `out`, the folder is in minipo's cache, named after the settings.
+    Raises ValueError for an invalid setting, or if `out` holds anything else, including a run on the data before they
+    changed; OSError if the disk is full.
     """
     config = make_config(SFTConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
@@ -131,12 +131,12 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         whole_line=whole_line,
     )
     seconds = _train(trainer, out)
-    adapter_alone = config.tuning == "lora" and config.model not in POCKET  # a pocket model is nowhere else to be had
-    if adapter_alone:
+    only_adapter = config.tuning == "lora" and config.model not in POCKET  # a pocket model exists nowhere else
+    if only_adapter:
         _save_model(trainer, out)
-    if config.tuning == "lora":  # what starts from here, the reference above all, is one whole model
+    if config.tuning == "lora":  # what starts from here, above all the reference, is one whole model
         trainer.model = model = model.merge_and_unload()
-    if not adapter_alone:
+    if not only_adapter:
         _save_model(trainer, out)
     logs = Run(out).metrics
     with arithmetic(model, config.precision):
@@ -160,11 +160,10 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
     """Preference training from an SFT run into the folder `out`; `settings` are those of `PreferConfig`.
 
     The reference is the SFT model: its log-probs are computed once, before the first step, and kept in the cache. A
-    finished run with the same settings is returned as it is; one that was cut off resumes from its last complete
-    checkpoint, to the same end. Without `out`, the folder is one of minipo's own, named after the settings.
-    Raises ValueError on a setting that does not fit, if `sft` is not a finished SFT run on the same dataset, or if
-    `out` holds something else, a run on what the data or the SFT model were before included; OSError if the disk is
-    full.
+    finished run with the same settings is returned as it is; an interrupted one resumes from its last complete
+    checkpoint, with the same result. Without `out`, the folder is in minipo's cache, named after the settings.
+    Raises ValueError for an invalid setting, if `sft` is not a finished SFT run on the same dataset, or if `out` holds
+    anything else, including a run on the data or from the SFT model before they changed; OSError if the disk is full.
     """
     config = make_config(PreferConfig, settings)
     out = cache_folder(config) if out is None else Path(out)
@@ -179,12 +178,8 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
     from minipo.compatibility.architectures import context_of
     from minipo.evaluation import report
-    from minipo.experiments.arguments import training_arguments
-    from minipo.experiments.models import add_lora
     from minipo.experiments.users import preference_rows
-    from minipo.trainers import PreferenceTrainer
 
-    model: Any
     model, tokenizer = start.load_model()
     rows = {
         split: preference_rows(users, config.template, tokenizer, context_of(model))
@@ -195,32 +190,20 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         )
     }
     shortened = _shortened(model, tokenizer, splits, config.template)
-    if config.tuning == "lora":
-        model = add_lora(model, config.rank, seed=config.seed)
     _begin(out, config, splits, start.folder / "model")
-    trainer = PreferenceTrainer(
+    trainer = preference_trainer(
+        config,
         model,
-        training_arguments(
-            out / "checkpoints",
-            steps=config.steps,
-            batch_size=config.batch_size,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            evaluate_every=config.evaluate_every,
-            progress=progress,
-            bf16=PRECISION[config.precision],
-            per_device_eval_batch_size=rows_at_once(config),
-        ),
+        tokenizer,
         rows["train"],
         rows["validation"],
-        processing_class=tokenizer,
-        objective=config.loss(),
-        negatives=config.negatives,
-        beta=config.beta,
-        dynamic=config.dynamic_po(),
-        # With an SFT run of the cache, whose data may be somebody's own: what goes with it, goes with it.
-        reference_cache=(start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
+        out / "checkpoints",
+        # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
+        (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
+        config.loss(),
+        config.dynamic_po(),
+        evaluate_every=config.evaluate_every,
+        progress=progress,
     )
     test_reference = trainer.reference_logps(rows["test"])
     seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
@@ -243,8 +226,34 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     return _finish(out, splits, summary)
 
 
+def preference_trainer(
+    config: PreferConfig, model: Any, tokenizer: Any, train: Any, validation: Any, folder: Path, cache: Path,
+    loss: Any, dynamic: Any, **others: Any,
+) -> "PreferenceTrainer":  # fmt: skip
+    """A trainer with a run's settings, which starts from `model` (with new adapters for "lora").
+
+    train, validation: rows of `users.preference_rows`; validation may be None. folder: of checkpoints. cache: of the
+    reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of `training_arguments`.
+    """
+    from minipo.experiments.arguments import training_arguments
+    from minipo.experiments.models import add_lora
+    from minipo.trainers import PreferenceTrainer
+
+    if config.tuning == "lora":
+        model = add_lora(model, config.rank, seed=config.seed)
+    arguments = training_arguments(
+        folder, steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
+        learning_rate=config.learning_rate, seed=config.seed, bf16=PRECISION[config.precision],
+        per_device_eval_batch_size=rows_at_once(config), **others,
+    )  # fmt: skip
+    return PreferenceTrainer(
+        model, arguments, train, validation, processing_class=tokenizer, objective=loss,
+        negatives=config.negatives, beta=config.beta, dynamic=dynamic, reference_cache=cache,
+    )  # fmt: skip
+
+
 def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
-    """The context in which a run of that precision computes: bfloat16 in matrix products, or nothing at all."""
+    """The autocast context of a run with this precision: matrix products in bfloat16, or no change."""
     import torch
 
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
@@ -261,11 +270,11 @@ def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dic
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
-    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, if that
-    is on the data as they are now, or one in the cache, trained now if need be.
+    """The SFT run that a run with `config` starts from: the folder it names, or the one shipped in `data/sft`, if its
+    data are unchanged, or one in the cache, trained now if need be.
 
-    Raises ValueError if the folder is no finished SFT run of the same model on the same data and prompts, or if the run
-    starts from a bare model.
+    Raises ValueError if the folder is not a finished SFT run of the same model on the same data and prompts, or if the
+    run starts from a bare model.
     """
     if isinstance(config, PreferConfig) and config.sft is not None:
         return sft_folder(Path(config.sft), config)
@@ -302,7 +311,7 @@ def sft_folder(folder: Path, config: Config) -> Run:
 
 
 def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) -> float:
-    """Train in `out`, or go on from its last complete checkpoint. Returns the seconds of training so far."""
+    """Train in `out`, or resume from its last complete checkpoint. Returns the seconds of training so far."""
     with without_bars(), _writing(out):
         return _train_on(trainer, out, probed)
 
@@ -319,7 +328,7 @@ def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> f
             remove(path)
     step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
     for name in ("metrics", "evaluation"):
-        # What came after the checkpoint is trained again, and written again.
+        # Steps after the checkpoint are trained again, and their lines written again.
         kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= step]
         with whole_file(out / f"{name}.jsonl") as draft:
             draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -329,7 +338,7 @@ def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> f
         trainer.evaluate()
     if step < trainer.args.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:  # the Trainer would take one step more
+    else:  # the Trainer would take one more step
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
     if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
@@ -356,7 +365,7 @@ class Recorder:
         return round(time.monotonic() - self.started, 3)
 
     def heard(self, step: int, logs: dict[str, float]) -> None:
-        """Take one line of the Trainer's."""
+        """Take one of the Trainer's log lines."""
         if "loss" in logs:
             names = ("loss", "pair_loss", "learning_rate", "push_boundary", "push_discriminative", "boundary_share")
             self._append("metrics", {"step": step, **{name: logs[name] for name in names if name in logs}})
@@ -375,7 +384,7 @@ class Recorder:
         policy = self.trainer.validation_report.scores[: len(self.probed)]
         reference = self.trainer.validation_reference[: len(self.probed)]
         counts = [len(user.candidates) for user in self.probed]
-        there = np.arange(policy.shape[1]) < np.array(counts)[:, None]  # rows may differ in their number
+        there = np.arange(policy.shape[1]) < np.array(counts)[:, None]  # users may differ in their number
         table = pd.DataFrame(
             {
                 "step": step,
@@ -408,7 +417,7 @@ def _save_model(trainer: Any, out: Path) -> None:
 
 
 def _finish(out: Path, splits: Splits, summary: dict[str, Any]) -> Run:
-    """Write the summary, which makes the run a finished one; then the checkpoints may go."""
+    """Write the summary, which marks the run as finished, then remove the checkpoints."""
     content = {
         "status": "done",
         "dataset_fingerprint": splits.fingerprint,

@@ -39,7 +39,7 @@ def fit_prompts(
     context: int | None = None,
     room: int | None = None,
 ) -> tuple[list[str], int]:
-    """Every user's prompt, shortened from the oldest item of the history where it does not fit, and how many were.
+    """Every user's prompt, without the oldest items of the history where it does not fit, and how many were shortened.
 
     context: tokens the model can read; None for no limit. room: tokens kept free for what follows the prompt; None for
     each user's longest candidate.
@@ -54,7 +54,7 @@ def fit_prompts(
         names = tokenize(tokenizer, [answer(item) for user in interactions for item in user.canonical])
         begins = np.cumsum([0] + [len(user.candidates) for user in interactions[:-1]])
         rooms = np.maximum.reduceat([len(ids) for ids in names], begins) if interactions else rooms
-    long = np.arange(len(interactions))  # rows still to be shortened
+    long = np.arange(len(interactions))  # rows still to check
     shortened = dropped = 0
     while True:
         lengths = np.array([len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)])
@@ -100,7 +100,7 @@ def preference_rows(
     """Rows for `PreferenceTrainer` and `SFTTrainer`: a user's "prompt", the "chosen" answer and the "rejected" ones.
 
     tokenizer, context: with both, prompts are shortened to fit into `context` tokens, see `fit_prompts`; a warning says
-    how many were. Raises ValueError as `fit_prompts` does.
+    how many. Raises ValueError as `fit_prompts` does.
     """
     if tokenizer is None:
         prompts = [user_prompt(user, template) for user in interactions]
@@ -121,9 +121,8 @@ def score(
 ) -> NDArray[np.float32]:
     """Log-probs (B, 1+K), in nats, of every user's candidates, chosen first, then the negatives in their order.
 
-    A row with fewer candidates than the longest ends in −inf. A prompt beyond the model's context is shortened, as
-    `preference_rows` does it. No gradient; the model is in evaluation mode meanwhile. Raises what `candidate_logps` and
-    `fit_prompts` raise.
+    A row with fewer candidates than the longest ends in −inf. A prompt beyond the model's context is shortened, as in
+    `preference_rows`. No gradients, in evaluation mode. Raises what `candidate_logps` and `fit_prompts` raise.
     """
     prompts = _fitted(tokenizer, interactions, template, context_of(model))
     candidates = [[answer(item) for item in user.canonical] for user in interactions]
@@ -164,7 +163,7 @@ def valid_ratio(
 ) -> float:
     """ValidRatio: the share of users for whom greedy free generation gives a usable answer.
 
-    What is generated may be one token longer than the longest of `items`.
+    At most one token more than the longest of `items` is generated.
     If the prompt lists the candidates, an answer is usable when it names exactly one of them, whatever else it says; if
     not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4).
     Prompts are shortened as in `score`. Raises ValueError if there are no users, and as `fit_prompts` does.
@@ -205,6 +204,6 @@ def valid_ratio(
 
 
 def named(candidates: Sequence[str], text: str) -> set[str]:
-    """Which of the candidates `text` names, as whole words; "Neon Fox" names only "Neon Fox", not also "Fox"."""
+    """Which of the candidates `text` names, as whole words; "Neon Fox" names "Neon Fox", not "Fox" as well."""
     longest_first = sorted(candidates, key=len, reverse=True)
     return set(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", text))

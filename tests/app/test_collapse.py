@@ -118,7 +118,7 @@ def test_the_ranking_can_be_measured_otherwise(metric: str):
 
 def test_a_win_rate_has_no_sft_level_and_no_interval_where_single_wins_are_not_recorded():
     app = opened("collapse", metric="win rate")
-    assert "its win rate goes from 60.0 % to 60.0 %. These runs were recorded without the wins" in text(app)
+    assert "its win rate goes from 60.0 % to 60.0 %. These runs have no record of single users' wins" in text(app)
     assert not any(note.startswith("SFT<br>") for note in titles(app))
     assert "SFT has no win rate" in text(app)
 
@@ -145,13 +145,13 @@ def test_other_beta_and_gamma_are_drawn_where_recorded(recorded: Path):
     assert not app.info
     assert lines(app)["plain DMPO"]["y"] == before  # γ is DynamicPO's alone
     app.button_group(key="curve").set_value("S-DPO").run()
-    assert "β = 3, γ = 2; below stand β = 1, γ = 6." in app.info[0].value
+    assert "β = 3, γ = 2; shown instead: β = 1, γ = 6." in app.info[0].value
     assert "it is **stable**" in text(app)  # the usual is drawn
 
 
 def test_without_the_grid_of_strengths_it_says_so():
     app = opened("collapse", strength="0.3")
-    assert "β = 0.3, γ = 6; below stand β = 1, γ = 6." in app.info[0].value
+    assert "β = 0.3, γ = 6; shown instead: β = 1, γ = 6." in app.info[0].value
     assert "it **collapses**" in text(app)
 
 
@@ -222,7 +222,7 @@ def test_a_grid_that_is_not_finished_says_so(recorded: Path):
     write_real(recorded)
     app = opened("collapse", world="MovieLens-100K × SmolLM2-135M")
     assert "From K = 1 to 15" in text(app)
-    assert "Runs of this grid that are not trained yet: 1." in text(app)
+    assert "Runs of this grid not trained yet: 1." in text(app)
     app.button_group(key="curve").set_value("S-DPO").run()
     assert "plain runs at two numbers of negatives" in app.info[0].value
     assert "grid" not in charts(app)
@@ -299,7 +299,7 @@ def test_users_gained_and_lost_are_counted_and_told(users: list[int]):
     app.selectbox(key="b").set_value("DMPO, DynamicPO, K = 19").run()
     assert "From DMPO, K = 1 to DMPO, DynamicPO, K = 19" in text(app)
     app.selectbox(key="pair_seed").set_value(3).run()
-    assert "seed 3, a square each" in text(app)
+    assert "seed 3, one square each" in text(app)
     app.selectbox(key="a").set_value("SFT").run()
     assert "From SFT to" in text(app)
 

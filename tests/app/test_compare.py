@@ -154,13 +154,13 @@ def test_a_link_restores_all_of_it(recorded: Path) -> None:
     assert "MRR is" in text(app)
     assert "Against MPPO, K = 10" in text(app)
     assert "minipo.sweep(" in commands(app)[0]
-    assert "Part of this link" not in text(app)
+    assert "Some parameters of this link" not in text(app)
 
 
 def test_a_link_with_nonsense_opens_the_page_and_says_so(recorded: Path) -> None:
     app = opened("compare", metric="beauty", colour="red", baseline="nobody", run="../../etc/passwd")
     assert labels(app) == OPENING[1:]
-    assert "Part of this link means nothing here and was passed over: colour, metric, baseline" in text(app)
+    assert "Some parameters of this link were not recognised and were ignored: colour, metric, baseline" in text(app)
     assert "A run of this link is not on this server" in text(app)
 
 
@@ -201,7 +201,7 @@ def test_a_linked_run_is_paired_with_recorded_runs_of_its_seed(recorded: Path) -
 def test_a_run_without_a_common_seed_is_paired_over_users_and_it_is_said(recorded: Path) -> None:
     app = opened("compare", run=finished("A run", seed=77))
     assert table(app).loc["A run", "paired_over"] == "users; no seed in common"
-    assert "Paired over users alone, for no seed is on both sides: A run" in text(app)
+    assert "Paired only over users, because no seed is on both sides: A run" in text(app)
 
 
 def test_the_viewers_own_runs_are_offered_and_become_part_of_the_link(recorded: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_run_on_other_users_is_not_compared(recorded: Path, tmp_path: Path) ->
     assert table(app).loc["On my songs", "dataset"] == "my songs; rm -rf.csv"
     assert any(" --dataset './my songs; rm -rf.csv' " in command for command in commands(app))
     assert str(tmp_path) not in text(app) + "".join(commands(app))
-    assert "start in the folder that holds your file" in text(app)
+    assert "run it in the folder of your file" in text(app)
 
 
 @pytest.mark.parametrize("file", ["summary.json", "users.parquet", "config.json", ""])

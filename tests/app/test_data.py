@@ -113,7 +113,7 @@ def test_a_bad_file_is_one_sentence_and_the_page_stays_up():
 
 def test_an_empty_file_and_too_many_at_once_are_refused_in_one_sentence():
     app = bring(opened("data"), "plays.csv", b"")
-    assert [error.value for error in app.error] == ["The file is empty; bring one with rows\\."]
+    assert [error.value for error in app.error] == ["The file is empty; choose one with rows\\."]
     for _ in range(limits.UPLOADS_AT_ONCE):
         app.button(key="use_example").click().run()
         app.query_params.clear()
@@ -166,7 +166,7 @@ def test_a_run_is_handed_in_with_what_the_controls_say_and_stands_in_the_link():
     app = opened("data", data=job.token, run=token, objective="S-DPO", negatives="5", epochs="3")  # another browser
     assert "Runs on these data" in [part.value for part in app.subheader]
     assert "S\\-DPO" in text(app)
-    assert "means nothing here" not in text(app)
+    assert "were not recognised" not in text(app)
     assert app.number_input(key="epochs").value == 3
 
 
@@ -190,7 +190,7 @@ def test_too_many_runs_at_once_are_refused_in_one_sentence(monkeypatch: pytest.M
     app = opened("data", data=own_upload().token)
     monkeypatch.setattr(limits, "RUNS_AT_ONCE", 0)
     app.button(key="train").click().run()
-    assert "0 is the most" in app.error[0].value
+    assert "You have 0 uploads being read, the maximum" in app.error[0].value
 
 
 def test_a_long_training_is_told_before_it_starts():
@@ -213,7 +213,7 @@ def test_a_report_that_is_damaged_or_gone_is_one_sentence():
     assert [error.value for error in app.error] == ["The report on these data is damaged: upload them again."]
     job.result.unlink()
     app = opened("data", data=job.token)
-    assert [error.value for error in app.error] == ["The report on these data is gone: upload the file again."]
+    assert [error.value for error in app.error] == ["The report on these data is missing: upload the file again."]
 
 
 def test_keeping_and_removing():
@@ -229,6 +229,6 @@ def test_keeping_and_removing():
     assert jobs.find(job.token) is None
     assert jobs.find(run) is None
     assert not job.folder.exists()
-    assert "are removed" in text(app)
+    assert "were removed" in text(app)
     assert link(app, "data") == []
     assert "An example, not yours:" in text(app)

@@ -100,7 +100,7 @@ def test_a_link_full_of_nonsense_is_told(grids, tmp_path, monkeypatch, page, non
     assert known
     app = opened(page, **dict.fromkeys(known, nonsense), unheard=nonsense)
     stands(app, tmp_path)
-    assert [each.value for each in app.info if "means nothing here" in each.value and "unheard" in each.value]
+    assert [each.value for each in app.info if "were not recognised" in each.value and "unheard" in each.value]
     kept = {each.key for each in controls(app) if each.type != "text_input"} & {
         name for name, value in app.query_params.items() if nonsense in value
     }

@@ -108,7 +108,7 @@ def test_only_the_lecturer_closes_and_removes(experiment: experiments.Experiment
 def test_the_limits_hold(monkeypatch: pytest.MonkeyPatch, experiment: experiments.Experiment) -> None:
     monkeypatch.setattr(limits, "STUDENTS", 1)
     experiments.join(experiment.code, "ada")
-    with pytest.raises(ValueError, match="1 students have joined, the most"):
+    with pytest.raises(ValueError, match="1 students have joined, the maximum"):
         experiments.join(experiment.code, "grace")
     monkeypatch.setattr(limits, "EXPERIMENTS", 1)
     with pytest.raises(ValueError, match="You have 1 open experiments"):
@@ -199,7 +199,7 @@ def test_a_result_needs_a_guess_comes_once_and_must_be_ones_own(experiment: expe
         with pytest.raises(ValueError, match=said):
             experiments.deliver(code, "ada", content)
     experiments.deliver(code, "ada", result(seed, 0.65))
-    with pytest.raises(ValueError, match="in already"):
+    with pytest.raises(ValueError, match="already arrived"):
         experiments.deliver(code, "ada", result(seed, 0.9))
     assert experiments.table(code)["difference"].tolist() == pytest.approx([-0.05])
     assert experiments.differences(code).shape == (1, 2000)
@@ -273,7 +273,7 @@ def test_a_job_without_a_readable_result_can_be_run_again(experiment: experiment
 def test_the_page_opens_with_recorded_pairs(recorded: Path) -> None:
     app = opened("experiment")
     assert "**Recorded, 5 seeds, no class yet.**" in text(app)
-    assert "closes in" in text(app) or "opens" in text(app)
+    assert "narrows" in text(app) or "widens" in text(app)
     dots = charts(app)["class_dots"]["data"][-1]
     assert dots["name"] == "difference"
     assert dots["text"] == [f"seed {seed}" for seed in range(5)]
@@ -338,7 +338,7 @@ def test_a_student_guesses_first_and_sees_the_class_then(
     assert "run" not in [button.key for button in app.button]
     app.button(key="stop").click().run()
     assert jobs.of_viewer("ada", "pair")[0].state == "stopped"
-    assert app.button(key="run").label == "Go on"
+    assert app.button(key="run").label == "Resume"
 
 
 def test_a_student_brings_a_file(recorded: Path, looks: Any, experiment: experiments.Experiment) -> None:
@@ -401,7 +401,7 @@ def test_figures_hold_every_dot_and_every_interval() -> None:
     assert list(dots["difference"].y) == pytest.approx([-2, -1])
     assert list(dots["guess below"].customdata) == [-90]
     figure = classroom.class_closing([Interval(0.0, -0.02, 0.02), Interval(0.01, 0.0, 0.02)], "#123456")
-    assert figure.layout.title.text == "The interval closes in: 4.0 → 2.0 points wide"
+    assert figure.layout.title.text == "The interval narrows: 4.0 → 2.0 points wide"
     assert list(figure.data[0].y) == pytest.approx([0, 1])
     assert list(figure.data[0].error_y.array) == pytest.approx([2, 1])
 

@@ -176,7 +176,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         lambda: zipped(HEADER + too_much(0.6) * b"x", **{"other.csv": HEADER + too_much(0.6) * b"x"}),
         "unpacks to more than 200 MB, the limit here",
     ),
-    "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "is compressed in another way than zip archives"),
+    "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "does not use the usual zip compression"),
     "many.zip": (
         lambda: zipped(HEADER, **{f"part-{number}.csv": HEADER for number in range(limits.PARTS)}),
         "holds 101 tables, and 100 is the limit",
@@ -198,8 +198,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "archive.csv": (lambda: zipped(as_csv(own.example(9))), "is a zip archive or an Excel workbook"),
     "packed.json": (lambda: gzip.compress(b"[]"), "is compressed with gzip: unpack it first"),
     "renamed.csv": (lambda: as_parquet(own.example(9)), "is a Parquet file: let its name end in .parquet"),
-    "renamed.parquet": (lambda: as_csv(own.example(9)), "is no Parquet file that can be read"),
-    "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is no Parquet file that can be read"),
+    "renamed.parquet": (lambda: as_csv(own.example(9)), "is not a readable Parquet file"),
+    "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is not a readable Parquet file"),
     "blank.csv": (lambda: b"\n\n  \n", "is empty; give a file with the columns user, item, timestamp"),
     "header.csv": (lambda: HEADER, "has no row with user, item and timestamp"),
     "short.csv": (lambda: HEADER + 3 * ROW, "there is one user"),
@@ -393,5 +393,5 @@ def test_a_run_does_not_go_on_with_an_upload_that_has_changed():
     assert found is not None
     assert found.state == "failed"
     after = load_dataset(data.upload).fingerprint
-    assert f" began on plays.csv with fingerprint {before}, which has fingerprint {after} now; put " in found.message
+    assert f" started on plays.csv with fingerprint {before}, which has fingerprint {after} now; put " in found.message
     assert str(files.home()) not in found.message

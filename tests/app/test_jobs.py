@@ -166,7 +166,7 @@ def test_a_job_that_was_stopped_or_removed_while_waiting_is_not_started():
     jobs.remove(removed.token)
     for _ in (stopped, removed):
         worker.perform()
-    assert (now(stopped).state, now(stopped).message) == ("stopped", "Stopped before it began.")
+    assert (now(stopped).state, now(stopped).message) == ("stopped", "Stopped before it started.")
     assert now(stopped).pid is None
     assert jobs.find(removed.token) is None
 
@@ -189,12 +189,12 @@ def test_place_in_the_queue_moves_on():
 
 def test_stopping_tells_each_tab_what_happened():
     over, job = performed("pass"), submit(SLEEP)
-    assert [jobs.stop(job.token), jobs.stop(job.token)] == ["Stopped.", "It was stopped already."]
-    assert jobs.stop(over.token) == "It had finished already."
+    assert [jobs.stop(job.token), jobs.stop(job.token)] == ["Stopped.", "It was already stopped."]
+    assert jobs.stop(over.token) == "It had already finished."
     assert now(over).state == "done"
-    assert now(job).message == "Stopped before it began."
-    assert jobs.stop(performed("raise SystemExit(3)").token) == "It had ended already."
-    assert jobs.stop("no-such-token") == "This run is not on this server any more."
+    assert now(job).message == "Stopped before it started."
+    assert jobs.stop(performed("raise SystemExit(3)").token) == "It had already ended."
+    assert jobs.stop("no-such-token") == "This run is no longer on this server."
 
 
 def test_a_viewer_has_so_many_at_once_and_all_together_so_many(monkeypatch: pytest.MonkeyPatch):
@@ -203,14 +203,14 @@ def test_a_viewer_has_so_many_at_once_and_all_together_so_many(monkeypatch: pyte
         submit(SLEEP, "one")
     jobs.stop(mine[0].token)
     submit(SLEEP, "one")
-    with pytest.raises(ValueError, match="is the most"):
+    with pytest.raises(ValueError, match="the maximum"):
         jobs.resume(mine[0].token)
     other = submit(SLEEP, "another")
     jobs.stop(other.token)
     monkeypatch.setattr(limits, "RUNS_WAITING", 0)
     monkeypatch.setattr(limits, "SLOTS", 1)
     for ask in (lambda: submit(SLEEP, "a third"), lambda: jobs.resume(other.token)):
-        with pytest.raises(ValueError, match="runs are waiting on this server, its limit"):
+        with pytest.raises(ValueError, match="runs are waiting on this server, the maximum"):
             ask()
 
 
@@ -219,14 +219,14 @@ def test_so_many_uploads_are_held_and_a_full_disk_takes_none(monkeypatch: pytest
     first = jobs.submit("data", {"does": "pass", "suffix": ".csv"}, "one", "a.csv", b"x")
     worker.perform()
     assert now(first).upload.read_bytes() == b"x"
-    with pytest.raises(ValueError, match="holds 1 uploads of yours, the most"):
+    with pytest.raises(ValueError, match="have 1 uploads, the maximum"):
         jobs.submit("data", {"does": "pass", "suffix": ".csv"}, "one", "b.csv", b"y")
     monkeypatch.setattr(limits, "FREE_GB", 10**9)
     with pytest.raises(ValueError, match="disk is almost full"):
         submit(SLEEP, "another")
     monkeypatch.setattr(limits, "FREE_GB", 0)
     monkeypatch.setattr(jobs, "enqueue", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ValueError, match=r"cannot write it down; its disk may be full\."):
+    with pytest.raises(ValueError, match=r"could not save it; its disk may be full\."):
         submit(SLEEP, "another")
     assert [job.token for job in jobs.unfinished()] == []
     assert [folder.name for folder in first.folder.parent.iterdir()] == [first.token]  # nothing half-written
@@ -301,7 +301,7 @@ def test_so_many_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "RUNS_KEPT", 1)
     first, second = performed("pass"), performed("pass")
     jobs.keep(first.token, True)
-    with pytest.raises(ValueError, match="let another one go first"):
+    with pytest.raises(ValueError, match="stop keeping another one first"):
         jobs.keep(second.token, True)
 
 
@@ -324,7 +324,7 @@ def test_the_runs_folder_may_go_while_the_app_is_open():
     assert now(job).state == "done"
     shutil.rmtree(files.home())
     assert jobs.find(job.token) is None
-    assert jobs.stop(job.token) == "This run is not on this server any more."
+    assert jobs.stop(job.token) == "This run is no longer on this server."
     assert performed("pass").state == "done"
 
 
@@ -358,7 +358,7 @@ def test_the_limit_on_uploads_is_streamlits_too():
 
 def test_the_limits_are_told():
     for number in (limits.RUNS_AT_ONCE, limits.RUN_MINUTES, limits.UPLOAD_MB, limits.HOURS):
-        assert str(number) in limits.told()
+        assert str(number) in limits.described()
 
 
 # ------------------------------------------------------------------------------------------ worker and server, for real

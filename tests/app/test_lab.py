@@ -70,7 +70,7 @@ def test_opens_with_recorded_runs_and_says_so():
     assert "Recorded, not live. Lowest training loss: **DMPO, K = 19, seed 0**" in text(app)
     assert "Highest HR@1 on validation users: **DMPO, DynamicPO, K = 19, seed 0**" in text(app)
     assert names(app) == ["DMPO, K = 19, seed 0", "DMPO, DynamicPO, K = 19, seed 0"]
-    assert limits.told() in text(app)
+    assert limits.described() in text(app)
     assert "300 steps take about" in text(app)
     for metric, told in (("ndcg@5", "NDCG@5"), ("mrr", "MRR"), ("reward_win_rate", "win rate")):
         app.button_group(key="ranking").set_value(metric).run()
@@ -130,7 +130,7 @@ def test_a_link_restores_every_control(tmp_path: Path):
         "seed": 4,
     }  # fmt: skip
     assert state["ranking"] == "mrr"
-    assert "means nothing here" not in text(app)
+    assert "were not recognised" not in text(app)
 
 
 def test_a_link_of_nonsense_opens_the_page_and_is_told():
@@ -141,8 +141,8 @@ def test_a_link_of_nonsense_opens_the_page_and_is_told():
     assert app.slider(key="train_negatives").value == 15
     assert app.number_input(key="train_steps").value == 300
     told = text(app)
-    assert "One run of this link is not on this server any more" in told
-    (sentence,) = [info.value for info in app.info if "means nothing here" in info.value]
+    assert "One run of this link is no longer on this server" in told
+    (sentence,) = [info.value for info in app.info if "were not recognised" in info.value]
     for name in ("nonsense", "train_objective", "train_negatives", "train_steps", "ranking"):
         assert shell.plain(name) in sentence
     assert "Recorded, not live." in told
@@ -205,7 +205,7 @@ def test_a_running_run_tells_the_time_left_and_is_stopped_once_from_two_tabs():
         assert (bar.proto.value, bar.proto.text) == (40, "Step 120 of 300, about 9 s left.")
     tabs[0].button(key=f"stop_{job.token}").click().run()
     tabs[1].button(key=f"stop_{job.token}").click().run()
-    assert "It was stopped already." in text(tabs[1])
+    assert "It was already stopped." in text(tabs[1])
     assert all("It had reached step 120 of 300." in text(app) for app in tabs)
     tabs[0].button(key=f"resume_{job.token}").click().run()
     assert jobs.find(job.token).state == "waiting"
@@ -219,7 +219,7 @@ def test_a_run_that_finished_before_the_button_was_pressed_says_so():
     finished(job)
     button.click().run()
     assert jobs.find(job.token).state == "done"
-    assert "It had finished already." in text(app)
+    assert "It had already finished." in text(app)
 
 
 def test_a_finished_run_stands_beside_sft_and_its_recorded_neighbours(recorded: Path):
@@ -256,7 +256,7 @@ def test_files_that_vanish_or_are_damaged_while_the_page_is_open_are_one_sentenc
     app.run()
     assert not app.exception
     assert [error.value for error in app.error] == [
-        "The files of this run are gone or damaged: remove it, and train it again."
+        "The files of this run are missing or damaged: remove it, and train it again."
     ]
 
 
@@ -266,7 +266,7 @@ def test_a_register_that_vanishes_while_the_page_is_open_is_one_sentence(tmp_pat
     shutil.rmtree(tmp_path / "home")
     app.run()
     assert not app.exception
-    assert "One run of this link is not on this server any more" in text(app)
+    assert "One run of this link is no longer on this server" in text(app)
 
 
 def test_a_failed_run_says_why_and_can_go_on():
@@ -280,7 +280,7 @@ def test_a_failed_run_says_why_and_can_go_on():
     for seed in range(limits.RUNS_AT_ONCE):
         handed_in(seed=seed)
     app.button(key=f"resume_{job.token}").click().run()
-    assert "You have 4 runs waiting or training, and 4 is the most" in text(app)
+    assert "You have 4 runs waiting or training, the maximum" in text(app)
     assert jobs.find(job.token).state == "failed"
 
 
@@ -309,7 +309,7 @@ def test_a_viewer_keeps_no_more_than_allowed(monkeypatch: pytest.MonkeyPatch):
     finished(job)
     app = opened("lab", run=job.token)
     app.toggle(key=f"keep_{job.token}").set_value(True).run()
-    assert "0 runs are kept, the most that one viewer may" in text(app)
+    assert "You keep 0 runs, the maximum" in text(app)
     assert not app.toggle(key=f"keep_{job.token}").value
 
 
@@ -317,7 +317,7 @@ def test_the_fifth_run_is_refused_in_a_sentence_and_the_bench_holds_four():
     app = opened("lab")
     for _ in range(5):
         app.button(key="train").click().run()
-    assert "You have 4 runs waiting or training, and 4 is the most" in text(app)
+    assert "You have 4 runs waiting or training, the maximum" in text(app)
     first, *others = linked(app)
     assert len(others) == 3
     jobs.stop(first)
@@ -392,4 +392,4 @@ def test_what_collapse_offers_to_train_fills_the_form(recorded: Path):
     link = {name: value for name, (value,) in parse_qs(offer.query_string).items()}
     app = opened("lab", **link)
     assert (app.selectbox(key="train_objective").value, app.number_input(key="train_beta").value) == ("sdpo", 3.0)
-    assert "means nothing here" not in text(app)
+    assert "were not recognised" not in text(app)

@@ -148,14 +148,14 @@ def test_a_link_is_restored(probed):
     assert (app.slider("gamma").value, app.select_slider("beta").value) == (2.0, 0.5)
     assert (app.slider("K").value, app.slider("clusters").value) == (10, 4)
     assert app.toggle("adjust_beta").value
-    assert "means nothing" not in text(app)
+    assert "not recognised" not in text(app)
 
 
 def test_nonsense_in_a_link_is_told_and_passed_over(probed):
     app = looked(user="4242", step="77", K="99", nonsense="<b>", objective="dmpoo")
     assert "User 900 after step 300" in text(app)
     told = text(app)
-    assert "Part of this link means nothing here" in told
+    assert "Some parameters of this link were not recognised" in told
     for name in ("user", "step", "K", "nonsense", "objective"):
         assert name in told
     assert "<b>" not in told
@@ -247,7 +247,9 @@ def test_ones_own_runs_are_offered_by_name(probe):
     assert "Live run: same name" in text(app)
 
 
-@pytest.mark.parametrize(("state", "said"), [("running", "nothing to show yet"), ("failed", "Nothing is left")])
+@pytest.mark.parametrize(
+    ("state", "said"), [("running", "nothing to show before"), ("failed", "has nothing to show: its files")]
+)
 def test_a_run_without_a_probe_is_told(probed, state, said):
     job = trained(None, state=state)
     app = looked(run=job.token)

@@ -107,7 +107,7 @@ def test_whoever_has_a_link_sees_that_upload_and_nothing_else_of_its_viewer():
 def test_a_token_is_looked_up_and_is_no_path(token: str):
     job = own_upload()
     assert jobs.find(token) is None
-    assert jobs.stop(token) == "This run is not on this server any more."
+    assert jobs.stop(token) == "This run is no longer on this server."
     jobs.rename(token, "mine")
     jobs.keep(token, True)
     jobs.resume(token)

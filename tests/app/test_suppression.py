@@ -103,7 +103,7 @@ def test_validation_users_are_those_whose_log_probs_are_recorded(pushes):
     app = opened("suppression", users="validation")
     assert app.selectbox("K").options == ["1", "19"]
     assert lines(app, "pushes")["boundary"]["x"] == [0, 300]
-    assert "another run's log-probs cannot stand in" in text(app)
+    assert "another run's log-probs are no substitute" in text(app)
     kept = lines(app, "pushes")["boundary"]["y"]
     shares = lines(app, "share")["part of the negatives"]["y"]
     app.segmented_control("census").set_value("before training").run()
@@ -131,7 +131,7 @@ def test_a_link_restores_everything(pushes):
     link = {"view": "against K", "objective": "S-DPO", "dynamic": "true", "users": "validation", "log": "false"}
     app = opened("suppression", **link, seeds="false", census="before training")
     assert "S-DPO with DynamicPO" in sentence(app)
-    assert "means nothing" not in text(app)
+    assert "not recognised" not in text(app)
     assert lines(app, "pushes")["boundary"]["marker"]["symbol"] == "diamond-open"
     assert not app.toggle("log").value
     assert app.segmented_control("census").value == "before training"
@@ -143,7 +143,7 @@ def test_nonsense_in_a_link_is_told(pushes):
     app = opened("suppression", K="7", objective="<b>", users="nobody", nothing="1")
     assert "At K = 19" in sentence(app)
     assert "DMPO" in sentence(app)
-    assert "Part of this link means nothing here and was passed over: nothing, K, objective, users" in (
+    assert "Some parameters of this link were not recognised and were ignored: nothing, K, objective, users" in (
         text(app).replace("\\", "")
     )
 

@@ -102,7 +102,7 @@ def test_without_a_probe_the_page_says_so(recorded: Path):
     assert not page.warning
     page.number_input(key="user").set_value(1).run()
     assert [warning.value for warning in page.warning] == [
-        "No recorded user is at hand: no readable probe of a recorded run has a user with one mistake."
+        "No recorded user is available: no readable probe of a recorded run has a user with one mistake."
     ]
     assert STORY in text(page)
 
@@ -134,7 +134,7 @@ def test_another_question_hides_the_answer_again():
     page.toggle(key="reveal").set_value(True).run()
     assert "you said 50-fold" in text(page)
     page.slider(key="easy").set_value(0).run()
-    assert "Choose with the slider" in text(page)
+    assert "with the slider" in text(page)
     page.toggle(key="predict").set_value(False).run()
     assert "The mistake is alone" in text(page)
 
@@ -160,5 +160,6 @@ def test_a_link_brings_back_every_control():
 )  # fmt: skip
 def test_what_means_nothing_in_a_link_is_named(link: dict[str, str], named: str):
     page = opened(**link)
-    assert [note.value for note in page.info] == [f"Part of this link means nothing here and was passed over: {named}."]
+    said = f"Some parameters of this link were not recognised and were ignored: {named}."
+    assert [note.value for note in page.info] == [said]
     assert "the mistake" in text(page)

@@ -118,7 +118,7 @@ def test_alora_begins_where_it_would_in_a_row_of_its_own(text):
     comma = TOKENIZER.encode(",")[-1:]
     model = adapted(LoraConfig(r=4, alora_invocation_tokens=comma, **LORA))
     candidates = [[" Fox", text, " Glass"]] * 2
-    with pytest.warns(UserWarning, match="where its adapter begins depends on the tokens of the whole row"):
+    with pytest.warns(UserWarning, match="where its adapter starts depends on the tokens of the whole row"):
         found = candidate_logps(model, TOKENIZER, PROMPTS, candidates)
     torch.testing.assert_close(found, plain_logps(model, candidates=candidates), atol=1e-4, rtol=0)
 
@@ -229,16 +229,16 @@ def tuples():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: llama(is_causal=False), "^A llama model cannot score candidates: its tokens see the ones behind them"),
-        (gemma3, "^A gemma3_text model cannot .* tokens see the ones behind"),
-        (lambda: adapted(LilyConfig(r=4, **LORA)), "^A llama model with an adapter of the kind LILY cannot"),
-        (lily_untrained, "^A llama model with an adapter of the kind LILY cannot"),
-        (lambda: adapted(PolyConfig(r=4, **LORA)), "kind POLY cannot .*task_ids"),
-        (lambda: llama(Draws), "^A llama model cannot .* draws at random in evaluation mode"),
-        (lambda: llama(Mixes), "^A llama model cannot .* depend on the other rows of the batch"),
-        (musicgen, "^A musicgen_decoder model cannot .* choose a model of text"),
-        (prophetnet, "^A prophetnet model cannot"),
-        (tuples, "^A llama model cannot .* set its config.return_dict to True"),
+        (lambda: llama(is_causal=False), "^This llama model cannot score candidates: its tokens see later tokens"),
+        (gemma3, "^This gemma3_text model cannot .* tokens see later tokens"),
+        (lambda: adapted(LilyConfig(r=4, **LORA)), "^This llama model with an adapter of type LILY cannot"),
+        (lily_untrained, "^This llama model with an adapter of type LILY cannot"),
+        (lambda: adapted(PolyConfig(r=4, **LORA)), "type POLY cannot .*task_ids"),
+        (lambda: llama(Draws), "^This llama model cannot .* draws at random in evaluation mode"),
+        (lambda: llama(Mixes), "^This llama model cannot .* depend on the other rows of the batch"),
+        (musicgen, "^This musicgen_decoder model cannot .* choose a text model"),
+        (prophetnet, "^This prophetnet model cannot"),
+        (tuples, "^This llama model cannot .* set its config.return_dict to True"),
         (lambda: llama(vocab_size=100), r"^Token \d+ is beyond the model's vocabulary of 100"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_model_that_hashes_only_long_rows_is_tried_again_when_they_come():
     many = [[" Fox", " Glass"] * 20]  # of which the packed row would be long, and none by itself
     with pytest.warns(UserWarning, match="scores each candidate on its own"):
         candidate_logps(model, TOKENIZER, PROMPTS[:1], many)
-    with pytest.raises(ValueError, match=r"^A reformer model cannot score candidates"):
+    with pytest.raises(ValueError, match=r"^This reformer model cannot score candidates"):
         candidate_logps(model, TOKENIZER, [", ".join(["Fox, Glass"] * 10) + ","], [[" Fox", " Glass"]])
 
 

@@ -53,7 +53,7 @@ REFUSED = [
     ({"fp16": True}, r"args\.fp16 is for GPUs, and on a CPU the Trainer would train in float32; leave it out"),
     (
         {"keywords": {"compute_metrics": print}},
-        r"compute_metrics is not supported, for rows, loss and metrics are mini",
+        r"compute_metrics is not supported, because rows, loss and metrics are mini",
     ),
     ({"keywords": {"data_collator": None}}, r"data_collator is not supported"),
 ]

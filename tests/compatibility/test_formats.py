@@ -216,17 +216,17 @@ BAD = {
     ),
     "no chosen": (ROW | {"chosen": None}, r"it has 'prompt', 'rejected' and no 'chosen'; give 'prompt', 'chosen' and"),
     "no rejected": ({"messages": [*USER, said("Fox")]}, r"it has 'messages' and no 'rejected'; give 'prompt', "),
-    "two prompts": (ROW | {"messages": USER}, r"it has 'prompt', 'messages', which stand for the same thing; keep one"),
+    "two prompts": (ROW | {"messages": USER}, r"it has 'prompt', 'messages', which mean the same thing; keep one"),
     "two kinds of rejected": (ROW | {"rejected_response": "Heat"}, r"it has 'rejected', 'rejected_response', which"),
     "a system that is not read": (
         ROW | {"system": "Be short."},
-        r"it has 'system', which is not read there; put it in",
+        r"it has 'system', which is not supported in this form; put it in",
     ),
     "two systems": (
         {"messages": [SYSTEM, *USER, said("Fox")], "system": "Be.", "rejected_response": "Heat"},
-        r"it has 'system' and a message of the system; keep one",
+        r"it has 'system' and a system message; keep one",
     ),
-    "images": (ROW | {"images": ["cat.png"]}, r"it has 'images', and only text is read; remove what is not needed"),
+    "images": (ROW | {"images": ["cat.png"]}, r"it has 'images', but only text is read; remove what is not needed"),
     "titles for a history": (
         {"instruction": "Next?", "history": ["Heat", "Fox"], "chosen": "Fox", "rejected": "Heat"},
         r"its 'history' is not a list of pairs, what the user said and the answer; remove it",
@@ -247,21 +247,21 @@ BAD = {
     ),
     "a list as CSV files keep it": (
         ROW | {"rejected": '[" Glass", " Heat"]'},
-        r"'rejected' is text that spells a list, '\[\" Glass\", \" Heat\"\]'; give the list, as json\.loads or ast",
+        r"'rejected' is a list written as text, '\[\" Glass\", \" Heat\"\]'; give the list, as json\.loads or ast",
     ),
-    "an array as CSV files keep it": (ROW | {"rejected": "[' Glass' ' Heat']"}, r"'rejected' is text that spells a li"),
+    "an array as CSV files keep it": (ROW | {"rejected": "[' Glass' ' Heat']"}, r"'rejected' is a list written as te"),
     "messages as CSV files keep them": (
         ROW | {"prompt": str(USER)},
-        r"the prompt is text that spells a list of messages, .*; give the list",
+        r"the prompt is a list of messages written as text, .*; give the list",
     ),
     "answers that repeat the prompt": (
         ROW | {"chosen": "Heat, Fox", "rejected": "Heat, Glass"},
-        r"every answer begins with the prompt, after which it would stand; cut the prompt off",
+        r"every answer starts with the prompt, so it would appear twice; remove it from answers",
     ),
     "messages after text": (ROW | {"chosen": [said("Fox")]}, r"the prompt is text and the chosen answer is a message"),
     "another conversation": (
         ROW | {"prompt": USER, "chosen": [*LONG, said("Fox")]},
-        r"the chosen answer is 4 messages, which do not begin with the prompt's; give one message",
+        r"the chosen answer is 4 messages, which do not start with the prompt's; give one message",
     ),
     "answers in one list": (
         {"messages": [*USER, said("Fox")], "rejected_response": [said("Glass"), said("Heat")]},
@@ -269,7 +269,7 @@ BAD = {
     ),
     "another way": (
         {"chosen": TURNS + " Fox", "rejected": "\n\nHuman: Next?\n\nAssistant: Fox"},
-        r"the rejected answer 1 goes another way before the last turn of the chosen answer; give 'prompt'",
+        r"the rejected answer 1 differs from the chosen answer before the last turn; give 'prompt'",
     ),
     "texts without turns": (
         {"chosen": "Next? The Fox", "rejected": "Next? The Heat"},
@@ -309,7 +309,7 @@ def test_a_row_that_could_mislead_is_refused(tokenizer, wrong):
 def test_sft_rows_that_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"^it has 'prompt' and no 'completion'; give 'prompt' and 'completion'\."):
         row_texts(tokenizer, {"prompt": "Heat,"}, completion)
-    with pytest.raises(ValueError, match=r"^the assistant answers more than once, and one answer is learnt of a row"):
+    with pytest.raises(ValueError, match=r"^the assistant answers more than once, but a row has one answer"):
         row_texts(tokenizer, {"messages": [*LONG, said("Fox")]}, completion)
 
 
@@ -350,7 +350,7 @@ def test_all_that_a_message_holds_goes_through_the_template(tokenizer, template)
     ("text", "sentence"),
     [
         (None, "the prompt is a list of messages and the tokenizer has no chat_template; give strings"),
-        (TEMPLATE.replace("<assistant>", "<bot>"), "the chat template does not begin an answer as add_gener"),
+        (TEMPLATE.replace("<assistant>", "<bot>"), "the chat template does not start an answer as add_gener"),
         ("{{ raise_exception('No system here') }}", "the chat template refuses the messages: No system here; change"),
         (
             TEMPLATE.replace("in messages", "in messages if message.role != 'system'"),
@@ -358,11 +358,11 @@ def test_all_that_a_message_holds_goes_through_the_template(tokenizer, template)
         ),
         (
             TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]"),
-            r"the chat template makes 'Fox<eos>\\n' of the chosen answer; give strings",
+            r"the chat template turns the chosen answer into 'Fox<eos>\\n'; give strings",
         ),
         (
             TEMPLATE.replace("{{ eos_token }}\n", "{{ eos_token }}<next>"),
-            "the chat template makes '.*<eos><next>' of the chosen answer; give strings",
+            "the chat template turns the chosen answer into '.*<eos><next>'; give strings",
         ),
     ],
     ids=["none", "another beginning", "refuses", "leaves out", "cuts", "goes on"],

@@ -57,10 +57,10 @@ def test_a_value_out_of_range_is_refused_in_one_sentence(explorer, values, messa
 def test_a_choice_compares_the_guess_with_the_truth() -> None:
     choice = widgets.Choice("The push: rises, stays, falls?", ["rises", "stays", "falls"])
     assert choice.guess is None
-    assert choice.told("falls") == "No guess was made. The answer: **falls**."
+    assert choice.result("falls") == "No guess was made. The answer: **falls**."
     choice.buttons.value = "rises"
-    assert choice.told("falls") == "You guessed *rises*; it is **falls**."
-    assert choice.told("rises") == "Your guess was right: **rises**."
+    assert choice.result("falls") == "You guessed *rises*; it is **falls**."
+    assert choice.result("rises") == "Your guess was right: **rises**."
     with pytest.raises(ValueError, match="'sinks' is none of the options: rises, stays, falls"):
         choice.reveal("sinks")
 
@@ -68,10 +68,10 @@ def test_a_choice_compares_the_guess_with_the_truth() -> None:
 def test_numbers_tell_how_far_the_guesses_are_off() -> None:
     numbers = widgets.Numbers("HR@1?", ["K = 1", "K = 19"], low=60, high=75, step=0.5, begin=68, unit="points")
     assert not numbers.made
-    assert numbers.told({"K = 1": 67, "K = 19": 66}) == "No guess was made: the sliders are where they began."
+    assert numbers.result({"K = 1": 67, "K = 19": 66}) == "No guess was made: the sliders are where they began."
     numbers.sliders["K = 1"].value = 70
     assert numbers.guesses == {"K = 1": 70, "K = 19": 68}
-    assert numbers.told({"K = 1": 67, "K = 19": 66}) == "Your guesses are off by **2.5 points** on average."
+    assert numbers.result({"K = 1": 67, "K = 19": 66}) == "Your guesses are off by **2.5 points** on average."
     with pytest.raises(ValueError, match="no truth for K = 19"):
         numbers.reveal({"K = 1": 67})
     with pytest.raises(ValueError, match="begin at 80: give a number from 60 to 75"):

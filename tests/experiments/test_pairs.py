@@ -60,7 +60,7 @@ def test_runs_on_what_the_data_were_before_are_no_part_of_a_pair(tiny, tmp_path,
     others = replace(tiny, test=tiny.test[::-1])
     monkeypatch.setitem(DATASETS, "tiny", lambda seed: others)
     with pytest.raises(
-        ValueError, match=f"left began on tiny with fingerprint {tiny.fingerprint}, which has .*{others.fingerprint}"
+        ValueError, match=f"left started on tiny with fingerprint {tiny.fingerprint}, which has .*{others.fingerprint}"
     ):
         pairs.train_pair(LEFT, RIGHT, 7, folder=tmp_path, progress=False)
 

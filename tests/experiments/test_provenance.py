@@ -88,8 +88,8 @@ def test_a_run_that_was_cut_off_does_not_go_on_with_corrected_data(command, play
 
     before, after = correct(plays)
     assert refused(capsys, *line) == (
-        f"The run in {out} began on {plays} with fingerprint {before}, which has fingerprint {after} now; put the data "
-        "back as they were, or train on the new ones in another folder."
+        f"The run in {out} started on {plays} with fingerprint {before}, which has fingerprint {after} now; put the "
+        "data back as they were, or train on the new ones in another folder."
     )
     assert snapshot(out) == kept
 
@@ -132,7 +132,7 @@ def test_a_finished_run_is_neither_returned_nor_evaluated_on_corrected_data(play
         ["evaluate", run.folder],
     ):
         said = refused(capsys, *line)
-        assert said.startswith(f"The run in {line[-1]} began on {plays} with fingerprint {before}, which has ")
+        assert said.startswith(f"The run in {line[-1]} started on {plays} with fingerprint {before}, which has ")
         assert after in said
     # Nor does another run start from it.
     assert refused(capsys, "prefer", "--dataset", plays, "--sft", first.folder, "--out", tmp_path / "new") == (

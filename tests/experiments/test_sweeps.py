@@ -132,8 +132,8 @@ def test_a_setting_of_one_objectives_own_is_left_out_of_the_cells_of_others():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"negatives": []}, "negatives has no values; name at least one."),
-        ({"seeds": ()}, "seed has no values; name at least one."),
+        ({"negatives": []}, "negatives has no values; give at least one."),
+        ({"seeds": ()}, "seed has no values; give at least one."),
         ({"negative": 5}, "Unknown setting 'negative'. Did you mean 'negatives'? Known: "),
         ({"objective": ["dmpo", "dmmpo"]}, "Unknown objective 'dmmpo'. Did you mean 'dmpo'? Known: "),
         ({"beta": [1.0, 0.0]}, "beta must be greater than 0, not 0"),
@@ -406,7 +406,7 @@ def test_workers_end_with_the_sweep(home, killed):
     if not killed:
         assert process.returncode == 130
         said = process.stderr.read()
-        assert said.splitlines()[-1] == "minipo: stopped; the same command goes on from here."
+        assert said.splitlines()[-1] == "minipo: stopped; run the same command to resume."
         assert "Traceback" not in said
     process.stderr.close()
     assert len(list(home.glob("runs/prefer-*"))) == 1  # no other was begun

@@ -82,7 +82,7 @@ for _name, _thing in list(globals().items()):
     elif isinstance(_thing, _Choice) and not _name.startswith("_"):
         for _option in _thing.options:
             _thing.buttons.value = _option
-            assert _thing.guess == _option and "right" in _thing.told(_option)
+            assert _thing.guess == _option and "right" in _thing.result(_option)
         _moved["guesses"] += 1
     elif isinstance(_thing, _Numbers) and not _name.startswith("_"):
         for _slider in _thing.sliders.values():

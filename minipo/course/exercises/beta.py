@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minipo.course.exercises.boundary import log_probs
-from minipo.course.exercises.checks import Wrong, task
+from minipo.course.exercises.checks import Wrong, caught, task
 from minipo.dynamic import boundary, dual_margin_beta
 from minipo.evaluation import Interval
 from minipo.experiments.records import Outcomes, difference, load_recorded
@@ -23,7 +23,7 @@ BOUND = 1 - math.tanh(1) / 2  # 0.6192
 
 @dataclass(frozen=True)
 class _Negative:
-    """A boundary negative of a row, with what its β comes from."""
+    """A boundary negative of a row, with the parts of its β."""
 
     column: int
     violates: bool
@@ -40,15 +40,11 @@ class _Negative:
         return abs(self.plus) + abs(self.minus)
 
     def __str__(self) -> str:
-        x = (
-            _number(self.above_the_line / self.below_the_line)
-            if self.below_the_line
-            else "undefined (0 below the line)"
-        )
-        return (
-            f"negative {self.column}: Δ⁺ = {_number(self.plus)}, Δ⁻ = {_number(self.minus)}, x = {x}, "
-            f"β_k = {self.ratio:.3f} β"
-        )
+        x = "undefined (0 below the line)"
+        if self.below_the_line:
+            x = _number(self.above_the_line / self.below_the_line)
+        margins = f"Δ⁺ = {_number(self.plus)}, Δ⁻ = {_number(self.minus)}"
+        return f"negative {self.column}: {margins}, x = {x}, β_k = {self.ratio:.3f} β"
 
 
 def _number(value: float) -> str:
@@ -92,7 +88,7 @@ def _equal(answer: Any) -> str:
     zero_above, zero_below = _kept(log_probs(answer, rows=2))
     nearest = min(zero_above, key=lambda negative: (negative.below_the_line == 0, abs(negative.ratio - 1)))
     if nearest.below_the_line == 0:
-        raise Wrong(f"Row 0 has {nearest}. That is row 1's case: in row 0 what stands below the line must not be 0.")
+        raise Wrong(f"Row 0 has {nearest}. That is row 1's case: in row 0 the denominator must not be 0.")
     if abs(nearest.ratio - 1) > 1e-6:
         raise Wrong(
             f"In row 0 the nearest to β is {nearest}. For β_k = β the numerator Δ⁺ − Δ⁻ − γ must be 0; it is "
@@ -178,62 +174,40 @@ def _first(strength: Strength, row: list[float], beta: float, margin: float) -> 
     return f"{strength(torch.tensor([row], dtype=torch.float64), beta, margin)[0, 0].item() / beta:.3f} β"
 
 
-def _caught(test: Callable[[Strength], Any], planted: Strength, visible: str) -> str:
-    if not callable(test):
-        raise Wrong(f"The answer is {type(test).__name__}: give the function, test_bound(strength).")
-    try:
-        test(right)
-    except AssertionError as error:
-        raise Wrong(
-            f"Your test fails on the right dual-margin β{_said(error)}. The bound is claimed where Δ⁺ ≤ 0 ≤ Δ⁻ (not "
-            "both 0) and γ ≥ 0, and nowhere else: not for negatives below the chosen item, and not for every violator "
-            "where nobody is left out. Allow for rounding, too."
-        ) from None
-    try:
-        test(planted)
-    except AssertionError as error:
-        return f"Caught{_said(error)}."
-    raise Wrong(f"The planted strength passed your test. {visible}")
-
-
-def _said(error: AssertionError) -> str:
-    return f", saying: {error}" if str(error) else ""
-
-
 _ONE_VIOLATOR, _TWO_VIOLATORS = [0.0, 1.0, -3.0, -6.0], [0.0, 1.0, 30.0, -2.0]
+# Of each task: the planted strength, a row, β and γ at which it is wrong, and what to say before and after its value.
+_PLANTED: dict[str, tuple[Strength, list[float], float, str, str]] = {
+    "3.5 strength P": (
+        _strength_p, _ONE_VIOLATOR, 1.0,
+        "At γ = 0 it is right. At γ = 6 it gives the violator", "Which γ does your test use?",
+    ),
+    "3.6 strength Q": (
+        _strength_q, _TWO_VIOLATORS, 1.0,
+        "It keeps the bound in every row with one violator. With γ = 6 it gives the lower violator",
+        "Do your rows have several violators, far apart?",
+    ),
+    "3.7 strength R": (
+        _strength_r, _ONE_VIOLATOR, 2.0,
+        "At β = 1 it is right. At β = 2 and γ = 6 it gives the violator", "Which β does your test use?",
+    ),
+}  # fmt: skip
 
 
-@task("3.5 strength P")
-def _catch_p(test: Callable[[Strength], Any]) -> str:
-    return _caught(
-        test,
-        _strength_p,
-        f"At γ = 0 it is right. At γ = 6 it gives the violator of the row {_ONE_VIOLATOR} "
-        f"{_first(_strength_p, _ONE_VIOLATOR, 1.0, 6.0)}, where {_first(right, _ONE_VIOLATOR, 1.0, 6.0)} is right and "
-        f"the bound is {BOUND:.3f} β. Which γ does your test use?",
+def _caught(name: str, test: Callable[[Strength], Any]) -> str:
+    planted, row, beta, where, question = _PLANTED[name]
+    advice = (
+        "The bound is claimed where Δ⁺ ≤ 0 ≤ Δ⁻ (not both 0) and γ ≥ 0, and nowhere else: not for negatives below the "
+        "chosen item, and not for every violator where nobody is left out. Allow for rounding, too."
     )
-
-
-@task("3.6 strength Q")
-def _catch_q(test: Callable[[Strength], Any]) -> str:
-    return _caught(
-        test,
-        _strength_q,
-        f"It keeps the bound wherever one violator is alone. In the row {_TWO_VIOLATORS} with γ = 6 it gives the lower "
-        f"violator {_first(_strength_q, _TWO_VIOLATORS, 1.0, 6.0)}, where {_first(right, _TWO_VIOLATORS, 1.0, 6.0)} is "
-        f"right and the bound is {BOUND:.3f} β. Do your rows have several violators, far apart?",
+    missed = (
+        f"The planted strength passed your test. {where} of the row {row} {_first(planted, row, beta, 6.0)}, where "
+        f"{_first(right, row, beta, 6.0)} is right and the bound is {BOUND:.3f} β. {question}"
     )
+    return caught(test, "test_bound(strength)", {"the right dual-margin β": right}, advice, planted, missed)
 
 
-@task("3.7 strength R")
-def _catch_r(test: Callable[[Strength], Any]) -> str:
-    return _caught(
-        test,
-        _strength_r,
-        f"At β = 1 it is right. At β = 2 and γ = 6 it gives the violator of the row {_ONE_VIOLATOR} "
-        f"{_first(_strength_r, _ONE_VIOLATOR, 2.0, 6.0)}, where {_first(right, _ONE_VIOLATOR, 2.0, 6.0)} is right and "
-        f"the bound is {BOUND:.3f} β. Which β does your test use?",
-    )
+for _name in _PLANTED:
+    task(_name)(partial(_caught, _name))
 
 
 # ----------------------------------------------------------------------------------------------- the constant-β control
@@ -280,7 +254,7 @@ def _interval(comparison: str, value: Any) -> Interval:
         return value if isinstance(value, Interval) else Interval(*(float(number) for number in value))
     except (TypeError, ValueError):
         raise Wrong(
-            f"Under {comparison!r} stands {value!r}: give what `difference` returns, or (mean, low, high)."
+            f"Under {comparison!r} you give {value!r}: give what `difference` returns, or (mean, low, high)."
         ) from None
 
 
@@ -299,11 +273,11 @@ def _intervals(answer: Any) -> str:
             elif abs(found.mean - 100 * wanted.mean) < 1e-4:
                 hint = "Leave the numbers as `difference` returns them, in shares and not in points."
             else:
-                hint = "The mean is another one: which runs stand on either side? Print the settings of the two."
+                hint = "The mean is another one: which runs are on either side? Print the settings of the two."
             raise Wrong(f"{says} {hint}")
         if max(abs(found.low - wanted.low), abs(found.high - wanted.high)) > 5e-4:
             raise Wrong(
-                f"{says} The mean is right, the interval is {_points(wanted)}. Every user and seed stands on both "
+                f"{says} The mean is right, the interval is {_points(wanted)}. Every user and seed is on both "
                 "sides: use the paired interval."
             )
     return "; ".join(f"{name}: {_points(interval)}" for name, interval in _recorded(19).items()) + "."
@@ -315,15 +289,15 @@ def _reading(answer: Any) -> str:
     for comparison, interval in _recorded(19).items():
         word = given[comparison]
         if word not in _WORDS:
-            raise Wrong(f"Under {comparison!r} stands {word!r}: give one of {', '.join(map(repr, _WORDS))}.")
+            raise Wrong(f"Under {comparison!r} you give {word!r}: give one of {', '.join(map(repr, _WORDS))}.")
         if word != _word(interval):
             why = (
-                "The interval includes zero: the runs do not tell a gain from a loss, whatever the sign of the mean."
+                "The interval includes zero: the runs show neither a gain nor a loss, whatever the sign of the mean."
                 if _word(interval) == _WORDS[2]
                 else "The interval excludes zero: which way does it lie?"
             )
             raise Wrong(f"You read {comparison!r} as {word!r}; it is recorded as {_points(interval)}. {why}")
-    return "This is what these runs let one say, with DMPO and 19 negatives, in this catalogue."
+    return "This is what these runs show, with DMPO and 19 negatives, in this catalogue."
 
 
 def _word(interval: Interval) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipo.course.exercises.checks import Wrong, task
+from minipo.course.exercises.checks import Wrong, function_of, task
 from minipo.dynamic import boundary
 
 HARD, EASY = 2.0, 8.0  # nats below the chosen item: at most, and more than
@@ -155,7 +155,7 @@ def _easy(answer: Any) -> str:
         )
     if min(below[column] for column in columns) > HARD:
         raise Wrong(
-            f"The boundary is {names(columns)}, {distances} nats below the chosen item: easy items alone. One at most "
+            f"The boundary is {names(columns)}, {distances} nats below the chosen item: only easy items. One at most "
             f"{HARD:g} nats below must be kept with them, to show the two treated alike."
         )
     return f"One group holds negatives {distances} nats below the chosen item."
@@ -175,10 +175,8 @@ def brute_force_top(values: list[float], groups: int) -> list[bool]:
     lowest = levels[0]
     for cuts in combinations(range(1, len(levels)), groups - 1):
         edges = [0, *cuts, len(levels)]
-        cost = sum(
-            (_cost([v for v in values if v in levels[start:end]]) for start, end in pairwise(edges)),
-            Fraction(0),
-        )
+        groups_ = ([v for v in values if v in levels[start:end]] for start, end in pairwise(edges))
+        cost = sum(map(_cost, groups_), Fraction(0))
         candidate = (cost, -sum(v >= levels[edges[1] - 1] for v in values))
         if best is None or candidate < best:
             best, lowest = candidate, levels[edges[1] - 1]
@@ -192,9 +190,8 @@ def _cost(group: list[float]) -> Fraction:
 
 
 def _inputs() -> Iterator[tuple[str, list[float], int]]:
-    """What an exact k-means is tried on: a word for what is special, values, number of groups."""
+    """Inputs for an exact k-means: a word for what is special, values, number of groups."""
     generator = torch.Generator().manual_seed(0)
-
     for groups in (1, 2, 3, 4):
         for number in (groups, 5, 7, 9):
             for _ in range(5):
@@ -217,8 +214,7 @@ def _special_inputs() -> Iterator[tuple[str, list[float], int]]:
 
 
 def _compare(function: Callable[[Tensor, int], Any], inputs: Iterator[tuple[str, list[float], int]]) -> int:
-    if not callable(function):
-        raise Wrong(f"The answer is {type(function).__name__}: give the function, exact_kmeans_top(values, groups).")
+    function_of(function, "exact_kmeans_top(values, groups)")
     number = 0
     for special, values, groups in inputs:
         number += 1

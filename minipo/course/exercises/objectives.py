@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import log10
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from minipo.course.exercises.checks import Wrong, task
-from minipo.course.figures.style import INK, OBJECTIVE_LABELS, TEMPLATE, short
+from minipo.course.exercises.checks import Wrong, caught, task
+from minipo.course.figures.style import INK, OBJECTIVE_LABELS, lay_out, short
 from minipo.names import lookup
 from minipo.preference import preference_loss, preference_push
 
@@ -20,7 +21,7 @@ from minipo.preference import preference_loss, preference_push
 
 @dataclass(frozen=True)
 class _Panel:
-    """Rows of negatives along an axis; drawn is the push on negative 1, which stands in column 0."""
+    """Rows of negatives along an axis; the push on negative 1, in column 0, is drawn."""
 
     title: str
     axis: str
@@ -30,7 +31,7 @@ class _Panel:
     letters: dict[str, str]
 
     def push(self, objective: str) -> Tensor:
-        """Push on negative 1, its dilution and its saturation: (3, points). The reference is alike for all."""
+        """Push on negative 1, its dilution and its saturation: (3, points). The reference is the same for all."""
         chosen = torch.full_like(self.at, self.likelihood).log()[:, None]
         policy = torch.cat([chosen, chosen - self.margins], dim=1)
         result = preference_push(objective, policy, chosen.expand_as(policy), mask=~self.margins.isnan())
@@ -48,33 +49,22 @@ _NUMBERS = torch.arange(19, dtype=torch.float64)
 _PANELS = {
     "one": _Panel(
         "Push on a mistake at margin −1, as eighteen other negatives get easier",
-        "margin of each of the eighteen others, nats",
-        _UP,
-        0.3,
-        _beside(torch.full_like(_UP, -1), _UP, 18),
+        "margin of each of the eighteen others, nats", _UP, 0.3, _beside(torch.full_like(_UP, -1), _UP, 18),
         {"A": "mppo", "B": "sdpo", "C": "dmpo", "D": "dpo"},
     ),
     "two": _Panel(
         "Push on one negative, as it gets easier itself; nine others stay at margin 2",
-        "own margin of this negative, nats",
-        _ACROSS,
-        0.0025,
-        _beside(_ACROSS, torch.full_like(_ACROSS, 2), 9),
+        "own margin of this negative, nats", _ACROSS, 0.0025, _beside(_ACROSS, torch.full_like(_ACROSS, 2), 9),
         {"A": "dmpo", "B": "dpo", "C": "mppo", "D": "sdpo"},
     ),
     "three": _Panel(
-        "Push on a mistake at margin −1, as easy negatives at margin 4 are added",
-        "number of easy negatives",
-        _NUMBERS,
-        0.3,
-        _beside(
-            torch.full_like(_NUMBERS, -1),
-            torch.where(torch.arange(18) < _NUMBERS[:, None], 4.0, torch.nan).double(),
-            18,
-        ),
+        "Push on a mistake at margin −1, as easy negatives at margin 4 are added", "number of easy negatives",
+        _NUMBERS, 0.3,
+        _beside(torch.full_like(_NUMBERS, -1),
+                torch.where(torch.arange(18) < _NUMBERS[:, None], 4.0, torch.nan).double(), 18),
         {"A": "dpo", "B": "mppo", "C": "sdpo", "D": "dmpo"},
     ),
-}
+}  # fmt: skip
 _DASHES = {"A": "solid", "B": "dash", "C": "dot", "D": "dashdot"}
 
 
@@ -86,7 +76,7 @@ def unlabelled(panel: str) -> go.Figure:
     """
     drawn = lookup("panel", panel, _PANELS)
     at = drawn.at.tolist()
-    figure = go.Figure(layout={"template": TEMPLATE, "width": 820, "height": 440, "showlegend": False})
+    figure = go.Figure()
     for letter, objective in drawn.letters.items():
         pushes = drawn.push(objective)[0].tolist()
         figure.add_scatter(
@@ -95,14 +85,11 @@ def unlabelled(panel: str) -> go.Figure:
         )  # fmt: skip
         figure.add_annotation(x=at[-1], y=log10(pushes[-1]), text=f"<b>{letter}</b>", xanchor="left", xshift=6)
     note = f"Chosen item's likelihood π<sub>w</sub> = {drawn.likelihood:g}, β = 1"
-    figure.update_layout(
-        title={"text": f"{drawn.title}<br><sup>{note}</sup>", "font": {"size": 16}}, margin={"t": 70, "r": 32}
-    )
-    figure.update_xaxes(title=drawn.axis, range=[at[0], at[-1]])
-    figure.update_yaxes(
-        title="push −∂loss/∂s, log scale", type="log", exponentformat="power", dtick=1, tickfont={"size": 12}
-    )
-    return figure
+    title, axis = f"{drawn.title}<br><sup>{note}</sup>", "push −∂loss/∂s, log scale"
+    figure.update_xaxes(range=[at[0], at[-1]])
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 12})
+    margin = {"t": 70, "r": 32}
+    return lay_out(figure, 440, title, drawn.axis, axis, width=820, showlegend=False, margin=margin)
 
 
 def _matched(panel: _Panel, answer: Any) -> str:
@@ -117,7 +104,7 @@ def _matched(panel: _Panel, answer: Any) -> str:
     wrong = [letter for letter in panel.letters if given[letter] != panel.letters[letter]]
     if not wrong:
         return "All four letters are matched."
-    # Say it of the curve and the place where the claim is furthest from the drawing.
+    # Name the curve and the place where the claim is furthest from the drawing.
     drawn = torch.stack([panel.push(panel.letters[letter])[0] for letter in wrong])  # (letters, points)
     claimed = torch.stack([panel.push(given[letter]) for letter in wrong], dim=1)  # (3, letters, points)
     which, where = divmod(int((claimed[0] / drawn).log().abs().argmax()), len(panel.at))
@@ -126,7 +113,7 @@ def _matched(panel: _Panel, answer: Any) -> str:
     likelihood = " × π of the negative" if given[letter] == "mppo" else ""
     raise Wrong(
         f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {_minus(panel.at[where])}, curve "
-        f"{letter} stands at {short(drawn[which, where].item())}, but {name}'s push is {push} there: dilution "
+        f"{letter} is at {short(drawn[which, where].item())}, but {name}'s push is {push} there: dilution "
         f"{dilution} × saturation {saturation}{likelihood}. {len(wrong)} letters are matched wrongly."
     )
 
@@ -135,19 +122,8 @@ def _minus(number: Tensor) -> str:
     return f"{number.item():g}".replace("-", "−")
 
 
-@task("1.1 panel one")
-def _panel_one(answer: Any) -> str:
-    return _matched(_PANELS["one"], answer)
-
-
-@task("1.2 panel two")
-def _panel_two(answer: Any) -> str:
-    return _matched(_PANELS["two"], answer)
-
-
-@task("1.3 panel three")
-def _panel_three(answer: Any) -> str:
-    return _matched(_PANELS["three"], answer)
+for _number, _name in enumerate(_PANELS, start=1):
+    task(f"1.{_number} panel {_name}")(partial(_matched, _PANELS[_name]))
 
 
 # ---------------------------------------------------------------------------------------------- planted wrong losses
@@ -191,31 +167,15 @@ def _value(loss: Loss, policy: list[float], reference: list[float], beta: float)
     return loss(torch.tensor([policy]).double(), torch.tensor([reference]).double(), beta).item()
 
 
-def _caught(test: Callable[[Loss], Any], planted: Loss, visible: str) -> str:
-    """The student's test passes two right losses and fails the planted one; `visible` is what it could have seen."""
-    if not callable(test):
-        raise Wrong(f"The answer is {type(test).__name__}: give the function, test_dmpo(loss).")
-    for loss, which in (
-        (right, "the right loss"),
-        (_right_in_another_order, "a right loss that sums in another order"),
-    ):
-        try:
-            test(loss)
-        except AssertionError as error:
-            raise Wrong(
-                f"Your test fails on {which}{_said(error)}. A test that fails on everything catches nothing: check its "
-                "numbers by hand, compare with a tolerance (torch.allclose), and remember that a push is minus a "
-                "gradient."
-            ) from None
-    try:
-        test(planted)
-    except AssertionError as error:
-        return f"Caught{_said(error)}."
-    raise Wrong(f"The planted loss passed your test. {visible}")
-
-
-def _said(error: AssertionError) -> str:
-    return f", saying: {error}" if str(error) else ""
+def _caught(test: Any, planted: Loss, visible: str) -> str:
+    """Whether the student's test catches a planted loss; `visible` is what it could have seen."""
+    advice = (
+        "A test that fails on everything catches nothing: check its numbers by hand, compare with a tolerance "
+        "(torch.allclose), and remember that a push is minus a gradient."
+    )
+    rights = {"the right loss": right, "a right loss that sums in another order": _right_in_another_order}
+    missed = f"The planted loss passed your test. {visible}"
+    return caught(test, "test_dmpo(loss)", rights, advice, planted, missed)
 
 
 @task("1.4 loss W")

@@ -1,8 +1,8 @@
-"""Assignment 4, push by hand: an answer is compared with `minipo.preference_push` on a recorded run, and if it differs,
-with what the usual slips would give."""
+"""Assignment 4, push by hand: an answer is compared with `minipo.preference_push` on a recorded run and, if it differs,
+with the results of common mistakes."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minipo.course.exercises.checks import Wrong, task
+from minipo.course.exercises.checks import Wrong, function_of, task
 from minipo.preference import preference_push
 
-USER, MISTAKE = 4036, "Twangy Compasses"  # ranked above the chosen item in the recorded run, and staying there
+USER, MISTAKE = 4036, "Twangy Compasses"  # stays above the chosen item in the recorded run
 OTHERS = (4060, 4053, 4000)
 STEPS = (0, 100, 200, 300)
-ROUNDING = 1e-4  # of a number's size: float32 in an answer is no mistake
+ROUNDING = 1e-4  # of a number's size: float32 in an answer is fine
 
 
 @cache
@@ -42,7 +42,7 @@ class Seen:
 
 
 def recorded(user: int = USER, step: int = 300) -> Seen:
-    """What the recorded run saw of `user` at `step`. Raises ValueError for one that was not recorded."""
+    """The recorded run's log-probs of `user` at `step`. Raises ValueError if they were not recorded."""
     probe = recorded_probe()
     lines = probe[(probe["user"] == user) & (probe["step"] == step)].sort_values("candidate")
     if lines.empty:
@@ -57,7 +57,7 @@ def recorded(user: int = USER, step: int = 300) -> Seen:
 
 # ------------------------------------------------------------------------------------------------- comparing numbers
 
-Suspects = Sequence[tuple[Any, str]]  # numbers that a slip gives, and what to say then: {yours}, of negative {place}
+Suspects = Sequence[tuple[Any, str]]  # the result of a mistake, and a message: {yours}, of negative {place}
 
 
 def _numbers(answer: Any, wanted: Tensor, what: str) -> Tensor:
@@ -70,8 +70,8 @@ def _numbers(answer: Any, wanted: Tensor, what: str) -> Tensor:
         raise Wrong(f"{what} is {type(answer).__name__}: give a tensor of {wanted.numel()} numbers.") from None
     if numbers.numel() == wanted.numel() + 1:
         raise Wrong(
-            f"{what} has {numbers.numel()} numbers for {wanted.numel()} negatives: the chosen item is no negative, and "
-            "has no number of its own."
+            f"{what} has {numbers.numel()} numbers for {wanted.numel()} negatives: the chosen item is not a "
+            "negative, and has no number of its own."
         )
     if numbers.numel() != wanted.numel():
         raise Wrong(f"{what} has {numbers.numel()} numbers: give one for each of the {wanted.numel()} negatives.")
@@ -85,7 +85,7 @@ def _same(left: Tensor, right: Any) -> bool:
 
 
 def _compare(what: str, where: str, answer: Any, truth: Tensor, suspects: Suspects) -> None:
-    """`Wrong`, with the likely slip, unless `answer` is `truth`."""
+    """`Wrong`, with the likely mistake, unless `answer` is `truth`."""
     numbers = _numbers(answer, truth, what)
     if _same(numbers, truth):
         return
@@ -131,12 +131,6 @@ def _library(objective: str, seen: Seen, beta: float) -> tuple[Tensor, Tensor, T
     return found.push[0], found.dilution[0], found.saturation[0]
 
 
-def _function(answer: Any, signature: str) -> Callable[..., Any]:
-    if not callable(answer):
-        raise Wrong(f"The answer is {type(answer).__name__}: give the function, {signature}.")
-    return answer
-
-
 def _dictionary(answer: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
         raise Wrong(
@@ -162,7 +156,7 @@ def _factors(answer: Any, keys: tuple[str, ...]) -> dict[str, float]:
 
 @task("4.1 prediction")
 def _prediction(function: Any) -> str:
-    given = _factors(_function(function, "prediction()")(), ("dilution", "saturation", "together"))
+    given = _factors(function_of(function, "prediction()")(), ("dilution", "saturation", "together"))
     seen = recorded()
     number = seen.items.index(MISTAKE)
     only = Seen((seen.items[0], MISTAKE), seen.policy[[0, number]], seen.reference[[0, number]])
@@ -173,7 +167,7 @@ def _prediction(function: Any) -> str:
     }
     for name, factor in given.items():
         if factor < 1:
-            raise Wrong(f"{name!r} is {factor:g}: you are asked how many times *smaller*, a factor above 1.")
+            raise Wrong(f"{name!r} is {factor:g}: the question is how many times *smaller*, a factor above 1.")
     if not math.isclose(given["dilution"], truth["dilution"], rel_tol=0.01):
         raise Wrong(
             f"Your dilution is {given['dilution']:g}. With one negative the mean inside σ has one term, with 19 it "
@@ -198,7 +192,7 @@ def _prediction(function: Any) -> str:
 
 @task("4.2 margins")
 def _check_margins(function: Any) -> str:
-    function = _function(function, "margins(policy, reference, beta)")
+    function = function_of(function, "margins(policy, reference, beta)")
     for where, seen, beta in _cases():
         truth = _margins(seen, beta)
         one_side = beta * (seen.policy[0] - seen.reference[0]) - (seen.policy - seen.reference)[1:]
@@ -209,7 +203,7 @@ def _check_margins(function: Any) -> str:
              "{place}. At step 0 every margin is zero: against what is a log-ratio measured?"),
             (truth / beta, "β is missing: yours are the same at any strength, {yours} for negative {place}."),
             (truth * beta, "β is in there twice: {yours} for negative {place}."),
-            (one_side, "β multiplies one side alone, {yours} for negative {place}: it scales the whole difference."),
+            (one_side, "β multiplies only one side, {yours} for negative {place}: it scales the whole difference."),
         ]  # fmt: skip
         _compare("The margin", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
     seen = recorded()
@@ -226,7 +220,7 @@ def _parts(answer: Any, first: str) -> tuple[Any, Any]:
 
 @task("4.3 DMPO")
 def _check_dmpo_parts(function: Any) -> str:
-    function = _function(function, "dmpo_parts(margins)")
+    function = function_of(function, "dmpo_parts(margins)")
     for where, seen, beta in _cases():
         margins = _margins(seen, beta)
         number, z = len(margins), margins.mean()
@@ -246,7 +240,7 @@ def _check_dmpo_parts(function: Any) -> str:
             (torch.sigmoid(z), "your saturation is σ(z), and it should fall as z grows: you have {yours}. What is the "
              "derivative of −log σ(z)?"),
             (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}, as "
-             "DPO does. In DMPO one z stands inside σ, the same for all."),
+             "DPO does. In DMPO one z is inside σ, the same for all."),
             (torch.sigmoid(-margins.sum()), "your saturation takes the sum of the margins, which is MPPO's z: {yours}. "
              "DMPO's is the mean."),
             (torch.sigmoid(z) * torch.sigmoid(-z), "your saturation is {yours}, the derivative of σ(z). The loss is "
@@ -260,7 +254,7 @@ def _check_dmpo_parts(function: Any) -> str:
 
 @task("4.4 push")
 def _check_push(function: Any) -> str:
-    function = _function(function, "dmpo_push(policy, reference, beta)")
+    function = function_of(function, "dmpo_push(policy, reference, beta)")
     for where, seen, beta in _cases():
         truth, share, left = _library("dmpo", seen, beta)
         turned = share * beta * (1 - left)
@@ -269,13 +263,13 @@ def _check_push(function: Any) -> str:
              "negative: positive, where training pushes down."),
             (truth / beta, "β is missing: {yours} for negative {place}. Before it reaches s_k, the chain rule goes "
              "through d_k."),
-            (truth * beta, "β is in there twice: {yours} for negative {place}. It stands in the margins that σ takes, "
+            (truth * beta, "β is in there twice: {yours} for negative {place}. It is in the margins that σ takes, "
              "and once more where the chain rule goes from d_k to s_k; nowhere else."),
             (truth / share, "the dilution is missing: {yours}, as if each negative had the sigmoid to itself."),
             (truth * share, "the dilution is in there twice: {yours} for negative {place}."),
             (truth / left, "the saturation is missing: {yours}, the same at every step of training."),
             (turned, "your push, {yours}, grows as the row gets easier: σ(z) in the place of σ(−z)."),
-            (turned / share, "the dilution is missing, and σ(z) stands in the place of σ(−z): {yours}."),
+            (turned / share, "the dilution is missing, and σ(z) is in the place of σ(−z): {yours}."),
         ]  # fmt: skip
         _compare("The push", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
     seen = recorded()
@@ -289,7 +283,7 @@ def _check_push(function: Any) -> str:
 
 @task("4.5 S-DPO")
 def _check_sdpo_parts(function: Any) -> str:
-    function = _function(function, "sdpo_parts(margins)")
+    function = function_of(function, "sdpo_parts(margins)")
     for where, seen, beta in _cases():
         margins = _margins(seen, beta)
         z = -torch.logsumexp(-margins, 0)
@@ -311,10 +305,10 @@ def _check_sdpo_parts(function: Any) -> str:
              "z = −log Σ exp(−d)."),
             (torch.sigmoid(-margins.mean()), "your saturation takes the mean margin, {yours}: that is DMPO's z. "
              "S-DPO's is the soft minimum."),
-            (torch.sigmoid(-margins.min()), "your saturation takes the smallest margin alone, {yours}: the minimum is "
+            (torch.sigmoid(-margins.min()), "your saturation takes only the smallest margin, {yours}: the minimum is "
              "soft, and the others pull it lower."),
             (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}: "
-             "here too one z stands inside σ."),
+             "here too one z is inside σ."),
         ]  # fmt: skip
         _compare("The share", at, share, wanted, shares)
         _compare("The saturation", at, saturation, left, saturated)
@@ -326,7 +320,7 @@ def _check_sdpo_parts(function: Any) -> str:
 
 @task("4.6 fall")
 def _fall(function: Any) -> str:
-    function = _function(function, "fall(user, negative, start, end)")
+    function = function_of(function, "fall(user, negative, start, end)")
     keys = ("push", "dilution", "saturation")
     said = []
     for user, start, end in [(USER, 0, 300), (USER, 100, 300), (OTHERS[0], 100, 200), (OTHERS[1], 100, 200)]:
@@ -351,7 +345,7 @@ def _fall(function: Any) -> str:
                 raise Wrong(
                     f"{where}: your factor of the {name} is {given[name]:.4g}, and z goes from "
                     f"{_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Which way must "
-                    "the saturation go then? And whose z stands in it, the negative's own margin or the row's?"
+                    "the saturation go then? And whose z is in it, the negative's own margin or the row's?"
                 )
         said.append(f"{user}, {start} to {end}: {truth['push']:.3g}")
     return f"Push before over after, all of it saturation. {'; '.join(said)}. Below 1 the push has grown: z had fallen."
@@ -381,7 +375,7 @@ def _made_up() -> Iterator[pd.DataFrame]:
 
 @task("4.7 two views")
 def _two_views(function: Any, parts: Any) -> str:
-    function = _function(function, "two_views(parts)")
+    function = function_of(function, "two_views(parts)")
     _two_groups(parts)
     truth = 1.0
     for table in (*_made_up(), parts):
@@ -413,7 +407,7 @@ def _two_views(function: Any, parts: Any) -> str:
 
 @task("4.8 disagreement")
 def _disagreement(function: Any, parts: Any) -> str:
-    function = _function(function, "disagreement(parts)")
+    function = function_of(function, "disagreement(parts)")
     _two_groups(parts)
     truth: dict[str, float] = {}
     for table in (*_made_up(), parts):
@@ -430,7 +424,7 @@ def _disagreement(function: Any, parts: Any) -> str:
         if math.isclose(numbers["length"], odds["norm"], rel_tol=0.01):
             raise Wrong(
                 f"Your length is {numbers['length']:.3g}, that of the two gradients: norm is {what['norm']}. But the "
-                f"groups were not pushed alike, push_share is {what['push_share']}: length *per push* is asked."
+                f"groups were not pushed alike, push_share is {what['push_share']}: the question is length *per push*."
             )
         hints = {
             "length": f"norm is {what['norm']}, push_share {what['push_share']}: length per push, of the one over the "

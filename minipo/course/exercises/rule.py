@@ -1,8 +1,8 @@
 """Assignment 5, a rule of your own: what makes a selection rule a fair partner of the boundary, and its experiment.
 
 `experiment` trains DMPO at K = 19 under three selections, the student's, as many negatives drawn at random, and the
-boundary, with the same seeds, and ranks users that no choice has used. Whatever comes out, the verdict must follow from
-the interval; that it does not exclude zero is no fault.
+boundary, with the same seeds, and ranks users that no choice has used. Whatever the result, the verdict must follow
+from the interval; an interval that includes zero is not a fault.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from minipo.course.exercises.checks import Wrong, task
+from minipo.course.exercises.checks import Wrong, function_of, task
 from minipo.dynamic import DynamicPO, LogProbs, Selection, SelectionRule, boundary, random
 from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.experiments.datasets.splits import Interaction
 
 NEGATIVES = 19
 SEEDS, STEPS, USERS = (10, 11, 12, 13, 14), 300, 2000
-RECORDED_SEEDS = range(5)  # of the recorded grids, in which many have looked
+RECORDED_SEEDS = range(5)  # of the recorded grids, which many have seen
 PARTNERS: dict[str, bool | SelectionRule] = {"random": random, "boundary": True}
 VERDICTS = ("helps", "hurts", "undecided")
 
@@ -35,7 +35,7 @@ _tried: list[SelectionRule] = []  # rules that were given to `experiment` in thi
 
 @cache
 def cases() -> dict[str, LogProbs]:
-    """Log-probs (rows, 1 + K) that a rule is tried on, by what is special about them."""
+    """Log-probs (rows, 1 + K) that a rule is tested on, by what is special about them."""
     from minipo.course.diagnostics import moments
     from minipo.course.exercises.push import recorded_probe
 
@@ -58,9 +58,8 @@ def cases() -> dict[str, LogProbs]:
 
 
 def _selection(rule: SelectionRule, logps: LogProbs, case: str) -> Selection:
-    """What `rule` keeps; `Wrong` if that is no selection."""
-    if not callable(rule):
-        raise Wrong(f"The answer is {type(rule).__name__}: give the function, rule(logps).")
+    """What `rule` keeps; `Wrong` if that is not a selection."""
+    function_of(rule, "rule(logps)")
     given = logps.clone()
     kept = rule(given)
     wanted = (logps.shape[0], logps.shape[1] - 1)
@@ -92,7 +91,7 @@ def _check_valid(rule: SelectionRule) -> int:
             raise Wrong(
                 f"In a row with {int(logps[row, 1:].isfinite().sum())} negatives your rule keeps "
                 f"{int(taken[row].sum())} absent ones, whose log-prob is −inf ({int(taken.any(1).sum())} such rows of "
-                f"{len(kept)}). What does your score make of −inf, and where does it stand in the order?"
+                f"{len(kept)}). What does your score make of −inf, and what is its place in the order?"
             )
     return sum(map(len, cases().values()))
 
@@ -226,13 +225,13 @@ class _Trained:
 
 
 def experiment(rule: SelectionRule, seeds: Sequence[int] = SEEDS, steps: int = STEPS, users: int = USERS) -> Experiment:
-    """Train with `rule`, with `random` and with the boundary, a run a seed each, and rank fresh users.
+    """Train with `rule`, with `random` and with the boundary, one run per seed, and rank fresh users.
 
-    DMPO, K = 19, selection alone (β stays as it is), from the shipped SFT checkpoint; the users come from the stream
+    DMPO, K = 19, only the selection (β stays as it is), from the shipped SFT checkpoint; the users come from the stream
     that `data/record.py fresh` draws from, which no split and no choice of a setting uses. A run's seed decides the
     order of users, of negatives, and what `random` draws, so that the same seeds give the same result. The two partners
-    are trained once a session. Prints a line a seed. Raises `Wrong` for a rule that fails 5.1 to 5.4, or seeds that are
-    not five new ones, before anything is trained.
+    are trained once per session. Prints one line per seed. Raises `Wrong` for a rule that fails 5.1 to 5.4, or seeds
+    that are not five new ones, before anything is trained.
     """
     seeds = tuple(seeds)
     _check_seeds(seeds)
@@ -287,7 +286,7 @@ def _train(select: bool | SelectionRule, seed: int, steps: int, users: int) -> _
     return _Trained(ranking_metrics(watched.test.ranks)["hr@1"], count)
 
 
-# ---------------------------------------------------------------------------------------------- what it lets one say
+# ------------------------------------------------------------------------------------------------- what it shows
 
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:
@@ -299,8 +298,8 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
         )
     if known:
         raise Wrong(
-            f"Seeds {', '.join(map(str, known))} are those of the recorded grids, on which the boundary's fame rests: "
-            "a fair trial takes seeds that nobody has looked at."
+            f"Seeds {', '.join(map(str, known))} are those of the recorded grids, which show the boundary at work: "
+            "a fair trial takes seeds that nobody has seen."
         )
 
 
@@ -362,8 +361,7 @@ def _three(answer: Any, other: str) -> NDArray[np.float64]:
 @task("5.6 interval")
 def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
     found = _result(result)
-    if not callable(function):
-        raise Wrong(f"The answer is {type(function).__name__}: give the function, interval(result, other).")
+    function_of(function, "interval(result, other)")
     said = []
     for other in PARTNERS:
         three = _three(function(found, other), other)
@@ -378,10 +376,10 @@ def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
             "is in points; leave it as a difference of HR@1, a number between −1 and 1": 100 * truth,
             "subtracts the ends of two intervals, as if the two sides had nothing in common. They share every user and "
             "every seed: what should be subtracted first?": np.array([truth[0], own[1] - its[2], own[2] - its[1]]),
-            "draws users anew but not seeds, as if five runs were all that could ever be": _three(
+            "resamples users but not seeds, as if five runs were all that could ever be": _three(
                 paired_interval(difference.mean(0)), other
             ),
-            "draws seeds anew but not users, as if there were no others": _three(
+            "resamples seeds but not users, as if there were no others": _three(
                 paired_interval(difference.mean(1, keepdims=True)), other
             ),
         }  # fmt: skip
@@ -415,9 +413,7 @@ def _points(three: NDArray[np.float64]) -> str:
 @task("5.7 verdict")
 def _verdict(function: Any, result: Any) -> str:
     found = _result(result)
-    if not callable(function):
-        raise Wrong(f"The answer is {type(function).__name__}: give the function, verdicts().")
-    verdicts = function()
+    verdicts = function_of(function, "verdicts()")()
     if not isinstance(verdicts, dict) or not set(PARTNERS) <= set(verdicts):
         raise Wrong("Return a verdict for each partner: a dictionary with the keys 'random' and 'boundary'.")
     said = []

@@ -1,22 +1,25 @@
-"""The collapse as a grid of figures: loss, common yardstick and ranking against the number of negatives."""
+"""The collapse as a grid of panels: loss, common yardstick and ranking against the number of negatives."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from minipo.course.figures.style import (
     AVERAGES,
     DYNAMIC_COLOUR,
     INK,
     METRICS,
+    NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    TEMPLATE,
+    add_band,
+    add_line,
+    lay_out,
     level,
+    panels,
     points,
     short,
     verdict,
@@ -43,12 +46,12 @@ def collapse_sentence(
     parts: Mapping[str, tuple[float, float, float]] | None = None,
     metric: str = "hr@1",
 ) -> str:
-    """Read `collapse_grid` aloud, in Markdown.
+    """Describe `collapse_grid`, in Markdown.
 
     `change` is `metric` of plain runs at the largest K minus the smallest, `repair` DynamicPO minus plain at the
     largest K: mean, low and high of a paired 95 % interval; None where single users were not recorded. `parts` are
-    further such differences, by the name of the variant. Where the table has a column `seed` and the seeds disagree on
-    whether the training loss falls, it says so.
+    further such differences, by the name of the variant. If the table has a column `seed` and the seeds disagree on
+    whether the training loss falls, the sentence says so.
     """
     plain = table[table["variant"] == "plain"]
     first, last = plain["negatives"].min(), plain["negatives"].max()
@@ -68,16 +71,16 @@ def collapse_sentence(
             effect = "hurts" if repair[2] < 0 else "makes no clear difference"
         text += f" At K = {last}, DynamicPO {effect}: {points(*repair)}."
     if parts:
-        told = [
+        effects = (
             f"{VARIANTS[part][0]} {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
             for part, (mean, low, high) in parts.items()
-        ]
-        text += f" Its parts, in points against plain: {', '.join(told)}.".replace("-", "−")
+        )
+        text += f" Its parts, in points against plain: {', '.join(effects)}.".replace("-", "−")
     return text
 
 
 def loss_motion(plain: pd.DataFrame) -> str:
-    """How the training loss of plain runs moves from the smallest K to the largest, and in how many seeds otherwise."""
+    """How the training loss of plain runs changes from the smallest K to the largest, with the seeds that disagree."""
     means = plain.groupby("negatives")["train_loss"].mean()
     falls = means.iloc[-1] < means.iloc[0]
     text = f"{'falls' if falls else 'rises'} {abs(means.iloc[-1] / means.iloc[0] - 1):.0%}".replace("%", " %")
@@ -88,7 +91,7 @@ def loss_motion(plain: pd.DataFrame) -> str:
 
 
 def _seeds_against(plain: pd.DataFrame) -> tuple[int, int]:
-    """In how many seeds the training loss moves against the mean from the smallest to the largest K; of how many."""
+    """In how many seeds the training loss changes against the mean from smallest to largest K, and of how many."""
     if "seed" not in plain:
         return 0, 0
     seeds = plain.pivot_table(index="seed", columns="negatives", values="train_loss").sort_index(axis=1)
@@ -103,7 +106,7 @@ def _motion(values: pd.Series, name: str) -> str:
 
 
 def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
-    """Where to write each level's name so that no two are closer than `gap`: as near to the level as that allows."""
+    """Where to write each level's name so that no two are closer than `gap`, as near to the levels as possible."""
     names = sorted(levels, key=lambda name: levels[name])
     places = np.array([levels[name] for name in names])
     for _ in range(len(names)):
@@ -125,11 +128,11 @@ def collapse_grid(
 ) -> go.Figure:
     """Training loss, pair_loss and a ranking metric against K, in stacked panels: means, in bands over the seeds.
 
-    `table` has a row a run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss` and `metric`, a key
-    of METRICS. `word` is `verdict`'s or empty; it goes into the last panel's title. `levels` are levels of the metric
-    drawn as lines, of those in LEVELS; the oracle's stands above a break of the axis. `guesses`: a viewer's, K to per
-    cent, or to the metric itself where it is no share. `hidden`: the plain runs' training loss alone, and of the metric
-    only where K is smallest.
+    `table` has one row per run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss` and `metric`, a
+    key of METRICS. `word` is `verdict`'s or empty, for the last panel's title. `levels`: of LEVELS, to levels of the
+    metric, drawn as lines; the oracle's is above a break of the axis. `guesses`: a viewer's, K to percent, or to the
+    metric itself if it is no share. `hidden`: show only the plain runs' training loss, and the metric at the smallest
+    K.
     """
     name_of, unit = METRICS[metric], 1 if metric in AVERAGES else 100
     plain = table[table["variant"] == "plain"]
@@ -139,19 +142,18 @@ def collapse_grid(
     if _seeds_against(plain)[0]:
         loss = loss.replace(":", " on average:")
     ends = f"{level(means[metric].iloc[0], metric)} → {level(means[metric].iloc[-1], metric)}"
-    panels = {
+    shown = {
         "train_loss": loss,
         "pair_loss": _motion(means["pair_loss"], "pair_loss"),
         metric: f"{name_of}{' ' * bool(word)}{word}: {ends}",
     }
     if hidden:
-        panels = {"train_loss": loss, metric: f"{name_of}: what do you expect?"}
+        shown = {"train_loss": loss, metric: f"{name_of}: what do you expect?"}
         table = plain
-    heights = {"train_loss": 0.24, "pair_loss": 0.24, metric: 0.52}
-    bottom = len(panels)
-    figure = make_subplots(
-        rows=bottom, cols=1, shared_xaxes=True, row_heights=[heights[column] for column in panels],
-        vertical_spacing=0.09, subplot_titles=list(panels.values()),
+    heights, bottom = {"train_loss": 0.24, "pair_loss": 0.24, metric: 0.52}, len(shown)
+    figure = panels(
+        list(shown.values()), rows=bottom, cols=1, shared_xaxes=True, vertical_spacing=0.09,
+        row_heights=[heights[column] for column in shown],
     )  # fmt: skip
     for variant, (name, colour, dash, symbol) in VARIANTS.items():
         runs = table[table["variant"] == variant]
@@ -159,33 +161,24 @@ def collapse_grid(
             continue
         colour = colour or OBJECTIVE_COLOURS[objective]
         name = f"{name} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else name
-        for row, column in enumerate(panels, start=1):
+        for row, column in enumerate(shown, start=1):
             scale = unit if column == metric else 1
             spread = (runs.groupby("negatives")[column].agg(["mean", "min", "max"]) * scale).sort_index()
             if hidden and column == metric:
                 spread = spread.head(1)
             if variant in ("plain", "dynamic"):
-                figure.add_scatter(
-                    x=[*spread.index, *spread.index[::-1]], y=[*spread["max"], *spread["min"][::-1]],
-                    fill="toself", fillcolor=colour, opacity=0.18, line_width=0, mode="lines",
-                    hoverinfo="skip", showlegend=False, row=row, col=1,
-                )  # fmt: skip
-            figure.add_scatter(
-                x=spread.index, y=spread["mean"], name=name, legendgroup=variant, showlegend=row == bottom,
-                mode="lines+markers", line={"color": colour, "width": 2.5, "dash": dash},
-                marker={"symbol": symbol, "size": 8},
-                customdata=spread[["min", "max"]],
-                hovertemplate=f"{name}, K = %{{x}}<br>%{{y:.3~f}} (seeds %{{customdata[0]:.3~f}} to "
-                "%{customdata[1]:.3~f})<extra></extra>",
-                row=row, col=1,
+                add_band(figure, spread, colour, row=row, col=1)
+            add_line(
+                figure, spread.index, spread["mean"], name, colour, dash, marker={"symbol": symbol, "size": 8},
+                hover=f"{name}, K = %{{x}}<br>%{{y:.3~f}} (seeds %{{customdata[0]:.3~f}} to %{{customdata[1]:.3~f}})",
+                customdata=spread[["min", "max"]], legendgroup=variant, showlegend=row == bottom, row=row, col=1,
             )  # fmt: skip
     seen = [unit * means[metric].iloc[0]] if hidden else [*(unit * table[metric])]
     if guesses:
         seen += guesses.values()
-        figure.add_scatter(
-            x=list(guesses), y=list(guesses.values()), name="your guess", mode="lines+markers",
-            line={"color": INK, "width": 2, "dash": "dot"}, marker={"symbol": "diamond-open", "size": 11},
-            hovertemplate="your guess, K = %{x}: %{y:.3~f}<extra></extra>", row=bottom, col=1,
+        add_line(
+            figure, list(guesses), list(guesses.values()), "your guess", INK, "dot", "your guess, K = %{x}: %{y:.3~f}",
+            width=2, marker={"symbol": "diamond-open", "size": 11}, row=bottom, col=1,
         )  # fmt: skip
     # The oracle is far above every run: it has a strip of its own, so that a point can be seen below it.
     near = {name: unit * height for name, height in levels.items() if name != "oracle"}
@@ -213,10 +206,12 @@ def collapse_grid(
     figure.update_annotations(selector={"yref": "paper", "name": None}, x=0, xanchor="left", font={"size": 15})
     rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
     height = (350 if hidden else 392) + 28 * rows
-    figure.update_layout(template=TEMPLATE, height=height, margin={"t": 20 + 26 * rows, "r": 66}, legend={"y": 1.065})
     figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])
-    figure.update_xaxes(title_text="K, negatives per training example", row=bottom, col=1)
-    figure.update_yaxes(title_text="nats", nticks=4)
+    figure.update_xaxes(title_text=NEGATIVES, row=bottom, col=1)
+    figure.update_yaxes(nticks=4)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="mean, 0 to 1" if unit == 1 else "% of test users", nticks=7, row=bottom, col=1)
-    return figure
+    margin = {"t": 20 + 26 * rows, "r": 66}
+    lay_out(figure, height, y="nats", margin=margin, legend_y=1.065)
+    return figure.update_yaxes(
+        title_text="mean, 0 to 1" if unit == 1 else "% of test users", nticks=7, row=bottom, col=1
+    )

@@ -6,22 +6,31 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
-from plotly.subplots import make_subplots
 
 from minipo.course.figures.grid import LEVELS
-from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, GRID, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE, short
+from minipo.course.figures.style import (
+    DYNAMIC_COLOUR,
+    FAINT,
+    GRID,
+    INK,
+    OBJECTIVE_COLOURS,
+    QUIET,
+    SHADE,
+    add_line,
+    error_bars,
+    lay_out,
+    level,
+    panels,
+    short,
+)
 from minipo.evaluation import Interval
 
 SFT_COLOUR = "#56B4E9"  # the model that every run starts from
-SAME, OTHER = "#1B2430", "#A9B3C1"  # negatives of the chosen item's genre, and of others
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+SAME, OTHER = INK, "#A9B3C1"  # negatives of the chosen item's genre, and of others
 
 
 def _compared(values: Mapping[int, float], shown: Callable[[float], str]) -> str:
-    """'higher at K = 19:<br>0.36, not 0.30', from a number at the smaller K and at the larger."""
+    """'higher at K = 19:<br>0.36, not 0.30', from a number at the smaller and at the larger K."""
     (_, early), (large, late) = values.items()
     if shown(late) == shown(early):
         return f"the same at K = {large}:<br>{shown(late)}"
@@ -32,7 +41,7 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
     """DMPO at two K, smaller first: training loss, pair_loss and validation HR@1 over steps, beside the SFT level.
 
     metrics: K to `Run.metrics` (step, loss); evaluations: K to `Run.evaluation` (step, pair_loss, hr@1). The panels'
-    titles compare the last value of each, of the training loss the mean of the last three lines.
+    titles compare the last value of each, for the training loss the mean of the last three rows.
     """
     small, large = metrics
     loss = {k: float(table["loss"].tail(3).mean()) for k, table in metrics.items()}
@@ -42,79 +51,64 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
     titles = (
         ("Training loss", _compared(loss, short)),
         ("pair_loss, validation", _compared(yardstick, "{:.2f}".format)),
-        ("HR@1, validation", _compared(hits, _percent)),
+        ("HR@1, validation", _compared(hits, level)),
     )
-    figure = make_subplots(
-        rows=1, cols=3, horizontal_spacing=0.09, subplot_titles=[f"{name}<br><b>{text}</b>" for name, text in titles]
-    )
+    figure = panels([f"{name}<br><b>{text}</b>" for name, text in titles], horizontal_spacing=0.09)
     for k, dash in ((small, "dot"), (large, "solid")):
         for column, (table, name, scale) in enumerate(
             ((metrics[k], "loss", 1), (evaluations[k], "pair_loss", 1), (evaluations[k], "hr@1", 100)), start=1
         ):
-            figure.add_scatter(
-                x=table["step"], y=scale * table[name],
-                name=f"DMPO, K = {k}", legendgroup=str(k), showlegend=column == 1,
-                mode="lines" if column == 1 else "lines+markers",
-                line={"color": OBJECTIVE_COLOURS["dmpo"], "width": 2.5, "dash": dash},
-                marker={"size": 7, "symbol": "circle" if dash == "solid" else "circle-open"},
-                hovertemplate=f"K = {k}, step %{{x}}: %{{y:.4~f}}<extra></extra>", row=1, col=column,
+            marker = {"size": 7, "symbol": "circle" if dash == "solid" else "circle-open"} if column > 1 else None
+            add_line(
+                figure, table["step"], scale * table[name], f"DMPO, K = {k}", OBJECTIVE_COLOURS["dmpo"], dash,
+                f"K = {k}, step %{{x}}: %{{y:.4~f}}", panel=column, marker=marker,
             )  # fmt: skip
     steps = evaluations[small]["step"]
     start = 100 * float(evaluations[small]["hr@1"].iloc[0])
-    figure.add_scatter(
-        x=[steps.iloc[0], steps.iloc[-1]], y=[start, start], mode="lines", name=f"SFT, where both start: {start:.1f} %",
-        line={"color": QUIET, "width": 1.5, "dash": LEVELS["SFT"]}, hoverinfo="skip", row=1, col=3,
+    add_line(
+        figure, [steps.iloc[0], steps.iloc[-1]], [start, start], f"SFT, where both start: {start:.1f} %", QUIET,
+        LEVELS["SFT"], width=1.5, hoverinfo="skip", row=1, col=3,
     )  # fmt: skip
-    figure.update_annotations(font_size=14)
-    figure.update_layout(template=TEMPLATE, height=350, margin={"t": 104}, legend={"y": 1.32})
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="nats", rangemode="tozero", nticks=5, row=1, col=1)
-    figure.update_yaxes(title_text="nats", nticks=5, row=1, col=2)
-    figure.update_yaxes(title_text="% of users", nticks=6, row=1, col=3)
-    return figure
+    for column, (unit, ticks) in enumerate((("nats", 5), ("nats", 5), ("% of users", 6)), start=1):
+        figure.update_yaxes(title_text=unit, nticks=ticks, row=1, col=column)
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    return lay_out(figure, 350, x="step", margin_t=104, legend_y=1.32)
 
 
 def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, float]) -> go.Figure:
-    """SFT's loss and validation HR@1 against epochs: a run that was looked at on its way, and shipped checkpoints.
+    """SFT's loss and validation HR@1 against epochs: a run evaluated during training, and shipped checkpoints.
 
-    looks, shipped: columns `epochs`, `loss` (nats a token), `hr@1`; shipped ones are runs of their own, each to its
-    end. levels: validation HR@1 of baselines, drawn as lines.
+    looks, shipped: columns `epochs`, `loss` (nats per token), `hr@1`; each shipped checkpoint is the end of another
+    run. levels: validation HR@1 of baselines, drawn as lines.
     """
     begin, end = looks.iloc[0], looks.iloc[-1]
     rise = "rises" if end["hr@1"] > begin["hr@1"] else "does not rise"
-    figure = make_subplots(
-        rows=1, cols=2, horizontal_spacing=0.1,
-        subplot_titles=(
-            f"Loss, {short(begin['loss'])} → {short(end['loss'])} nats a token",
-            f"HR@1 {rise}: {_percent(begin['hr@1'])} → {_percent(end['hr@1'])}",
-        ),
-    )  # fmt: skip
+    titles = [
+        f"Loss, {short(begin['loss'])} → {short(end['loss'])} nats per token",
+        f"HR@1 {rise}: {level(begin['hr@1'])} → {level(end['hr@1'])}",
+    ]
+    figure = panels(titles)
     for column, (name, scale) in enumerate((("loss", 1), ("hr@1", 100)), start=1):
         for table, label, mode, symbol, size in (
             (looks, "this run, on its way", "lines+markers", "circle", 7),
             (shipped, "shipped checkpoints, each at its end", "markers", "diamond", 11),
         ):
-            figure.add_scatter(
-                x=table["epochs"], y=scale * table[name], mode=mode, name=label,
-                legendgroup=label, showlegend=column == 1,
-                line={"color": SFT_COLOUR, "width": 2.5},
-                marker={"size": size, "color": SFT_COLOUR, "symbol": symbol, "line": {"color": INK, "width": 1}},
-                hovertemplate="%{x:.3~g} epochs: %{y:.3~f}<extra></extra>", row=1, col=column,
+            marker = {"size": size, "color": SFT_COLOUR, "symbol": symbol, "line": {"color": INK, "width": 1}}
+            add_line(
+                figure, table["epochs"], scale * table[name], label, SFT_COLOUR, panel=column, marker=marker,
+                hover="%{x:.3~g} epochs: %{y:.3~f}", mode=mode,
             )  # fmt: skip
-    for level, value in levels.items():
-        figure.add_hline(
-            y=100 * value, line={"color": QUIET, "width": 1.5, "dash": LEVELS.get(level, "dot")}, row=1, col=2
-        )
+    for baseline, value in levels.items():
+        line = {"color": QUIET, "width": 1.5, "dash": LEVELS.get(baseline, "dot")}
+        figure.add_hline(y=100 * value, line=line, row=1, col=2)
         figure.add_annotation(
-            text=f"{level} {_percent(value)}", x=0.02, xref="x2 domain", xanchor="left", y=100 * value, yref="y2",
-            yanchor="bottom", font={"size": 13, "color": QUIET}, name="level",
+            text=f"{baseline} {level(value)}", x=0.02, xref="x2 domain", xanchor="left", y=100 * value, yref="y2",
+            yanchor="bottom", font={"size": 13, "color": QUIET},
         )  # fmt: skip
-    figure.update_annotations(selector={"name": None}, font_size=15)
-    figure.update_layout(template=TEMPLATE, height=360, margin={"t": 72}, legend={"y": 1.12})
-    figure.update_xaxes(type="log", title_text="epochs (log scale)", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
-    figure.update_yaxes(title_text="nats a token", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(type="log", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
+    figure.update_yaxes(title_text="nats per token", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title_text="% of validation users", range=[0, 88], row=1, col=2)
-    return figure
+    return lay_out(figure, 360, x="epochs (log scale)", margin_t=72, legend_y=1.12)
 
 
 def ranking_levels(intervals: Mapping[str, Interval]) -> go.Figure:
@@ -125,29 +119,20 @@ def ranking_levels(intervals: Mapping[str, Interval]) -> go.Figure:
     )
     sft = intervals["SFT"].mean
     gain, gap = (100 * (sft - intervals["Markov"].mean), 100 * (intervals["oracle"].mean - sft))
-    title = (
-        f"SFT's HR@1 is {_percent(sft)}: {abs(gain):.1f} points "
-        f"{'above' if gain > 0 else 'below'} Markov, {gap:.1f} below the oracle"
-    )
-    colours = [{"SFT": SFT_COLOUR, "oracle": INK}.get(each, FAINT) for each in labels]
+    markov = f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'} Markov"
     figure = go.Figure()
     figure.add_bar(
-        x=mean, y=labels, orientation="h", marker_color=colours, width=0.55,
-        error_x={"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low, "color": "#7A5195",
-                 "thickness": 2, "width": 5},
+        x=mean, y=labels, orientation="h", width=0.55, error_x=error_bars(mean, low, high, "#7A5195"),
+        marker_color=[{"SFT": SFT_COLOUR, "oracle": INK}.get(each, FAINT) for each in labels],
         hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
     )  # fmt: skip
-    for label, x, text in zip(labels, high, intervals.values(), strict=True):
-        figure.add_annotation(
-            text=f"<b>{100 * text.mean:.1f}</b> [{100 * text.low:.1f}, {100 * text.high:.1f}]", x=x, y=label,
-            xanchor="left", xshift=8,
-        )  # fmt: skip
-    figure.update_layout(
-        template=TEMPLATE, height=300, margin={"t": 48}, title={"text": title, "font": {"size": 16}, "x": 0}
-    )
-    figure.update_xaxes(title_text="HR@1, % of test users, with 95 % interval over users", range=[0, 102])
+    for label, middle, start, end in zip(labels, mean, low, high, strict=True):
+        text = f"<b>{middle:.1f}</b> [{start:.1f}, {end:.1f}]"
+        figure.add_annotation(text=text, x=end, y=label, xanchor="left", xshift=8)
+    figure.update_xaxes(range=[0, 102])
     figure.update_yaxes(showgrid=False)
-    return figure
+    title = f"SFT's HR@1 is {level(sft)}: {markov}, {gap:.1f} below the oracle"
+    return lay_out(figure, 300, title, "HR@1, % of test users, with 95 % interval over users")
 
 
 def gaps_to_chosen(
@@ -157,7 +142,7 @@ def gaps_to_chosen(
     above = float((gaps <= 0).mean())
     of_them = float(same_genre[gaps <= 0].mean()) if above else 0.0
     title = (
-        f"{_percent(above)} of random negatives stand at or above the chosen item, half are "
+        f"{level(above)} of random negatives are at or above the chosen item, half are "
         f"{np.median(gaps):.1f} nats or more below"
     )
     low, high = (float(np.floor(np.quantile(gaps, 0.002))), float(np.ceil(np.quantile(gaps, 0.999))))
@@ -169,45 +154,40 @@ def gaps_to_chosen(
     ):
         counts = np.histogram(np.clip(gaps[group], low, high), edges)[0] / gaps.size
         figure.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2, y=100 * counts, name=f"{name} ({_percent(float(group.mean()))})",
+            x=(edges[:-1] + edges[1:]) / 2, y=100 * counts, name=f"{name} ({level(float(group.mean()))})",
             marker_color=colour, width=0.5,
             hovertemplate="%{x:.2f} nats: %{y:.2f} % of negatives<extra></extra>",
         )  # fmt: skip
     total = np.histogram(np.clip(gaps, low, high), edges)[0] / gaps.size
-    figure.add_vrect(x0=low, x1=0, fillcolor="#F3F5F8", line_width=0, layer="below")
+    figure.add_vrect(x0=low, x1=0, fillcolor=SHADE, line_width=0, layer="below")
     figure.add_vline(x=0, line={"color": INK, "width": 1.5})
     for text, to, shift in (
-        (f"at or above the chosen item ◂<br>{_percent(of_them)} of these share its genre", "right", -6),
+        (f"at or above the chosen item ◂<br>{level(of_them)} of these share its genre", "right", -6),
         ("▸ the chosen item is ahead", "left", 6),
     ):
         figure.add_annotation(
             text=text, x=0, xanchor=to, xshift=shift, y=1, yref="paper", yanchor="top", align=to, font={"color": QUIET}
         )
-    figure.update_layout(
-        template=TEMPLATE, height=380, barmode="stack", margin={"t": 84}, legend={"y": 1.0},
-        title={"text": title, "font": {"size": 16}, "x": 0, "y": 0.97},
-    )  # fmt: skip
-    figure.update_xaxes(title_text="s<sub>chosen</sub> − s<sub>negative</sub>, nats", range=[low, high])
-    figure.update_yaxes(title_text="% of all negatives", range=[0, 125 * total.max()])  # room for the words above
-    return figure
+    figure.update_xaxes(range=[low, high])
+    figure.update_yaxes(range=[0, 125 * total.max()])  # room for the words above
+    axes = "s<sub>chosen</sub> − s<sub>negative</sub>, nats", "% of all negatives"
+    return lay_out(figure, 380, title, *axes, barmode="stack")
 
 
 def candidates(
     names: Sequence[str], model: Float[np.ndarray, " candidates"], oracle: Float[np.ndarray, " candidates"]
 ) -> go.Figure:
-    """One user's candidates, chosen first in every argument, from the model's likeliest down: log-probs under the model
-    and, beside them, under the oracle with the place it gives them, in nats. What is impossible for the oracle (−inf)
-    stands hollow at its edge. Negatives at or above the chosen item under the model are blue.
+    """One user's candidates, from the model's most likely down: log-probs in nats under the model and, beside them,
+    under the oracle, with the oracle's rank. The chosen item is first in every argument. A candidate that is impossible
+    for the oracle (−inf) is hollow, at the edge. Negatives at or above the chosen item under the model are blue.
     """
     order = np.argsort(-model, kind="stable")
     floor = oracle[np.isfinite(oracle)].min() - 1.5
-    figure = make_subplots(
-        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.03, column_widths=[0.6, 0.4],
-        subplot_titles=[
-            f"{who}: chosen item at place {1 + int((values[1:] >= values[0]).sum())}"
-            for who, values in (("Model", model), ("Oracle", oracle))
-        ],
-    )  # fmt: skip
+    titles = [
+        f"{who}: chosen item at place {1 + int((values[1:] >= values[0]).sum())}"
+        for who, values in (("Model", model), ("Oracle", oracle))
+    ]
+    figure = panels(titles, shared_yaxes=True, horizontal_spacing=0.03, column_widths=[0.6, 0.4])
     place = np.argsort(np.argsort(-oracle, kind="stable"), kind="stable") + 1
     colours = np.where(order == 0, OBJECTIVE_COLOURS["sdpo"], np.where(model[order] >= model[0], DYNAMIC_COLOUR, FAINT))
     labels = [f"<b>{names[each]}</b>" if each == 0 else names[each] for each in order]
@@ -222,12 +202,8 @@ def candidates(
                     "symbol": symbols, "line": {"color": colours, "width": 1.5}},
             hovertemplate="%{y}: %{x:.2f} nats<extra></extra>", showlegend=False, row=1, col=column,
         )  # fmt: skip
-    figure.add_vline(
-        x=float(model[0]), line={"color": OBJECTIVE_COLOURS["sdpo"], "width": 1.5, "dash": "dot"}, row=1, col=1
-    )
-    figure.update_annotations(font_size=15)
-    figure.update_layout(template=TEMPLATE, height=90 + 21 * len(model), margin={"t": 40})
-    figure.update_xaxes(title_text="log-prob s, nats")
+    line = {"color": OBJECTIVE_COLOURS["sdpo"], "width": 1.5, "dash": "dot"}
+    figure.add_vline(x=float(model[0]), line=line, row=1, col=1)
+    lay_out(figure, 90 + 21 * len(model), x="log-prob s, nats", margin_t=40)
     figure.update_xaxes(title_text="log P(next | history), nats", row=1, col=2)
-    figure.update_yaxes(autorange="reversed", gridcolor=GRID, tickfont={"size": 13}, tickmode="linear", dtick=1)
-    return figure
+    return figure.update_yaxes(autorange="reversed", gridcolor=GRID, tickfont={"size": 13}, tickmode="linear", dtick=1)

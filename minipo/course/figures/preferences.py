@@ -1,4 +1,4 @@
-"""Figures of the notebooks 02 and 05: from a reward to DPO, the mean inside the sigmoid, and who resists.
+"""Figures of notebooks 02 and 05: from a reward to DPO, the mean inside the sigmoid, and who resists.
 
 Pure functions from arrays or tables to Plotly figures; every title is made from the numbers that are drawn.
 """
@@ -9,36 +9,25 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
-from plotly.subplots import make_subplots
 
 from minipo.course.figures.style import (
     FAINT,
     GRID,
     INK,
     MARGIN,
+    NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    TEMPLATE,
+    add_line,
     differences,
+    lay_out,
+    panels,
+    percent,
     short,
     verdict,
 )
 from minipo.evaluation import Interval
-
-
-def _titled(figure: go.Figure, title: str, height: int) -> go.Figure:
-    heading = {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top"}
-    figure.update_layout(
-        template=TEMPLATE, height=height, margin={"t": 74, "r": 16}, legend={"y": 1.01},
-        title={**heading, "font": {"size": 16}, "pad": {"t": 12}},
-    )  # fmt: skip
-    return figure
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
 
 # ------------------------------------------------------------------------------------ 02: the leash, the pair, the mean
 
@@ -50,10 +39,10 @@ def leash(
     reward: Float[np.ndarray, " candidates"],
     beta: float,
 ) -> go.Figure:
-    """A policy beside the reference it is held to: probabilities of one user's candidates, the likeliest first.
+    """A policy beside the reference it is held to: probabilities of one user's candidates, the most likely first.
 
-    names: the candidates'. reference, policy: probabilities that add up to 1. reward: any unit, told beside the names.
-    The title tells what both give up and gain: mean reward, and KL(policy ‖ reference) in nats.
+    names: the candidates'. reference, policy: probabilities that sum to 1. reward: any unit, shown beside the names.
+    The title compares both: mean reward, and KL(policy ‖ reference) in nats.
     """
     order = np.argsort(-reference)
     kept = policy > 0
@@ -67,41 +56,35 @@ def leash(
             hovertemplate=f"%{{x}}<br>{name} %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
     title = (
-        f"β = {beta:g}: most on {names[first]}, {policy[first]:.0%}; mean reward "
+        f"β = {beta:g}: most on {names[first]}, {percent(policy[first])}; mean reward "
         f"{reference @ reward:.2f} → {policy @ reward:.2f}, KL {abs(distance):.2f} nats"
-    ).replace("%", " %")
-    figure.update_yaxes(title_text="probability among the candidates", range=[0, 1])
-    figure.update_xaxes(
-        title_text="candidate (reward), by the reference's probability", tickangle=-40, tickfont_size=12
     )
-    return _titled(figure, title, 430)
+    figure.update_yaxes(range=[0, 1])
+    figure.update_xaxes(tickangle=-40, tickfont_size=12)
+    axes = "candidate (reward), by the reference's probability", "probability among the candidates"
+    return lay_out(figure, 430, title, *axes)
 
 
 def pair_curves(betas: Sequence[float]) -> go.Figure:
     """DPO's loss of one pair, and its push on the negative, against the gap of log-ratios, for several β."""
     gap = np.linspace(-6, 6, 241)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=("loss", "push on the negative"))
+    figure = panels(("loss", "push on the negative"))
     for beta, dash in zip(betas, ("dot", "solid", "dash"), strict=True):
+        colour = OBJECTIVE_COLOURS["dpo"] if dash == "solid" else QUIET
         for column, values in enumerate((np.logaddexp(0, -beta * gap), beta / (1 + np.exp(beta * gap))), start=1):
-            figure.add_scatter(
-                x=gap, y=values, name=f"β = {beta:g}", legendgroup=f"{beta}", showlegend=column == 1, mode="lines",
-                line={"color": OBJECTIVE_COLOURS["dpo"] if dash == "solid" else QUIET, "dash": dash, "width": 2.5},
-                row=1, col=column,
-            )  # fmt: skip
-    figure.update_xaxes(title_text="gap ρ<sub>w</sub> − ρ<sub>k</sub>, nats")
-    figure.update_yaxes(title_text="nats", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="∂loss/∂s<sub>k</sub>", rangemode="tozero", row=1, col=2)
+            add_line(figure, gap, values, f"β = {beta:g}", colour, dash, panel=column)
+    for column, unit in enumerate(("nats", "∂loss/∂s<sub>k</sub>"), start=1):
+        figure.update_yaxes(title_text=unit, rangemode="tozero", row=1, col=column)
     pushes = ", ".join(f"{beta / (1 + np.exp(3 * beta)):.2g}" for beta in betas)
     listed = ", ".join(f"{beta:g}" for beta in betas)
-    figure = _titled(figure, f"A pair that is won is let go: push at a gap of 3 nats is {pushes} for β = {listed}", 330)
-    figure.update_layout(margin_t=94, legend_y=1.08)
-    return figure
+    title = f"A pair that is won is let go: push at a gap of 3 nats is {pushes} for β = {listed}"
+    return lay_out(figure, 330, title, "gap ρ<sub>w</sub> − ρ<sub>k</sub>, nats", margin_t=94, legend_y=1.08)
 
 
 def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
     """DPO and DMPO on one user's margins: the mean of heights on −log σ, and the height at the mean.
 
-    margins: in nats. DPO's loss is the mean of the dots' heights; DMPO's the curve's height where their mean is.
+    margins: in nats. DPO's loss is the mean of the dots' heights; DMPO's is the curve's height at their mean.
     """
     margins = np.asarray(margins, float)
     low, high = min(-6.0, margins.min() - 0.5), max(10.0, margins.max() + 0.5)
@@ -121,12 +104,11 @@ def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
             hovertemplate=f"{OBJECTIVE_LABELS[name]}: %{{y:.3f}} nats<extra></extra>",
         )  # fmt: skip
     figure.add_shape(type="line", x0=mean, x1=mean, y0=dmpo, y1=dpo, line={"color": QUIET, "width": 2, "dash": "dot"})
-    figure.update_xaxes(title_text=MARGIN, range=[low, high])
-    figure.update_yaxes(title_text="nats", range=[-0.3, max(6.5, heights.max() + 0.5)])
-    same = dpo - dmpo < 5e-4
-    told = "the same loss" if same else f"DMPO's loss is {short(dpo - dmpo)} nats below DPO's"
+    figure.update_xaxes(range=[low, high])
+    figure.update_yaxes(range=[-0.3, max(6.5, heights.max() + 0.5)])
+    loss = "the same loss" if dpo - dmpo < 5e-4 else f"DMPO's loss is {short(dpo - dmpo)} nats below DPO's"
     spread = f"from {margins.min():.2g} to {margins.max():.2g}" if np.ptp(margins) else f"all {mean:.2g}"
-    return _titled(figure, f"Margins {_minus(spread)}: {told}", 380)
+    return lay_out(figure, 380, f"Margins {spread.replace('-', '−')}: {loss}", MARGIN, "nats")
 
 
 def push_by_margin(
@@ -134,28 +116,27 @@ def push_by_margin(
     pushes: Mapping[str, Float[np.ndarray, " negatives"]],
     names: Sequence[str] | None = None,
 ) -> go.Figure:
-    """One user's negatives: the push on each (log scale) against its margin, one colour an objective.
+    """One user's negatives: the push on each (log scale) against its margin, one colour per objective.
 
     margins: in nats, the same for all objectives. pushes: objective to ∂loss/∂s of each negative, above 0.
     The title compares, within each objective, the push on the lowest margin with that on the highest.
     """
     figure = go.Figure()
     order = np.argsort(margins)
-    told = []
+    ratios = []
     for (name, values), symbol in zip(pushes.items(), ("circle", "diamond", "square", "x"), strict=False):
         label = OBJECTIVE_LABELS[name]
         ratio = values[order[0]] / values[order[-1]]
-        told.append(f"{label} {'1' if abs(ratio - 1) < 0.01 else short(ratio)}")
-        figure.add_scatter(
-            x=margins[order], y=values[order], name=label, mode="lines+markers",
-            line={"color": OBJECTIVE_COLOURS[name], "width": 1.5}, marker={"size": 9, "symbol": symbol},
+        ratios.append(f"{label} {'1' if abs(ratio - 1) < 0.01 else short(ratio)}")
+        add_line(
+            figure, margins[order], values[order], label, OBJECTIVE_COLOURS[name], width=1.5,
+            hover=f"{label}: %{{y:.3g}}<br>%{{text}}, margin %{{x:.2f}}", marker={"size": 9, "symbol": symbol},
             text=None if names is None else [names[place] for place in order],
-            hovertemplate=f"{label}: %{{y:.3g}}<br>%{{text}}, margin %{{x:.2f}}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": GRID, "width": 2}, layer="below")
-    figure.update_xaxes(title_text=MARGIN)
-    figure.update_yaxes(title_text="push on the negative", type="log", exponentformat="power", dtick=1)
-    return _titled(figure, f"Push on the lowest margin over that on the highest: {', '.join(told)}", 380)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+    title = f"Push on the lowest margin over that on the highest: {', '.join(ratios)}"
+    return lay_out(figure, 380, title, MARGIN, "push on the negative")
 
 
 # -------------------------------------------------------------------------------------------------- 05: who resists
@@ -164,8 +145,8 @@ def push_by_margin(
 def push_anatomy(table: pd.DataFrame) -> go.Figure:
     """The push on a mistake and on an easy negative under each objective, on a log scale, with the mistake's factors.
 
-    table: a row an objective, with `mistake` and `easy` (pushes; easy may be nan), and the mistake's `beta`, `dilution`
-    (a), `saturation` (σ(−z)) and `slope` (du/ds), whose product is `mistake`.
+    table: one row per objective, with `mistake` and `easy` (pushes; easy may be nan), and the mistake's `beta`,
+    `dilution` (a), `saturation` (σ(−z)) and `slope` (du/ds), whose product is `mistake`.
     """
     labels = [OBJECTIVE_LABELS[str(name)] for name in table.index]
     floor = 1e-6
@@ -184,36 +165,24 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
         marker={"symbol": "diamond-open", "size": 12, "color": INK, "line": {"width": 2}},
         hovertemplate="easy: %{x:.2g}<extra></extra>",
     )  # fmt: skip
+    beside: dict[str, object] = {"x": 1.02, "xref": "paper", "xanchor": "left"}
     for label, row in zip(labels, table.to_dict("records"), strict=True):
         parts = " × ".join(f"{row[name]:.2g}" for name in ("beta", "dilution", "saturation", "slope"))
-        figure.add_annotation(
-            y=label,
-            x=1.02,
-            xref="paper",
-            xanchor="left",
-            align="left",
-            text=f"<b>{short(row['mistake'])}</b> = {parts}",
-        )
-    figure.add_annotation(
-        x=1.02, xref="paper", xanchor="left", y=1.02, yref="paper", yanchor="bottom", font={"size": 13, "color": QUIET},
-        text="push = β × a × σ(−z) × du/ds",
-    )  # fmt: skip
-    figure.update_xaxes(
-        type="log", range=[bottom, top], dtick=1, exponentformat="power", title_text="push, ∂loss/∂s (log scale)"
-    )
+        figure.add_annotation(y=label, align="left", text=f"<b>{short(row['mistake'])}</b> = {parts}", **beside)
+    heading = {"y": 1.02, "yref": "paper", "yanchor": "bottom", "font": {"size": 13, "color": QUIET}}
+    figure.add_annotation(text="push = β × a × σ(−z) × du/ds", **heading, **beside)
+    figure.update_xaxes(type="log", range=[bottom, top], dtick=1, exponentformat="power")
     figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
     first, last = table["mistake"].idxmax(), table["mistake"].idxmin()
     title = (
         f"{OBJECTIVE_LABELS[str(first)]} pushes the mistake hardest, {short(table['mistake'].max())}; "
         f"{OBJECTIVE_LABELS[str(last)]} least, {short(table['mistake'].min())}"
     )
-    figure = _titled(figure, title, 330)
-    figure.update_layout(margin_r=290)
-    return figure
+    return lay_out(figure, 330, title, "push, ∂loss/∂s (log scale)", margin_r=290)
 
 
 def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Figure:
-    """HR@1 at the largest K minus the smallest, in points, with 95 % intervals, a line an objective.
+    """HR@1 at the largest K minus the smallest, in points, with 95 % intervals, one line per objective.
 
     changes: objective to the interval (`records.difference`) as a share of users. first, last: the two K.
     """
@@ -221,10 +190,10 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
     listed = {
         word: " and ".join(OBJECTIVE_LABELS[name] for name in words if words[name] == word) for word in words.values()
     }
-    told = "; ".join(f"{word}: {names}" for word, names in listed.items())
+    found = "; ".join(f"{word}: {names}" for word, names in listed.items())
     return differences(
         {OBJECTIVE_LABELS[name]: change for name, change in changes.items()},
-        f"K = {first} → {last}. {told[:1].upper()}{told[1:]}",
+        f"K = {first} → {last}. {found[:1].upper()}{found[1:]}",
         f"HR@1 at K = {last} minus K = {first}, points",
         {OBJECTIVE_LABELS[name]: OBJECTIVE_COLOURS[name] for name in changes},
     )
@@ -236,37 +205,24 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
     table: runs, with `objective`, `negatives`, `train_loss`, `pair_loss`, averaged over seeds. starts: objective to
     K to the loss at step 0.
     """
-    figure = make_subplots(
-        rows=1, cols=2, horizontal_spacing=0.1,
-        subplot_titles=("training loss (dotted: at step 0)", "yardstick pair_loss, the same for all"),
-    )  # fmt: skip
-    moves = []
+    figure = panels(("training loss (dotted: at step 0)", "yardstick pair_loss, the same for all"))
+    against = []
     for name, start in starts.items():
-        runs, label, colour = table[table["objective"] == name], OBJECTIVE_LABELS[name], OBJECTIVE_COLOURS[name]
-        means = runs.groupby("negatives")[["train_loss", "pair_loss"]].mean()
-        ends = means.iloc[[0, -1]]
-        loss, pair = (
-            "falls" if ends[column].iloc[1] < ends[column].iloc[0] else "rises"
-            for column in ("train_loss", "pair_loss")
-        )
-        moves.append((label, loss, pair))
+        label, colour = OBJECTIVE_LABELS[name], OBJECTIVE_COLOURS[name]
+        means = table[table["objective"] == name].groupby("negatives")[["train_loss", "pair_loss"]].mean()
+        falls = means.iloc[-1] < means.iloc[0]
+        if falls["train_loss"] != falls["pair_loss"]:
+            against.append(label)
         for column, values in enumerate((means["train_loss"], means["pair_loss"]), start=1):
-            figure.add_scatter(
-                x=means.index, y=values, name=label, legendgroup=label, showlegend=column == 1, mode="lines+markers",
-                line={"color": colour, "width": 2.5}, row=1, col=column,
-                hovertemplate=f"{label}, K = %{{x}}: %{{y:.3f}}<extra></extra>",
-            )  # fmt: skip
-        figure.add_scatter(
-            x=list(start), y=list(start.values()), mode="lines", line={"color": colour, "width": 2, "dash": "dot"},
-            showlegend=False, hovertemplate=f"{label} at step 0, K = %{{x}}: %{{y:.3f}}<extra></extra>", row=1, col=1,
+            hover = f"{label}, K = %{{x}}: %{{y:.3f}}"
+            add_line(figure, means.index, values, label, colour, hover=hover, panel=column, marker={})
+        hover = f"{label} at step 0, K = %{{x}}: %{{y:.3f}}"
+        add_line(
+            figure, list(start), list(start.values()), "", colour, "dot", hover, width=2, showlegend=False, row=1, col=1
         )  # fmt: skip
-    against = [label for label, loss, pair in moves if loss != pair]
-    told = f"moves against pair_loss for {', '.join(against)}" if against else "moves as pair_loss does"
-    figure.update_xaxes(title_text="K, negatives per training example", tickvals=sorted(table["negatives"].unique()))
-    ticks = [place * 10.0**power for power in range(-3, 2) for place in (1, 2, 3, 5)]  # Plotly names the decades alone
-    figure.update_yaxes(
-        title_text="nats, log scale", type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks]
-    )
-    figure = _titled(figure, f"More negatives: the training loss {told}", 380)
-    figure.update_layout(margin_t=96, legend_y=1.09)
-    return figure
+    motion = f"moves against pair_loss for {', '.join(against)}" if against else "moves as pair_loss does"
+    figure.update_xaxes(tickvals=sorted(table["negatives"].unique()))
+    ticks = [tick * 10.0**power for power in range(-3, 2) for tick in (1, 2, 3, 5)]  # Plotly labels only powers of ten
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    title = f"More negatives: the training loss {motion}"
+    return lay_out(figure, 380, title, NEGATIVES, "nats, log scale", margin_t=96, legend_y=1.09)

@@ -1,7 +1,7 @@
 """Figures of the course's last notebook: a real language model on real data.
 
-A packed row of `minipo.scoring.pack` as the model reads it, levels of HR@1, intervals of paired differences in several
-worlds, and the recorded runs of a language model seed by seed. All are pure functions of arrays or tables.
+A packed row of `minipo.scoring.pack` as the model reads it, levels of HR@1, intervals of paired differences on several
+datasets, and the recorded runs of a language model seed by seed. All are pure functions of arrays or tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Int
-from plotly.subplots import make_subplots
 from torch import Tensor
 
 from minipo.course.figures.grid import VARIANTS
@@ -23,8 +22,18 @@ from minipo.course.figures.style import (
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    TEMPLATE,
+    add_interval,
+    add_level,
+    add_line,
+    lay_out,
+    level,
+    panels,
 )
+from minipo.evaluation import Interval
+
+PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
+SYMBOLS = ("diamond", "circle", "square")  # of the worlds in `intervals`, in their order
+SEED_DASHES = ("solid", "dot", "dash", "dashdot")
 
 # ------------------------------------------------------------------------------------------------ train it now: a run
 
@@ -35,39 +44,24 @@ def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping
     metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss`, `hr@1`; both may be empty. settings: the run's
     `objective`, `dynamic` and `steps`.
     """
-    figure = make_subplots(
-        rows=1,
-        cols=3,
-        horizontal_spacing=0.07,
-        subplot_titles=("Training loss (nats)", "pair_loss, validation (nats)", "HR@1, validation (%)"),
-    )
+    titles = ("Training loss (nats)", "pair_loss, validation (nats)", "HR@1, validation (%)")
+    figure = panels(titles, horizontal_spacing=0.07)
     colour = DYNAMIC_COLOUR if settings["dynamic"] == "on" else OBJECTIVE_COLOURS[settings["objective"]]
     for column, (frame, name, scale) in enumerate(
         ((metrics, "loss", 1), (evaluations, "pair_loss", 1), (evaluations, "hr@1", 100)), start=1
     ):
         if not frame.empty:
-            figure.add_scatter(
-                x=frame["step"], y=frame[name] * scale, mode="lines" if column == 1 else "lines+markers",
-                line={"color": colour, "width": 2.5}, marker={"size": 7}, showlegend=False,
-                hovertemplate="step %{x}: %{y:.4~f}<extra></extra>", row=1, col=column,
+            add_line(
+                figure, frame["step"], frame[name] * scale, "", colour, hover="step %{x}: %{y:.4~f}", panel=column,
+                marker={"size": 7} if column > 1 else None, showlegend=False,
             )  # fmt: skip
     if not evaluations.empty:
-        start = 100 * float(evaluations["hr@1"].iloc[0])
-        figure.add_hline(
-            y=start, line={"color": QUIET, "width": 1.5, "dash": "dash"}, row=1, col=3,
-            annotation={"text": f"SFT, {start:.1f} %", "font": {"size": 13, "color": QUIET}, "x": 0, "xanchor": "left"},
-        )  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=260)
-    figure.update_annotations(font_size=15)
+        start = float(evaluations["hr@1"].iloc[0])
+        add_level(figure, 100 * start, f"SFT, {level(start)}", row=1, col=3)
     steps = int(settings["steps"])
-    figure.update_xaxes(title_text="step", range=[-0.02 * steps, 1.02 * steps])
+    figure.update_xaxes(range=[-0.02 * steps, 1.02 * steps])
     figure.update_yaxes(nticks=5)
-    return figure
-
-
-PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token looks at: the prompt; its own answer
-SYMBOLS = ("diamond", "circle", "square")  # of the worlds in `intervals`, in their order
-SEED_DASHES = ("solid", "dot", "dash", "dashdot")
+    return lay_out(figure, 260, x="step", margin_t=28)
 
 
 def packed_row(
@@ -76,26 +70,17 @@ def packed_row(
     may_look: Bool[Tensor, "T T"],
     tokens_alone: int,
 ) -> go.Figure:
-    """Who sees whom in one packed row, and each token's position under it.
+    """Which tokens see which in one packed row, with each token's position below.
 
-    segments: 0 in the prompt, 1 + c in candidate c. may_look: whether the token of a row may attend to that of a
-    column. tokens_alone: how many tokens a row for each candidate would take.
+    segments: 0 in the prompt, 1 + c in candidate c. may_look: whether the row's token may attend to the column's.
+    tokens_alone: how many tokens it would take with one row per candidate.
     """
     total, owner, looks = len(segments), segments.numpy(), may_look.numpy()
     kind = np.where(looks, np.where(owner == 0, 1, 2), 0).astype(np.uint8)  # of the token that is looked at
     sees_sibling = bool((looks & (owner > 0) & (owner != owner[:, None])).any())
     seen = "a sibling too" if sees_sibling else "never a sibling"
-    figure = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        row_heights=[0.76, 0.24],
-        vertical_spacing=0.05,
-        subplot_titles=(
-            f"{total:,} tokens instead of {tokens_alone:,}: an answer sees the prompt and itself, {seen}",
-            "",
-        ),
-    )
+    title = f"{total:,} tokens instead of {tokens_alone:,}: an answer sees the prompt and itself, {seen}"
+    figure = panels((title, ""), rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     figure.add_heatmap(
         z=kind, zmin=0, zmax=2, showscale=False,
         colorscale=[[0, "white"], [0.5, PROMPT_COLOUR], [1, OWN_COLOUR]], hoverinfo="skip", row=1, col=1,
@@ -116,18 +101,17 @@ def packed_row(
         row=1, col=1,
     )  # fmt: skip
     figure.update_annotations(selector={"yref": "paper"}, x=0, xanchor="left", y=1.045, font_size=15)
-    figure.update_layout(template=TEMPLATE, height=620, margin={"t": 62}, legend={"y": 1.0})
     figure.update_xaxes(showgrid=False, range=[-0.5, total - 0.5], constrain="domain")
-    figure.update_xaxes(title_text="token of the row that is looked at", row=2, col=1)
-    figure.update_yaxes(title_text="token that looks", autorange="reversed", showgrid=False, row=1, col=1)
+    figure.update_xaxes(title_text="token that is seen", row=2, col=1)
+    figure.update_yaxes(title_text="token that sees", autorange="reversed", showgrid=False, row=1, col=1)
     figure.update_yaxes(title_text="position", nticks=4, row=2, col=1)
-    return figure
+    return lay_out(figure, 620, margin_t=62)
 
 
 def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
-    """HR@1 of a few ways to rank, as bars in their order, one of them in ink; the title says where that one stands.
+    """HR@1 of a few ways to rank, as sorted bars, one of them in ink; the title gives the place of that one.
 
-    hits: from a name to HR@1, a share of users. shown: the name of the one that the figure is about.
+    hits: name to HR@1, a share of users. shown: the name of the one that the figure is about.
     """
     names = sorted(hits, key=lambda name: hits[name])
     place = len(names) - names.index(shown)
@@ -135,29 +119,27 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
     figure.add_bar(
         x=[100 * hits[name] for name in names], y=names, orientation="h",
         marker_color=[INK if name == shown else FAINT for name in names],
-        text=[f"{hits[name]:.1%}".replace("%", " %") for name in names], textposition="outside", cliponaxis=False,
+        text=[level(hits[name]) for name in names], textposition="outside", cliponaxis=False,
         hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
     )  # fmt: skip
-    title = f"{shown}: place {place} of {len(names)} by HR@1"
-    figure.update_layout(template=TEMPLATE, height=70 + 40 * len(names), title={"text": title, "font": {"size": 15}})
-    figure.update_layout(title={"x": 0, "y": 1, "yanchor": "top", "pad": {"t": 8}}, margin={"t": 36, "r": 60})
-    figure.update_xaxes(title_text="HR@1, % of test users", rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(showgrid=False)
-    return figure
+    title = f"{shown}: place {place} of {len(names)} by HR@1"
+    return lay_out(figure, 70 + 40 * len(names), title, "HR@1, % of test users", margin_r=60)
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
     """Paired differences with their 95 % intervals; filled where the interval excludes zero, open where it does not.
 
-    table: a row a difference: `name` of its line; `world`; `mean`, `low`, `high` in points; `objective` and `variant`
-    (a key of VARIANTS), which give the colour. worlds: all worlds, in the order of their symbols, so that a world's is
-    the same in every figure. what: the difference in words, with its metric; it begins the title, which goes on with
-    how many are below zero, above, and undecided.
+    table: one row per difference: `name` of its line; `world`; `mean`, `low`, `high` in points; `objective` and
+    `variant` (a key of VARIANTS), which give the colour. worlds: all worlds, in the order of their symbols, so that
+    each has the same symbol in every figure. what: the difference in words, with its metric; it begins the title, which
+    then counts how many are below zero, above, and undecided.
     """
     names, symbols = list(dict.fromkeys(table["name"])), dict(zip(worlds, SYMBOLS, strict=False))
     lines = table.assign(line=table["name"].map(names.index), part=table["world"].map(list(worlds).index))
     lines = lines.sort_values(["line", "part"])
-    # One height a difference, from the top, with a gap between names.
+    # One height per difference, from the top, with a gap between names.
     heights = -(np.arange(len(lines)) + 0.6 * lines["line"].to_numpy())
     figure = go.Figure()
     for world in (world for world in worlds if world in set(table["world"])):
@@ -167,73 +149,52 @@ def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figur
     for height, line in zip(heights, lines.to_dict("records"), strict=True):
         colour = VARIANTS[line["variant"]][1] or OBJECTIVE_COLOURS[line["objective"]]
         decided = line["low"] > 0 or line["high"] < 0
-        figure.add_scatter(
-            x=[line["mean"]], y=[height], mode="markers", showlegend=False,
-            error_x={"type": "data", "array": [line["high"] - line["mean"]], "arrayminus": [line["mean"] - line["low"]],
-                     "color": colour, "thickness": 2, "width": 0},
-            marker={"symbol": symbols[line["world"]], "size": 11, "color": colour if decided else "white",
-                    "line": {"color": colour, "width": 2}},
-            hovertemplate=f"{line['name']}, {line['world']}: %{{x:+.1f}}<extra></extra>",
-        )  # fmt: skip
-        figure.add_annotation(
-            text=f"{line['mean']:+.1f} [{line['low']:+.1f}, {line['high']:+.1f}]".replace("-", "−"),
-            x=1.01, xref="paper", xanchor="left", y=height, font={"size": 13, "color": INK if decided else QUIET},
-        )  # fmt: skip
+        fill = colour if decided else "white"
+        marker = {"symbol": symbols[line["world"]], "color": fill, "line": {"color": colour, "width": 2}}
+        interval = Interval(*(line[end] / 100 for end in ("mean", "low", "high")))
+        hover, ink = f"{line['name']}, {line['world']}", INK if decided else QUIET
+        add_interval(figure, interval, height, colour, hover, ink, marker=marker, showlegend=False)
     above, below = int((table["low"] > 0).sum()), int((table["high"] < 0).sum())
     title = f"{what}: {below} below zero, {above} above, {len(table) - above - below} undecided"
     centres = [heights[(lines["line"] == number).to_numpy()].mean() for number in range(len(names))]
     figure.add_vline(x=0, line={"color": QUIET, "width": 1.5, "dash": "dash"})
-    figure.update_layout(template=TEMPLATE, height=int(150 + 26 * (heights.max() - heights.min() + 1)))
-    figure.update_layout(title={"text": title, "x": 0, "y": 1, "yanchor": "top", "pad": {"t": 8}, "font": {"size": 15}})
-    figure.update_layout(margin={"t": 88, "r": 150}, legend={"y": 1.0})
-    figure.update_xaxes(title_text="points, with 95 % intervals over users and seeds")
     figure.update_yaxes(tickvals=centres, ticktext=names, range=[heights.min() - 0.8, 0.8], showgrid=False)
-    return figure
+    height = int(150 + 26 * (heights.max() - heights.min() + 1))
+    return lay_out(
+        figure, height, title, "points, with 95 % intervals over users and seeds", margin={"t": 88, "r": 150}
+    )
 
 
 def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
-    """Training loss, pair_loss and HR@1 against K, a line a seed, for plain runs and runs under DynamicPO.
+    """Training loss, pair_loss and HR@1 against K, one line per seed, for plain runs and runs with DynamicPO.
 
-    table: a row a run: `objective`, one for all, `negatives`, `dynamic`, `seed`, `train_loss`, `pair_loss`, `hr@1`.
-    sft: HR@1 of the SFT model. Each panel's title says in how many seeds plain runs rise from the smallest K to the
-    largest.
+    table: one row per run: `objective`, the same for all, `negatives`, `dynamic`, `seed`, `train_loss`, `pair_loss`,
+    `hr@1`. sft: HR@1 of the SFT model. Each panel's title counts the seeds in which plain runs rise from the smallest K
+    to the largest.
     """
     columns = {"train_loss": ("Training loss", 1), "pair_loss": ("pair_loss", 1), "hr@1": ("HR@1", 100)}
     objective = str(table["objective"].iloc[0])
     plain = table[table["dynamic"] == "off"].pivot(index="negatives", columns="seed", values=list(columns)).sort_index()
-    figure = make_subplots(
-        rows=1,
-        cols=3,
-        horizontal_spacing=0.1,
-        subplot_titles=[_seeds(plain[[column]], name) for column, (name, _) in columns.items()],
-    )
+    figure = panels([_seeds(plain[[column]], name) for column, (name, _) in columns.items()])
     for dynamic, variant in (("off", "plain"), ("on", "dynamic")):
         label, own, *_ = VARIANTS[variant]
         name = f"{label} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else label
         for number, (seed, runs) in enumerate(table[table["dynamic"] == dynamic].groupby("seed")):
-            runs = runs.sort_values("negatives")
+            runs, dash = runs.sort_values("negatives"), SEED_DASHES[number % len(SEED_DASHES)]
             for panel, (column, (_, scale)) in enumerate(columns.items(), start=1):
-                figure.add_scatter(
-                    x=runs["negatives"], y=scale * runs[column], mode="lines+markers", name=f"{name}, seed {seed}",
-                    showlegend=panel == 1, legendgroup=f"{dynamic}{seed}", marker={"size": 8},
-                    line={"color": own or OBJECTIVE_COLOURS[objective], "width": 2.5,
-                          "dash": SEED_DASHES[number % len(SEED_DASHES)]},
-                    hovertemplate=f"{name}, seed {seed}, K = %{{x}}: %{{y:.3~f}}<extra></extra>", row=1, col=panel,
+                add_line(
+                    figure, runs["negatives"], scale * runs[column], f"{name}, seed {seed}",
+                    own or OBJECTIVE_COLOURS[objective], dash, f"{name}, seed {seed}, K = %{{x}}: %{{y:.3~f}}",
+                    panel=panel, marker={"size": 8},
                 )  # fmt: skip
-    known = ((2, np.log(2), "log 2, reference", "right"), (3, 100 * sft, f"SFT, {100 * sft:.1f} %", "left"))
-    for panel, level, text, side in known:
-        figure.add_hline(
-            y=float(level), line={"color": QUIET, "width": 1.5, "dash": "dash"}, row=1, col=panel,
-            annotation={"text": text, "font": {"size": 13, "color": QUIET}, "xanchor": side, "x": int(side == "right")},
-        )  # fmt: skip
-    figure.update_annotations(selector={"yref": "paper"}, font_size=14)
-    figure.update_layout(template=TEMPLATE, height=380, margin={"t": 56, "r": 24})
-    figure.update_layout(legend={"y": -0.24, "yanchor": "top"})
-    figure.update_xaxes(title_text="K", tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
+    add_level(figure, float(np.log(2)), "log 2, reference", right=True, row=1, col=2)
+    add_level(figure, 100 * sft, f"SFT, {level(sft)}", row=1, col=3)
+    figure.update_xaxes(tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
     figure.update_yaxes(nticks=6)
     for panel, unit in enumerate(("nats", "nats, validation users", "% of test users"), start=1):
         figure.update_yaxes(title_text=unit, row=1, col=panel)
-    return figure
+    legend = {"y": -0.24, "yanchor": "top"}
+    return lay_out(figure, 380, x="K", margin={"t": 56, "r": 24}, legend=legend)
 
 
 def _seeds(values: pd.DataFrame, name: str) -> str:

@@ -1,11 +1,13 @@
-"""What every figure shares: colours, labels, the template, numbers as text, and intervals with their verdicts."""
+"""What every figure shares: colours, labels, the template, its common parts, numbers as text, and verdicts."""
 
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from minipo.evaluation import Interval
 
@@ -19,11 +21,14 @@ OBJECTIVE_COLOURS = {
 DYNAMIC_COLOUR = "#0072B2"
 INK, QUIET, FAINT, GRID = "#1B2430", "#5B6675", "#AAB3BF", "#E7EBF0"
 DILUTION_COLOUR, SATURATION_COLOUR = "#D9DEE6", "#A9B3C1"
-HALO = "0 0 2px white, 0 0 2px white, 0 0 3px white"  # round text, so that a line behind it does not cross letters
+HALO = "0 0 2px white, 0 0 2px white, 0 0 3px white"  # around text, so that no line behind it crosses the letters
+SHADE = "#F3F5F8"  # of a region in the background
 MARGIN = "margin β(ρ<sub>chosen</sub> − ρ<sub>negative</sub>), nats"
 FONT = "Source Sans, Source Sans Pro, Helvetica, Arial, sans-serif"
 
-# What a ranking is measured by, and which of these are averages rather than shares of users.
+NEGATIVES = "K, negatives per training example"
+
+# Ranking metrics, and those that are averages rather than shares of users.
 METRICS = {"hr@1": "HR@1", "ndcg@5": "NDCG@5", "mrr": "MRR", "hr@5": "HR@5", "reward_win_rate": "win rate"}
 AVERAGES = ("ndcg@5", "mrr")
 
@@ -36,16 +41,20 @@ TEMPLATE = go.layout.Template(
         "plot_bgcolor": "white",
         "margin": {"l": 8, "r": 8, "t": 28, "b": 8},
         "hoverlabel": {"font": {"family": FONT, "size": 14}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 13}},
+        "title": {
+            "x": 0, "xanchor": "left", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 14},
+            "font": {"size": 16},
+        },
+        "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font": {"size": 13}},
         "xaxis": {**AXIS, "title": {"standoff": 4, "font": {"size": 14}}},
         "yaxis": {**AXIS, "title": {"standoff": 6, "font": {"size": 14}}},
         "annotationdefaults": {"showarrow": False, "font": {"size": 14}},
     }
-)
+)  # fmt: skip
 
-# What neutral and dark colours are on a dark page; the others are seen on both.
+# Neutral and dark colours on a dark page; the others can be seen on both.
 ON_DARK = {
-    INK: "#E6EBF2", QUIET: "#A3AEBD", FAINT: "#5A6675", GRID: "#29323E", "white": "#11161D", "#F3F5F8": "#1B222C",
+    INK: "#E6EBF2", QUIET: "#A3AEBD", FAINT: "#5A6675", GRID: "#29323E", "white": "#11161D", SHADE: "#1B222C",
     HALO: HALO.replace("white", "#11161D"),
     DILUTION_COLOUR: "#343E4C", SATURATION_COLOUR: "#556273", "#EEF1F5": "#1A212B", "#E0E5EC": "#232C38",
     "#D6E8F5": "#16324A", DYNAMIC_COLOUR: "#3D9BD9", "#882255": "#CC6699", "#7A5195": "#A98BC4",
@@ -69,13 +78,13 @@ def _darkened(part: Any) -> Any:
 
 
 def as_text(name: object, letters: int = 40) -> str:
-    """A name from data as a figure may show it: nothing in it is taken for HTML, and a long one is cut."""
+    """A name from data, safe to show in a figure: HTML is escaped, and a long name is cut."""
     text = " ".join(str(name).split())
     return html.escape(text if len(text) <= letters else text[: letters - 1] + "…", quote=False)
 
 
 def short(value: float) -> str:
-    """A number as one says it: two significant digits, and no exponent where it can be avoided."""
+    """A number with two significant digits, and no exponent where it can be avoided."""
     if not np.isfinite(value):
         return "–"
     if value == 0 or abs(value) < 1e-6:
@@ -84,7 +93,97 @@ def short(value: float) -> str:
     return f"{round(value, digits):,.{digits}f}" if abs(value) < 100 else f"{float(f'{value:.2g}'):,.0f}"
 
 
-# ------------------------------------------------------------------------------------- paired differences, anywhere
+def described(settings: Mapping[str, Any]) -> str:
+    """A run's objective, DynamicPO's parts and K in a few words."""
+    parts, switches = [OBJECTIVE_LABELS[settings["objective"]]], (settings["select"], settings["adjust_beta"])
+    if settings["dynamic"] == "on" and switches != ("off", "off"):  # with neither part it is the plain objective
+        whole = {("on", "on"): "", ("on", "off"): " selection alone", ("off", "on"): " β alone"}
+        control = f" {switches[0]} |B|{' with β' * (switches[1] == 'on')}"
+        parts.append(f"DynamicPO{whole.get(switches, control)}")
+    return ", ".join([*parts, f"K = {settings['negatives']}"])
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * share:.0f} %"
+
+
+# ---------------------------------------------------------------------------------------------- parts of many figures
+
+
+def lay_out(figure: go.Figure, height: int, title: str = "", x: str = "", y: str = "", **layout: Any) -> go.Figure:
+    """The template, the height in pixels, the title and the axes' titles, with room for title and legend at the top.
+
+    layout: further arguments of `update_layout`; they win over the defaults.
+    """
+    traces = [trace for trace in figure.data if trace.type not in ("heatmap", "contour")]
+    legend = len(traces) > 1 and any(trace.showlegend is not False for trace in traces)
+    top = 22 + 20 * (1 + title.count("<br>")) * bool(title) + 24 * (legend and layout.get("showlegend", True))
+    figure.update_layout(**{"template": TEMPLATE, "height": height, "margin_t": top, **layout})
+    if title:
+        figure.update_layout(title_text=title)
+    if x:
+        figure.update_xaxes(title_text=x)
+    if y:
+        figure.update_yaxes(title_text=y)
+    return figure
+
+
+def panels(titles: Sequence[str], **places: Any) -> go.Figure:
+    """Panels side by side, each with its title. places: further arguments of `make_subplots`."""
+    places = {"rows": 1, "cols": len(titles), "horizontal_spacing": 0.1, **places}
+    return make_subplots(subplot_titles=titles, **places).update_annotations(font_size=14)
+
+
+def add_line(
+    figure: go.Figure,
+    x: Any,
+    y: Any,
+    name: str,
+    colour: str,
+    dash: str = "solid",
+    hover: str | None = None,
+    panel: int | None = None,
+    width: float = 2.5,
+    marker: dict[str, Any] | None = None,
+    **more: Any,
+) -> None:
+    """A line, with markers if `marker` says what they look like.
+
+    hover: the hover text. panel: the column that it is drawn in; a line of the same name in each panel is one entry of
+    the legend. more: further arguments of `add_scatter`.
+    """
+    if panel is not None:
+        more = {"legendgroup": name, "showlegend": panel == 1, "row": 1, "col": panel, **more}
+    if hover is not None:
+        more["hovertemplate"] = f"{hover}<extra></extra>"
+    mode = "lines" if marker is None else "lines+markers"
+    line = {"color": colour, "width": width, "dash": dash}
+    figure.add_scatter(**{"x": x, "y": y, "name": name, "mode": mode, "line": line, "marker": marker, **more})
+
+
+def add_band(figure: go.Figure, spread: pd.DataFrame, colour: str, **place: Any) -> None:
+    """The region between the columns "min" and "max" over the index."""
+    figure.add_scatter(
+        x=[*spread.index, *spread.index[::-1]], y=[*spread["max"], *spread["min"][::-1]], fill="toself",
+        fillcolor=colour, opacity=0.18, line_width=0, mode="lines", hoverinfo="skip", showlegend=False, **place,
+    )  # fmt: skip
+
+
+def add_level(figure: go.Figure, y: float, text: str, right: bool = False, **place: Any) -> None:
+    """A dashed horizontal line with its label above the line's left or right end."""
+    side = {"x": 1, "xanchor": "right"} if right else {"x": 0, "xanchor": "left"}
+    label = {"text": text, "font": {"size": 13, "color": QUIET}, **side}
+    figure.add_hline(y=y, line={"color": QUIET, "width": 1.5, "dash": "dash"}, annotation=label, **place)
+
+
+def error_bars(mean: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
+    """`error_x` or `error_y` of intervals: numbers or arrays."""
+    array, minus = np.atleast_1d(np.subtract(high, mean)), np.atleast_1d(np.subtract(mean, low))
+    return {"type": "data", "array": array, "arrayminus": minus, "color": colour, "thickness": 2, "width": 4}
+
+
+# ----------------------------------------------------------------------------------------------- paired differences
 
 
 def in_points(interval: Interval) -> str:
@@ -96,6 +195,29 @@ def in_points(interval: Interval) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def add_interval(
+    figure: go.Figure, interval: Interval, y: float, colour: str, hover: str, ink: str = INK, **more: Any
+) -> None:
+    """A difference with its 95 % interval, in points, and its numbers at the right. interval: as shares of users.
+
+    hover: begins the hover text. ink: the numbers' colour. more: further arguments of `add_scatter`.
+    """
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    marker = {"size": 11, "color": colour, "symbol": "diamond", **more.pop("marker", {})}
+    figure.add_scatter(
+        x=[mean], y=[y], mode="markers", marker=marker, error_x=error_bars(mean, low, high, colour),
+        hovertemplate=f"{hover}: {in_points(interval)}<extra></extra>", **more,
+    )  # fmt: skip
+    text = {"text": in_points(interval), "font": {"size": 13, "color": ink}}
+    figure.add_annotation(x=1.01, xref="paper", y=y, xanchor="left", **text)
+
+
+def add_point_band(figure: go.Figure) -> None:
+    """The line at zero, and a grey band one point to either side of it."""
+    figure.add_vrect(x0=-1, x1=1, fillcolor=SHADE, line_width=0, layer="below")
+    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
+
+
 def differences(
     intervals: Mapping[str, Interval],
     title: str,
@@ -103,61 +225,37 @@ def differences(
     colours: Mapping[str, str | None] | None = None,
     seeds: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Paired differences with their 95 % intervals, a line each, in the order given; the numbers stand to the right.
+    """Paired differences with their 95 % intervals, one per line, in the order given, with the numbers at the right.
 
-    intervals: by label, as shares of users (0.01 is a point). title: said by the caller, from the same numbers.
+    intervals: by label, as shares of users (0.01 is a point). title: made by the caller, from the same numbers.
     colours: by label; a label without one is drawn in ink. seeds: each label's differences seed by seed, as shares,
     drawn as open circles. A grey band is one point to either side of zero.
     """
-    labels = list(intervals)
-    places = dict(zip(labels, range(len(labels)), strict=True))
     figure = go.Figure()
-    figure.add_vrect(x0=-1, x1=1, fillcolor="#F3F5F8", line_width=0, layer="below")
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
+    add_point_band(figure)
     if seeds is not None:
-        each = [(100 * value, places[label] - 0.25) for label in labels for value in seeds[label]]
+        each = [(100 * value, place - 0.25) for place, label in enumerate(intervals) for value in seeds[label]]
         figure.add_scatter(
             x=[at for at, _ in each], y=[place for _, place in each], mode="markers", name="one seed",
             marker={"size": 8, "color": QUIET, "symbol": "circle-open"}, hovertemplate="%{x:+.1f}<extra></extra>",
         )  # fmt: skip
-    for label, place in places.items():
-        interval = intervals[label]
-        mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
-        colour = (colours or {}).get(label) or INK
-        figure.add_scatter(
-            x=[mean], y=[place], mode="markers", name="mean, 95 % interval",
-            showlegend=seeds is not None and place == 0, marker={"size": 11, "color": colour, "symbol": "diamond"},
-            error_x={"array": [high - mean], "arrayminus": [mean - low], "color": colour, "thickness": 2, "width": 5},
-            hovertemplate=f"{label}: {in_points(interval)}<extra></extra>",
-        )  # fmt: skip
-        figure.add_annotation(
-            text=in_points(interval), x=1.01, xref="paper", y=place, xanchor="left", font={"size": 13, "color": INK}
-        )
-    lows, highs = ([100 * getattr(interval, end) for interval in intervals.values()] for end in ("low", "high"))
+    for place, (label, interval) in enumerate(intervals.items()):
+        colour, legend = (colours or {}).get(label) or INK, seeds is not None and place == 0
+        add_interval(figure, interval, place, colour, label, name="mean, 95 % interval", showlegend=legend)
     lines = 1 + title.count("<br>")
-    top = {"y": 1, "yanchor": "top", "yref": "container", "pad": {"t": 18}}
-    figure.update_layout(
-        template=TEMPLATE,
-        height=102 + 20 * lines + 38 * len(labels) + 28 * (seeds is not None),
-        title={"text": title, "x": 0, "xref": "container", "font": {"size": 16}, **top},
-        margin={"t": 34 + 20 * lines + 28 * (seeds is not None), "r": 135},
-    )
-    figure.update_xaxes(title_text=axis, range=[1.15 * min(*lows, -1.0), 1.15 * max(*highs, 1.0)])
-    figure.update_yaxes(
-        range=[len(labels) - 0.5, -0.6],
-        showgrid=False,
-        tickvals=list(places.values()),
-        ticktext=labels,
-        ticksuffix="  ",
-    )
-    return figure
+    height = 102 + 20 * lines + 38 * len(intervals) + 28 * (seeds is not None)
+    lay_out(figure, height, title, axis, margin_r=135)
+    lows, highs = ([100 * getattr(interval, end) for interval in intervals.values()] for end in ("low", "high"))
+    figure.update_xaxes(range=[1.15 * min(*lows, -1.0), 1.15 * max(*highs, 1.0)])
+    ticks = {"tickvals": list(range(len(intervals))), "ticktext": list(intervals), "ticksuffix": "  "}
+    return figure.update_yaxes(range=[len(intervals) - 0.5, -0.6], showgrid=False, **ticks)
 
 
 # ---------------------------------------------------------------------------------- what happens: the recorded grid
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval of HR@1(largest K) − HR@1(smallest K) lets one say, in one word."""
+    """What an interval of HR@1(largest K) − HR@1(smallest K) shows, in one word."""
     if high < 0:
         return "collapses"
     if low >= -0.01 and high <= 0.01:
@@ -171,5 +269,5 @@ def points(mean: float, low: float, high: float) -> str:
 
 
 def level(value: float, metric: str = "hr@1") -> str:
-    """A metric's value as one says it: in per cent where it is a share of users."""
+    """A metric's value as text: a percentage if it is a share of users."""
     return f"{value:.3f}" if metric in AVERAGES else f"{100 * value:.1f} %"

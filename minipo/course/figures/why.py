@@ -22,8 +22,10 @@ from minipo.course.figures.style import (
     OBJECTIVE_LABELS,
     QUIET,
     SATURATION_COLOUR,
+    SHADE,
     TEMPLATE,
     as_text,
+    percent,
     short,
 )
 from minipo.dynamic import DynamicPO
@@ -45,10 +47,8 @@ class Mistake:
 
 
 def mistakes(probe: pd.DataFrame) -> list[Mistake]:
-    """Users of a run's probe with one mistake at its last step.
-
-    Exactly one negative's log-prob is at or above the chosen item's, and its log-ratio is above: it gained since SFT.
-    """
+    """Users of a run's probe with one mistake at its last step: exactly one negative's log-prob is at or above the
+    chosen item's, and its log-ratio is above, so it gained since SFT."""
     found = []
     last = probe[probe["step"] == probe["step"].max()]
     for user, lines in last.groupby("user", sort=True):
@@ -71,10 +71,10 @@ def push_table(
     dynamic: DynamicPO | None = None,
     objectives: Sequence[str] = ("dmpo", "dpo", "sdpo"),
 ) -> pd.DataFrame:
-    """Loss and push on one mistake, column 1, among the other negatives of one user, and with the mistake alone.
+    """Loss and push on one mistake, column 1, among the other negatives of one user, and without them.
 
-    One row an objective: `negatives`, `kept` (those that entered the loss), `loss`, `push`, `dilution`, `saturation`,
-    and `alone_loss`, `alone_push`, `alone_dilution`, `alone_saturation` for the same mistake with no other negative.
+    One row per objective: `negatives`, `kept` (those that entered the loss), `loss`, `push`, `dilution`, `saturation`,
+    and `alone_loss`, `alone_push`, `alone_dilution`, `alone_saturation` for the same mistake without other negatives.
     """
     rows = {}
     for objective in objectives:
@@ -93,7 +93,7 @@ def push_table(
 
 
 def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None, objective: str = "dmpo") -> str:
-    """Read `push_table` aloud, in Markdown; with `selected`, the table under selection, say what that changed."""
+    """Describe `push_table`, in Markdown; with `selected`, the table under selection, what that changed."""
     row = plain.to_dict("index")[objective]
     negatives = row["negatives"]
     if selected is not None:
@@ -112,21 +112,28 @@ def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None, obj
             f"The mistake is alone: {OBJECTIVE_LABELS[objective]}'s loss is {short(row['loss'])} and its push on the "
             f"mistake {short(row['push'])}. Add easy negatives and watch."
         )
-    change = row["loss"] / row["alone_loss"] - 1
-    fall = row["alone_push"] / row["push"]
-    loss = f"The loss {'fell' if change < 0 else 'rose'} **{abs(change):.0%}**".replace("%", " %")
+    change, fall = _changes(row)
+    loss = f"The loss {'fell' if change < 0 else 'rose'} **{percent(abs(change))}**"
     push = f"fell **{short(fall)}-fold**" if fall >= 1 else f"grew **{short(1 / fall)}-fold**"
-    averaging = _factor(row["alone_dilution"] / row["dilution"], "averaging")
-    sigmoid = _factor(row["alone_saturation"] / row["saturation"], "the shared sigmoid")
-    return f"{loss}, the mistake is as it was, and its push {push}: {averaging}, {sigmoid}."
+    return f"{loss}, the mistake is as it was, and its push {push}: {_factors(row)}."
 
 
-def _factor(loss: float, by: str) -> str:
-    return f"{short(loss)} by {by}" if loss >= 0.995 else f"{by} gave back {short(1 / loss)}"
+def _changes(row: dict[Any, Any]) -> tuple[float, float]:
+    """By what share the loss changed, and how many times smaller the push became, when the others were added."""
+    return row["loss"] / row["alone_loss"] - 1, row["alone_push"] / row["push"]
+
+
+def _factors(row: dict[Any, Any]) -> str:
+    """How much of the push was lost to averaging, and how much to the sigmoid."""
+    found = []
+    for part, by in (("dilution", "averaging"), ("saturation", "the shared sigmoid")):
+        loss = row[f"alone_{part}"] / row[part]
+        found.append(f"{short(loss)} by {by}" if loss >= 0.995 else f"{by} gave back {short(1 / loss)}")
+    return ", ".join(found)
 
 
 def push_product(table: pd.DataFrame, objective: str = "dmpo") -> str:
-    """The push on the mistake as the product that it is, from `push_table`."""
+    """The push on the mistake as a product, from `push_table`."""
     row = table.to_dict("index")[objective]
     parts = f"{short(row['dilution'])} (averaging: dilution) × {short(row['saturation'])} (shared sigmoid: saturation)"
     strength = row["push"] / (row["dilution"] * row["saturation"]) if row["push"] > 0 else 1.0
@@ -137,23 +144,21 @@ def push_product(table: pd.DataFrame, objective: str = "dmpo") -> str:
 def guess_sentence(
     plain: pd.DataFrame, times: float | None = None, loss: str | None = None, objective: str = "dmpo"
 ) -> str:
-    """The truth beside a guess of it, in Markdown, from `push_table`.
+    """The truth beside a guess, in Markdown, from `push_table`.
 
-    times: by how many times the push on the mistake was guessed to fall when the other negatives are added; loss:
-    "falls" or "rises", what the loss was guessed to do; None where nothing was guessed.
+    times: the guess of how many times smaller the push on the mistake becomes when the other negatives are added; loss:
+    the guess of what the loss does, "falls" or "rises"; None without a guess.
     """
     row = plain.to_dict("index")[objective]
-    fall, change = row["alone_push"] / row["push"], row["loss"] / row["alone_loss"] - 1
-    averaging = _factor(row["alone_dilution"] / row["dilution"], "averaging")
-    sigmoid = _factor(row["alone_saturation"] / row["saturation"], "the shared sigmoid")
+    change, fall = _changes(row)
     push = f"falls **{short(fall)}-fold**" if fall >= 1 else f"grows **{short(1 / fall)}-fold**"
-    text = f"The push {push} ({averaging}, {sigmoid})"
+    text = f"The push {push} ({_factors(row)})"
     if times is not None:
         off = max(times / fall, fall / times)
         error = f"{short(off)} times too {'much' if times > fall else 'little'}" if off > 1.1 else "right"
         text += f"; you said {short(times)}-fold: **{error}**"
     truth = "falls" if change < 0 else "rises"
-    text += f". The loss **{truth}** {abs(change):.0%}".replace("%", " %")
+    text += f". The loss **{truth}** {percent(abs(change))}"
     if loss is not None:
         text += f"; you said it {loss}: **{'right' if loss == truth else 'wrong'}**"
     return text + "."
@@ -168,8 +173,8 @@ def margin_line(
     """One user's negatives on a line of margins, equal ones stacked: how far the chosen item is ahead of each.
 
     rewards: βρ of the candidates, used: what entered the loss, both a row of `PreferenceOutput`; names: the negatives',
-    the mistake first. The triangle is where the line would balance: the mean margin of the negatives in use, which is
-    what DMPO puts into its sigmoid. `span` keeps the axis still while a slider moves.
+    the mistake first. The triangle, where the line would balance, is the mean margin of the negatives in use, which
+    DMPO puts into its sigmoid. `span` fixes the axis while a slider moves.
     """
     margins = np.asarray(rewards[0] - rewards[1:], dtype=float)
     used = np.asarray(used, dtype=bool)
@@ -181,35 +186,21 @@ def margin_line(
     others = np.arange(len(margins)) > 0
     colour = OBJECTIVE_COLOURS["dmpo"] if used.all() else DYNAMIC_COLOUR
 
-    dots = []
+    figure = go.Figure()
     for group, marker in (
         (others & used, {"color": "#7F8A9A", "size": 9}),
         (others & ~used, {"color": "white", "size": 9, "line": {"color": FAINT, "width": 1.5}}),
         (~others, {"color": INK, "size": 14, "symbol": "diamond"}),
     ):
-        dots.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": margins[group],
-                "y": heights[group],
-                "marker": marker,
-                "text": [name for name, inside in zip(names, group, strict=True) if inside],
-                "hovertemplate": "%{text}<br>margin %{x:.2f}<extra></extra>",
-                "cliponaxis": False,
-            }
-        )
+        figure.add_scatter(
+            x=margins[group], y=heights[group], mode="markers", marker=marker, text=np.array(names, object)[group],
+            hovertemplate="%{text}<br>margin %{x:.2f}<extra></extra>", cliponaxis=False,
+        )  # fmt: skip
     mean = margins[used].mean()
-    dots.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [mean],
-            "y": [-2.7],
-            "marker": {"symbol": "triangle-up", "size": 18, "color": colour},
-            "hovertemplate": "mean margin %{x:.2f}<extra></extra>",
-        }
-    )
+    figure.add_scatter(
+        x=[mean], y=[-2.7], mode="markers", marker={"symbol": "triangle-up", "size": 18, "color": colour},
+        hovertemplate="mean margin %{x:.2f}<extra></extra>",
+    )  # fmt: skip
 
     def note(text: str, x: float, y: float, to: str = "center", shift: int = 0, color: str = QUIET) -> dict[str, Any]:
         place = {"x": x, "y": y, "xanchor": to, "xshift": shift, "align": to}
@@ -246,31 +237,25 @@ def margin_line(
         fits = margins[index] + half < high + width
         free = [row for row, end in enumerate(rows) if fits and end < margins[index] - half]
         y = lowest + 2.7 * free[0] if free else np.inf
-        if y < 17:  # else the name is only shown under the pointer
+        if y < 17:  # else the name is shown only on hover
             rows[free[0]] = margins[index] + half + width
             notes.append(note(f"{names[index]} {more}", margins[index], y))
             leaders.append({"type": "line", "x0": margins[index], "x1": margins[index], "y0": 1, "y1": y - 1.2})
-    return go.Figure(
-        data=dots,
-        layout={
-            "template": TEMPLATE,
-            "height": 205,
-            "showlegend": False,
-            "margin": {"t": 4},
-            "annotations": notes,
-            "shapes": [
-                {"type": "rect", "x0": low, "x1": 0, "y0": 0, "y1": 1, "yref": "y domain", "fillcolor": "#F3F5F8",
-                 "line": {"width": 0}, "layer": "below"},
-                {"type": "line", "x0": low, "x1": high, "y0": -1.1, "y1": -1.1, "line": {"color": FAINT, "width": 2}},
-                *({**leader, "line": {"color": GRID, "width": 1.5}, "layer": "below"} for leader in leaders),
-            ],
-            "xaxis": {"range": [low, high], "title": {"text": MARGIN}},
-            "yaxis": {"visible": False, "range": [-4.3, 20]},
-        },
+    line: dict[str, Any] = {"type": "line", "y0": -1.1, "y1": -1.1, "line": {"color": FAINT, "width": 2}}
+    wrong = {"type": "rect", "x0": low, "x1": 0, "y0": 0, "y1": 1, "yref": "y domain", "fillcolor": SHADE}
+    thin = {"line": {"color": GRID, "width": 1.5}, "layer": "below"}
+    return figure.update_layout(
+        template=TEMPLATE, height=205, showlegend=False, margin_t=4, annotations=notes,
+        shapes=[
+            {**wrong, "line": {"width": 0}, "layer": "below"}, {**line, "x0": low, "x1": high},
+            *({**leader, **thin} for leader in leaders),
+        ],
+        xaxis={"range": [low, high], "title": {"text": MARGIN}}, yaxis={"visible": False, "range": [-4.3, 20]},
     )  # fmt: skip
 
 
-BARS = {"template": TEMPLATE, "height": 190, "barmode": "overlay", "margin": {"t": 26, "b": 54}}  # of a table's rows
+ROWS = {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "}
+BARS = {"template": TEMPLATE, "height": 190, "barmode": "overlay", "margin": {"t": 26, "b": 54}, "yaxis": ROWS}
 
 
 def _painted(table: pd.DataFrame, dynamic: bool) -> tuple[list[str], list[str]]:
@@ -285,16 +270,16 @@ def _heading(text: str) -> dict[str, Any]:
 
 
 def _alone(at: pd.Series, labels: list[str], **more: Any) -> dict[str, Any]:
-    """A tick where each row stands with the mistake alone."""
+    """A tick at each row's value for the mistake as the only negative."""
     mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
     words = {"name": "alone", "hovertemplate": "mistake alone: %{x:.3f}<extra></extra>"}
     return {"type": "scatter", "mode": "markers", "x": at, "y": labels, "marker": mark, **words, **more}
 
 
 def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
-    """The loss of each row of `push_table`, and a tick where it stands with the mistake alone.
+    """The loss of each row of `push_table`, and a tick for the mistake as the only negative.
 
-    `dynamic` paints the bars in DynamicPO's blue.
+    `dynamic`: draw the bars in DynamicPO's blue.
     """
     labels, colours = _painted(table, dynamic)
     bars = {"type": "bar", "orientation": "h", "x": table["loss"], "y": labels, "width": 0.55, "showlegend": False}
@@ -310,7 +295,6 @@ def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
             **BARS,
             "annotations": [_heading("<b>Loss</b>"), *notes],
             "xaxis": {"range": [0, top], "nticks": 4, "showgrid": False, "tickfont": {"size": 12}},
-            "yaxis": {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "},
         },
     )
 
@@ -318,9 +302,9 @@ def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
 def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = None) -> go.Figure:
     """Push on the mistake, on a log scale, for each row of `push_table`.
 
-    A bar is the push that is left; behind it, from where the push stands with the mistake alone, what averaging
-    (dilution) and the shared sigmoid (saturation) took. `dynamic` paints the bars in DynamicPO's blue. guess: by how
-    many times the first row's push was guessed to fall; a diamond stands there.
+    A bar is the push that is left; behind it, down from the push with the mistake as the only negative, is what
+    averaging (dilution) and the shared sigmoid (saturation) took. `dynamic`: draw the bars in DynamicPO's blue. guess:
+    how many times smaller the first row's push was guessed to become, drawn as a diamond.
     """
     labels, colours = _painted(table, dynamic)
     pushed = table["push"][table["push"] > 0]
@@ -331,7 +315,7 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
     floor = 10.0**exponent
     push, alone = table["push"].clip(lower=floor), table["alone_push"].clip(lower=floor)
     diluted = (alone * table["dilution"] / table["alone_dilution"]).clip(lower=push, upper=alone)
-    told = [
+    hover = [
         f"{label}: push {row['push']:.3g}<br>"
         f"= {row['dilution']:.3g} (dilution) × {row['saturation']:.3g} (saturation), times β"
         for label, row in zip(labels, table.to_dict("records"), strict=True)
@@ -340,8 +324,8 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
     def bar(start: Any, end: Any, color: Any, **more: Any) -> dict[str, Any]:
         """A horizontal bar; on the log axis it needs a base."""
         place = {"type": "bar", "orientation": "h", "y": labels, "width": 0.55, "showlegend": False}
-        hover = {"hoverinfo": "text", "hovertext": told}
-        return {**place, **hover, "base": start, "x": np.maximum(end - start, 0), "marker": {"color": color}, **more}
+        place |= {"base": start, "x": np.maximum(end - start, 0), "marker": {"color": color}}
+        return {**place, "hoverinfo": "text", "hovertext": hover, **more}
 
     lost = {
         "averaging": (diluted, alone, DILUTION_COLOUR, table["alone_dilution"] / table["dilution"]),
@@ -354,7 +338,7 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
         notes += [
             {"text": f"÷ {short(by)}", "x": (np.log10(left) + np.log10(right)) / 2, "y": label}
             for label, left, right, by in zip(labels, start, end, factor, strict=True)
-            if right / left > 2.5  # else there is no room
+            if right / left > 2.5  # otherwise there is no room
         ]
     notes += [
         {
@@ -376,13 +360,7 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
             **BARS,
             "annotations": [_heading("<b>Push on the mistake</b> (log scale)"), *notes],
             "legend": {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"},
-            "xaxis": {
-                "type": "log",
-                "range": [exponent, last],
-                "dtick": 1 if exponent > -7 else 2,
-                "exponentformat": "power",
-                "tickfont": {"size": 12},
-            },
-            "yaxis": {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "},
+            "xaxis": {"type": "log", "range": [exponent, last], "dtick": 1 if exponent > -7 else 2,
+                      "exponentformat": "power", "tickfont": {"size": 12}},
         },
-    )
+    )  # fmt: skip

@@ -45,7 +45,7 @@ def test_every_run_of_every_grid_is_drawn_in_its_objectives_colour():
 def test_the_sentence_counts_runs_and_what_is_absent():
     grids = {"a": table(PLAIN, WHOLE, PART), "b": table(PLAIN)}
     assert runs_sentence(grids) == (
-        "**4 recorded runs** in 2 grids stand behind the pages, of DMPO, S-DPO; the largest, *a*, has 3."
+        "**4 recorded runs** in 2 grids are behind the pages, of DMPO, S-DPO; the largest, *a*, has 3."
     )
     assert runs_sentence(grids, 2).endswith("has 3. 2 more are missing or damaged.")
     assert runs_sentence({}, 9).startswith("No recorded grid can be read here")
@@ -78,12 +78,15 @@ def test_both_kinds_of_users_stand_under_each_other():
         ("C", "D", Interval(0.01, 0.002, 0.02), Interval(0.004, 0.0, 0.011)),
     ]
     figure = json.loads(on_unseen(pairs, (2000, 4000)).to_json())
-    assert [trace["name"] for trace in figure["data"]] == ["2,000 test users", "4,000 unseen users"]
-    assert [trace["x"] for trace in figure["data"]] == [pytest.approx([-1.1, 1.0]), pytest.approx([-0.7, 0.4])]
+    shown = [(trace["name"], trace["x"][0]) for trace in figure["data"]]
+    tests, unseen_ = "2,000 test users", "4,000 unseen users"
+    assert [name for name, _ in shown] == [tests, tests, unseen_, unseen_]
+    assert [x for _, x in shown] == pytest.approx([-1.1, 1.0, -0.7, 0.4])
+    assert [trace["showlegend"] for trace in figure["data"]] == [True, False, True, False]
     texts = [note["text"] for note in figure["layout"]["annotations"]]
     assert "−0.7 [−1.2, −0.2]" in texts
     assert "<b>A</b> minus &lt;B&gt;" in texts
     assert unseen_sentence(pairs) == (
-        "Of 2 headline differences, 2 leave out zero on test users and **1 of these** do so again, on the same side, "
+        "Of 2 headline differences, 2 exclude zero on test users and **1 of these** do so again, on the same side, "
         "on users that played no part in any choice. All of them are smaller there."
     )

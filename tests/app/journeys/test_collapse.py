@@ -70,7 +70,7 @@ def test_a_guess_is_revealed_and_its_link_shows_the_same(visit: Visit, picture: 
 
 def test_a_link_of_nonsense_says_which_part_of_it_means_nothing(visit: Visit):
     page = visit("collapse?curve=GPO&metric=MRR&foo=1")
-    expect(page.get_by_text("means nothing here and was passed over: foo, curve.")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("were not recognised and were ignored: foo, curve.")).to_be_visible(timeout=SLOW)
     expect(page.get_by_text("its MRR changes by")).to_be_visible(timeout=SLOW)
 
 

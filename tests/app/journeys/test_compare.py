@@ -105,7 +105,7 @@ def test_copy_the_command_and_the_cell(visit: Visit) -> None:
 def test_nonsense_in_the_link_is_told(visit: Visit) -> None:
     page = visit("compare?metric=beauty&colour=red&run=nobody")
     expect(
-        page.get_by_text("Part of this link means nothing here and was passed over: colour, metric.")
+        page.get_by_text("Some parameters of this link were not recognised and were ignored: colour, metric.")
     ).to_be_visible()
     expect(page.get_by_text("A run of this link is not on this server")).to_be_visible()
     expect(page.get_by_text("Against DMPO, K = 1")).to_be_visible()

@@ -68,7 +68,7 @@ def test_a_file_of_hostile_names_becomes_a_report_and_a_run(
     settled(page)
     page.get_by_role("button", name="This upload").click()
     page.get_by_role("button", name="Remove my data").click()
-    expect(page.get_by_text("are removed.")).to_be_visible()
+    expect(page.get_by_text("were removed.")).to_be_visible()
     page.goto(link)
     expect(page.get_by_text("not on this server")).to_be_visible()
 
@@ -80,7 +80,7 @@ def test_files_that_are_too_large_or_broken_are_one_sentence_and_the_app_stays_u
     page.goto(f"{page.url}data?data=../../etc/passwd&colour=red")
     settled(page)
     expect(page.get_by_text("The upload of this link is not on this server")).to_be_visible()
-    expect(page.get_by_text("means nothing here and was passed over: colour.")).to_be_visible()
+    expect(page.get_by_text("were not recognised and were ignored: colour.")).to_be_visible()
     for megabytes in (25, 200):
         path = tmp_path / f"{megabytes}.csv"
         with path.open("wb") as file:

@@ -82,5 +82,5 @@ def test_the_first_visitor_of_a_new_server_may_come_by_a_link(tmp_path: Path, br
         page.goto(f"{address}/suppression?K=5&nothing=1")
         settled(page)
         expect(page.get_by_text("At K = 5, from before training")).to_be_visible()
-        expect(page.get_by_text("Part of this link means nothing here and was passed over: nothing.")).to_be_visible()
+        expect(page.get_by_text("were not recognised and were ignored: nothing.")).to_be_visible()
         expect(page.get_by_role("link", name="Live lab")).to_be_visible()

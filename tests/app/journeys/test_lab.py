@@ -85,7 +85,7 @@ def test_a_run_is_watched_left_found_again_shared_and_removed(visit: Visit, pict
     expect(page.get_by_text("Recorded, not live.")).to_be_visible(timeout=20_000)
     other.reload()
     settled(other)
-    expect(other.get_by_text("One run of this link is not on this server any more")).to_be_visible()
+    expect(other.get_by_text("One run of this link is no longer on this server")).to_be_visible()
 
 
 def test_long_runs_wait_in_line_and_are_stopped_from_two_tabs(visit: Visit, picture: Picture):
@@ -95,7 +95,7 @@ def test_long_runs_wait_in_line_and_are_stopped_from_two_tabs(visit: Visit, pict
     if limits.SLOTS < limits.RUNS_AT_ONCE:
         expect(page.get_by_text("In the queue, place 1: next in line.")).to_be_visible(timeout=30_000)
         page.get_by_role("button", name="Cancel").click()
-        expect(page.get_by_text("Stopped before it began.")).to_be_visible(timeout=20_000)
+        expect(page.get_by_text("Stopped before it started.")).to_be_visible(timeout=20_000)
     expect(page.get_by_text(re.compile(r"Step \d+ of 1000, about"))).not_to_have_count(0, timeout=120_000)
     picture(page, "lab-training")
 
@@ -112,5 +112,5 @@ def test_long_runs_wait_in_line_and_are_stopped_from_two_tabs(visit: Visit, pict
         expect(others).to_have_count(stops.count(), timeout=20_000)
     for each in (page, tab):
         expect(each.get_by_text(re.compile("It had reached step"))).not_to_have_count(0)
-        expect(each.get_by_role("button", name="Go on")).not_to_have_count(0)
+        expect(each.get_by_role("button", name="Resume")).not_to_have_count(0)
         expect(each.get_by_role("button", name="Train", exact=True)).to_be_enabled()

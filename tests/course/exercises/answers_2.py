@@ -30,7 +30,7 @@ def easy():
         },
         "messages": {
             "test-kept": ["In row 1 the boundary is 1", "negatives 2, 3 are left out", "3 distinct values"],
-            "test-easy": ["9, 10 nats below the chosen item", "easy items alone"],
+            "test-easy": ["9, 10 nats below the chosen item", "only easy items"],
         },
     },
     "k-means by sums of squares": {

@@ -61,7 +61,7 @@ def dmpo_push(policy, reference, beta):
         "messages": {
             "test-margins": ["these are differences of log-probs", "against what is a log-ratio measured?"],
             "test-push": ["β = 0.5: β is in there twice", "nowhere else"],
-            "test-fall": "whose z stands in it",
+            "test-fall": "whose z is in it",
         },
     },
     "norm for share": {

@@ -31,7 +31,7 @@ def rule(logps):
 """,
         },
         "messages": {
-            "test-valid": ["absent ones, whose log-prob is −inf", "where does it stand in the order?"],
+            "test-valid": ["absent ones, whose log-prob is −inf", "what is its place in the order?"],
             **NOT_STARTED,
         },
     },

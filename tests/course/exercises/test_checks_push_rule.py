@@ -84,7 +84,7 @@ def test_float32_lists_and_numpy_will_do(name):
         ("4.2 margins", lambda p, r, b: b * (p[0] - p[1:]), "differences of log-probs"),
         ("4.2 margins", lambda p, r, b: margins(p, r, 1), "β = 0.5: β is missing"),
         ("4.2 margins", lambda p, r, b: b * margins(p, r, b), "β is in there twice"),
-        ("4.2 margins", lambda p, r, b: b * (p - r)[0] - (p - r)[1:], "β multiplies one side alone"),
+        ("4.2 margins", lambda p, r, b: b * (p - r)[0] - (p - r)[1:], "β multiplies only one side"),
         ("4.2 margins", lambda p, r, b: b * ((p - r)[0] - (p - r)), "20 numbers for 19 negatives"),
         ("4.2 margins", lambda p, r, b: torch.ones(3), "has 3 numbers"),
         ("4.2 margins", lambda p, r, b: margins(p, r, b) * math.nan, "holds nan"),

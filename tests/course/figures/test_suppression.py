@@ -118,7 +118,7 @@ def test_what_an_interval_says():
         ((BETTER, WIDE, BETTER), "is not shown to hold DMPO back, but may. The pushes on the easy negatives beside"),
         ((NOTHING, BETTER, BETTER), "small weight holds the ranking down"),
         ((BETTER, BETTER, NOTHING), "both count"),
-        ((NOTHING, NOTHING, WORSE), "do not tell which of the two"),
+        ((NOTHING, NOTHING, WORSE), "do not show which of the two"),
     ],
 )
 def test_the_swaps_conclusion_follows_from_the_intervals(intervals, conclusion):
@@ -197,14 +197,14 @@ def test_sentences_of_pushes_follow_the_numbers():
     })  # fmt: skip
     said = training_sentence(runs)
     assert "push on a boundary negative grows 2.0-fold, on an easy one it falls 10-fold" in said
-    assert "gets **87\u00a0%** of all push" in said
+    assert "gets **87 %** of all push" in said
     few = runs.assign(negatives=3, push_boundary=[0.1, 0.4], push_share=0.5)
     against = negatives_sentence(pd.concat([few, runs]))
     assert "From K = 3 to 19, DMPO's push on a boundary negative at the end of training **falls 2.0-fold**" in against
-    assert "goes from 50\u00a0% to 87\u00a0%" in against
+    assert "goes from 50 % to 87 %" in against
     begin = probed_pushes(pushes(pd.DataFrame({
         "step": 0, "user": 1, "candidate": range(5), "item": list("wabcd"), "reference": -5.0, "policy": -5.0,
     })))  # fmt: skip
     assert reading_sentence(begin, runs).startswith("Before training every push is the same, 0.12")
     later = begin.assign(push_boundary=0.4)
-    assert "the loss is more content with the users" in reading_sentence(begin, runs, later)
+    assert "the push is smaller on the users" in reading_sentence(begin, runs, later)
