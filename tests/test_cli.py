@@ -335,7 +335,7 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
             "{tmp_path}/notes.txt is not a file that minipo reads; give one whose name ends in .csv",
         ),
         ("data catalog --dataset-seed -1", "The dataset's seed is -1; use a whole number of 0 or more."),
-        ("sft --dataset {tmp_path}/notes.txt", "{tmp_path}/notes.txt is no file that minipo reads; "),
+        ("sft --dataset {tmp_path}/notes.txt", "{tmp_path}/notes.txt is not a file that minipo reads; "),
         (
             "data catalog --titles {tmp_path}/notes.txt",
             "titles applies only to a table of your own interactions, which catalog is",
@@ -505,7 +505,7 @@ def test_pair_writes_its_file_and_prints_the_difference(capsys, tiny, tmp_path):
         ("negatives=x", "negatives must be a valid integer, not 'x'."),
         ("negative=1", "Unknown setting 'negative'. Did you mean 'negatives'?"),
         ("objective=dmmpo", "Unknown objective 'dmmpo'. Did you mean 'dmpo'?"),
-        ("seed=1", "A pair's runs have one seed"),
+        ("seed=1", "A pair's runs share one seed"),
         ("negatives=15", "The two sides have the same settings; change one of them."),
         ("template='line", 'The settings "template=\'line" have an unmatched quotation mark; close it.'),
     ],

@@ -678,7 +678,7 @@ def test_a_test_user_of_other_data_is_not_put_beside_recorded_log_probs(scored, 
 def test_log_probs_of_another_run_are_refused(scored):
     recorded, policy, sft = scored
     (recorded.folder / "scores" / "0.parquet").unlink()
-    with pytest.raises(ValueError, match=r"^\d+ test users have another rank under the log-probs of 0 than"):
+    with pytest.raises(ValueError, match=r"^\d+ test users have a different rank under the log-probs of 0 than"):
         record_scores(recorded, {0: -policy}, sft)
     assert not recorded.scores
 
