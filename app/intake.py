@@ -178,7 +178,7 @@ def check_parquet(path: Path) -> None:
                     longest = pa.compute.max(pa.compute.binary_length(values)).as_py() or 0
                     if longest > 4 * limits.CELL:  # bytes; a letter takes up to four
                         raise ValueError(
-                            f"{path}: a cell of the column {shown([name])} has more than {limits.CELL} letters, "
+                            f"{path}: a cell of the column {shown([name])} has more than {limits.CELL} characters, "
                             f"the limit here; shorten it, or leave the column out."
                         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

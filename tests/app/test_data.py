@@ -190,7 +190,7 @@ def test_too_many_runs_at_once_are_refused_in_one_sentence(monkeypatch: pytest.M
     app = opened("data", data=own_upload().token)
     monkeypatch.setattr(limits, "RUNS_AT_ONCE", 0)
     app.button(key="train").click().run()
-    assert "You have 0 uploads being read, the maximum" in app.error[0].value
+    assert "You have 0 runs waiting or training, the maximum" in app.error[0].value
 
 
 def test_a_long_training_is_told_before_it_starts():

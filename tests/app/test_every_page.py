@@ -89,13 +89,13 @@ def test_a_lost_record_leaves_it_standing(grids, tmp_path, page, damage):
 @every_page
 def test_a_link_full_of_nonsense_is_told(grids, tmp_path, monkeypatch, page, nonsense):
     known: set[str] = set()
-    ask = shell.asked
+    ask = shell.check_link
 
     def asked(name: str, names: Any) -> None:
         known.update(names)
         ask(name, names)
 
-    monkeypatch.setattr(shell, "asked", asked)
+    monkeypatch.setattr(shell, "check_link", asked)
     opened(page)
     assert known
     app = opened(page, **dict.fromkeys(known, nonsense), unheard=nonsense)

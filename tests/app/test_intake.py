@@ -211,10 +211,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "ragged.csv": (lambda: HEADER + b"anna,Larks, The,2025-01-01\n", "line 2 has 4 cells where the first line has 3"),
     "huge-cell.csv": (
         lambda: HEADER + b"anna," + 10 * 2**20 * b"x" + b",1\n",
-        "line 2: a cell has more than 300 letters",
+        "line 2: a cell has more than 300 characters",
     ),
     "open-quote.csv": (lambda: HEADER + b'anna,"The Larks,1\n' + 1000 * ROW, "close the quotation mark"),
-    "huge-header.csv": (lambda: 10 * 2**20 * b"x" + b",item,timestamp\n" + ROW, "a cell has more than 300 letters"),
+    "huge-header.csv": (lambda: 10 * 2**20 * b"x" + b",item,timestamp\n" + ROW, "a cell has more than 300 characters"),
     "wide.csv": (
         lambda: b",".join(b"c%d" % n for n in range(10_000)) + b"\n" + ROW,
         "has 10,000 columns, and 50 is the limit",
@@ -237,10 +237,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         "is not a list of names",
     ),
     "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "a row lists 60 items, and 50 is the limit"),
-    "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 letters"),
+    "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 characters"),
     "many.parquet": (
         lambda: as_parquet(pa.table({"user": pa.nulls(10**6, pa.int8()), "item": pa.nulls(10**6, pa.int8())})),
-        "has 1,000,000 rows, and 300,000 is the limit",
+        "has 1,000,000 rows, the limit is 300,000",
     ),
     "bomb.parquet": (
         lambda: as_parquet(pa.table({"user": ["a"], "item": [too_much() * "x"], "timestamp": [1]}), compression="zstd"),
@@ -257,7 +257,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
             ),
             compression="zstd",
         ),
-        "a cell of the column item has more than 300 letters",
+        "a cell of the column item has more than 300 characters",
     ),
     "nested.parquet": (
         lambda: as_parquet(pa.table({"user": ["a"], "item": [["b"]], "timestamp": [1]})),
@@ -338,7 +338,7 @@ def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch: pytest.Monkey
 def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.3)
     job = handed_in(as_csv(own.example(9)), "plays.csv")
-    assert job.message == "It took longer than 0.3 seconds, the limit here, and was stopped; bring fewer rows."
+    assert job.message == "It took longer than 0.3 seconds, the limit here, and was stopped; leave out some rows."
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "RUN_MINUTES", 1 / 60)
     job = performed(SLEEP)
     assert job.state == "failed"
-    assert "the limit here, and was stopped; it can go on from there." in job.message
+    assert "the limit here, and was stopped; it can be resumed." in job.message
     assert not alive(job.pid)
 
 

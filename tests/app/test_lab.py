@@ -123,7 +123,7 @@ def test_a_link_restores_every_control(tmp_path: Path):
     }  # fmt: skip
     app = opened("lab", ranking="MRR", **{f"train_{name}": value for name, value in link.items()})
     state = app.session_state
-    values = {name: state[f"train_{name}"] for name in forms.NAMES}
+    values = {name: state[f"train_{name}"] for name in link}
     assert values == {
         "dataset": "ml-100k", "model": "pocket-qwen2", "objective": "mppo", "negatives": 7, "dynamic": "on",
         "select": "random", "adjust_beta": "off", "beta": 2.5, "margin": 2.0, "learning_rate": 0.0005, "steps": 70,

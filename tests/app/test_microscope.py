@@ -263,4 +263,4 @@ def test_a_run_whose_folder_is_gone_is_told(probe):
     app = looked(run=job.token)
     shutil.rmtree(job.run)
     app.run()
-    assert "Nothing is left of my run" in app.warning[0].value
+    assert "my run has nothing to show: its files" in app.warning[0].value

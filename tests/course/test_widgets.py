@@ -61,7 +61,7 @@ def test_a_choice_compares_the_guess_with_the_truth() -> None:
     choice.buttons.value = "rises"
     assert choice.result("falls") == "You guessed *rises*; it is **falls**."
     assert choice.result("rises") == "Your guess was right: **rises**."
-    with pytest.raises(ValueError, match="'sinks' is none of the options: rises, stays, falls"):
+    with pytest.raises(ValueError, match="'sinks' is not one of the options: rises, stays, falls"):
         choice.reveal("sinks")
 
 

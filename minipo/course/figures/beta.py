@@ -7,16 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
-    FAINT,
-    INK,
-    OBJECTIVE_COLOURS,
-    QUIET,
-    add_line,
-    lay_out,
-    short,
-)
+from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, add_line, lay_out, short
 
 RATIO = "β<sub>k</sub> / β"
 VIOLATION, TOP = OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR  # the two ways to the boundary, as in notebook 06

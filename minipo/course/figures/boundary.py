@@ -6,16 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
-from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
-    FAINT,
-    INK,
-    OBJECTIVE_COLOURS,
-    QUIET,
-    as_text,
-    lay_out,
-    percent,
-)
+from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, as_text, lay_out, percent
 
 BANDS = ("#EEF1F5", "#E0E5EC", "#D6E8F5")  # the groups, lowest to highest
 

@@ -65,10 +65,7 @@ def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping
 
 
 def packed_row(
-    segments: Int[Tensor, " T"],
-    positions: Int[Tensor, " T"],
-    may_look: Bool[Tensor, "T T"],
-    tokens_alone: int,
+    segments: Int[Tensor, " T"], positions: Int[Tensor, " T"], may_look: Bool[Tensor, "T T"], tokens_alone: int
 ) -> go.Figure:
     """Which tokens see which in one packed row, with each token's position below.
 
