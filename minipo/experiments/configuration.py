@@ -29,7 +29,7 @@ PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run 
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/findings.py settings). PRETRAINED trains SmolLM2-135M
-# on a CPU within a class; its preference learning rate was chosen on 128 of those users (data/findings.py
+# on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users (data/findings.py
 # llm-settings).
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {
