@@ -29,8 +29,8 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
-# What REAL_DATA says was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED is
-# what trains SmolLM2-135M on a CPU in a class's time; its preference learning rate was chosen on 128 of those users
+# REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
+# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users
 # (data/record.py ml-100k-smollm2-settings).
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {
