@@ -348,7 +348,6 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
             "sweep --dataset ml-100k --liked-from 3,4",
             "liked_from applies only to a table of your own interactions, which ml-100k",
         ),
-        ("sweep --dataset ml-100k --liked-from 3,4", "liked_from is for a table of your own interactions, and ml-100k"),
         ("sweep --negatives ,", "negatives has no values; give at least one."),
         ("sweep --objective dmpo,spdo", "Unknown objective 'spdo'. Did you mean 'sdpo'? Known: "),
         ("sweep --out {tmp_path}/table.xlsx", "The table's file must end in .parquet or .csv, not 'table.xlsx'"),

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from minipo import scoring, trainers
 from minipo.evaluation import ranking_metrics
-from minipo.experiments import training
+from minipo.experiments import arguments, training
 from minipo.experiments.configuration import (
     REAL_DATA,
     PreferConfig,
@@ -55,8 +55,8 @@ class Cut(Exception):
 @pytest.fixture(autouse=True)
 def checkpoints_at_five(monkeypatch):
     """A checkpoint at every fifth line instead of every tenth, so that few steps have several."""
-    arguments = trainers.training_arguments
-    monkeypatch.setattr(trainers, "training_arguments", lambda *given, **more: arguments(*given, save_steps=5, **more))
+    original = arguments.training_arguments
+    monkeypatch.setattr(arguments, "training_arguments", lambda *given, **more: original(*given, save_steps=5, **more))
 
 
 @pytest.fixture
