@@ -74,7 +74,7 @@ def test_a_run_is_watched_left_found_again_shared_and_removed(visit: Visit, pict
     page.get_by_label("Name", exact=True).fill("Mine, <b>renamed</b> *so*")
     page.get_by_label("Name", exact=True).press("Enter")
     expect(page.locator("[class*=st-key-card_] strong").first).to_have_text("Mine, <b>renamed</b> *so*")
-    page.get_by_text("Keep it").click()
+    page.get_by_text("Keep it", exact=True).click()
 
     other = visit(link.split("/", 3)[3])
     expect(other.get_by_text(RESULT)).to_be_visible()
