@@ -14,6 +14,7 @@ from shell import WORDS, check_link, draw, head, plain, viewer
 from minipo import load_dataset
 from minipo.course import diagnostics
 from minipo.course.figures.style import OBJECTIVE_LABELS
+from minipo.course.microscope import Followed, examine, follow, violations
 from minipo.experiments import files
 from minipo.experiments.runs import Run
 
@@ -43,8 +44,8 @@ class Source:
     test_of: tuple[str, int] | None = None  # a recorded run's grid and row
     training: bool = False
 
-    def followed(self, user: int) -> microscope.Followed:
-        return microscope.follow(self.seen if self.test_of is None else tested(*self.test_of, user), user)
+    def followed(self, user: int) -> Followed:
+        return follow(self.seen if self.test_of is None else tested(*self.test_of, user), user)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -93,7 +94,7 @@ def source(run: str, split: str) -> Source:
             tested(grid, row, users[0])  # raises ValueError if test users were not recorded
             return Source(settings, caption, dict(zip(users, table.ranks[row].tolist(), strict=True)), [], (grid, row))
         seen = probe(table.probes[row])
-        return Source(settings, caption, microscope.violations(seen[-1]), seen)
+        return Source(settings, caption, violations(seen[-1]), seen)
     job = registered(run)
     if job is None:
         raise ValueError("The run of this link is not on this server (any more): choose another one.")
@@ -111,7 +112,7 @@ def source(run: str, split: str) -> Source:
     settings = asdict(Run(job.run).config)
     steps = f"step {seen[-1].step} of {settings['steps']}"
     caption = f"Live run: {name}, {'training, ' * job.active}{steps}"
-    return Source(settings, caption, microscope.violations(seen[-1]), seen, training=job.active)
+    return Source(settings, caption, violations(seen[-1]), seen, training=job.active)
 
 
 def probe(path: Path) -> list[diagnostics.Moment]:
@@ -237,7 +238,7 @@ def choose_moment(row: Any, shown: Source) -> tuple[int, int]:
 
 
 def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[str, Any]:
-    """The controls for a loss, at first the run's own, as `microscope.examine` takes it."""
+    """The controls for a loss, at first the run's own, as `examine` takes it."""
     state, run = st.session_state, loss_of(settings)
     run["K"] = min(run["K"], negatives)
     if not 1 <= state.get("K", 1) <= negatives:
@@ -300,9 +301,9 @@ def picture(who: str, every: float | None) -> None:
                 "MPPO compares averages over an answer's tokens, whose number is not saved for these data: choose "
                 "another loss."
             )
-        table = microscope.examine(followed, lengths=lengths, **loss)
+        table = examine(followed, lengths=lengths, **loss)
         plain_loss = loss | {"select": "off", "adjust_beta": False}
-        before = table if plain_loss == loss else microscope.examine(followed, lengths=lengths, **plain_loss)
+        before = table if plain_loss == loss else examine(followed, lengths=lengths, **plain_loss)
     except ValueError as error:
         area.warning(jobs.private(recorded.fault(error)))
     else:

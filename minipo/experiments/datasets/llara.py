@@ -134,7 +134,7 @@ def _check_names(path: Path, rows: Sequence[Row]) -> None:
     joined = sorted(name for name in taken - known if _holds_names(name, known))
     advice = "join names in historyList by '::', or write a list of them."
     if 10 * len(joined) > len(taken):  # some titles are made of other titles
-        raise ValueError(f"{path}: {joined[0][:80]!r} in a history looks like several names, of candidates; {advice}")
+        raise ValueError(f"{path}: {joined[0][:80]!r} in a history joins several candidates' names; {advice}")
     if not taken & known:
         raise ValueError(f"{path}: no name in a history, such as {min(taken)[:80]!r}, is any row's candidate; {advice}")
 

@@ -184,7 +184,7 @@ def test_names_that_are_joined_otherwise_are_refused(tmp_path, separator):
         row["historyList"] = row["historyList"].replace("::", separator)
     for history in (str, lambda names: [names]):
         listed = [row | {"historyList": history(row["historyList"])} for row in content]
-        with pytest.raises(ValueError, match="in a history looks like several names, of candidates; join names in"):
+        with pytest.raises(ValueError, match="in a history joins several candidates' names; join names in"):
             load_dataset(write(tmp_path / "mine.json", listed))
 
 
