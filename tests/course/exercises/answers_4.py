@@ -84,7 +84,7 @@ def disagreement(parts):
         },
         "messages": {
             "test-views": ["norm is the length of a part", "how far a part takes the whole"],
-            "test-disagreement": "length *per push* is asked",
+            "test-disagreement": "question is length *per push*",
         },
     },
 }
