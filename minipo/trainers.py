@@ -305,7 +305,7 @@ class PreferenceTrainer(_RowTrainer):
             train_dataset=token_rows(
                 processing_class, train_dataset, preference_answers, self.context, negatives, args.seed
             ),
-            eval_dataset=None if eval_dataset is None else self._read(eval_dataset),
+            eval_dataset=None if eval_dataset is None else self.read(eval_dataset),
             **others,
         )
         disable_dropout(self.model)
@@ -339,7 +339,10 @@ class PreferenceTrainer(_RowTrainer):
                 self.objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
             )
 
-    def _read(self, rows: Rows) -> TokenRows:
+    def read(self, rows: Rows | TokenRows) -> TokenRows:
+        """`rows` as token ids, which `reference_logps` and `score` take too: worth it where both are asked for."""
+        if isinstance(rows, TokenRows):
+            return rows
         return token_rows(self.tokenizer, rows, preference_answers, self.context)
 
     def _visited(self) -> NDArray[np.int64]:
@@ -352,18 +355,18 @@ class PreferenceTrainer(_RowTrainer):
         order = self._get_train_sampler().order(0)
         return order if steps >= steps_per_epoch else order[: steps * rows_per_step]
 
-    def reference_logps(self, rows: Rows) -> Scores:
+    def reference_logps(self, rows: Rows | TokenRows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the reference, from the cache or
         computed; −inf where a row has fewer. Raises ValueError after the first step, which changes the model."""
         if self.state.global_step:
             raise ValueError("The model has been trained and is no longer the reference; call this before training.")
-        read = self._read(rows)
+        read = self.read(rows)
         return self.references.logps(read, np.arange(len(read)))
 
-    def score(self, rows: Rows) -> Scores:
+    def score(self, rows: Rows | TokenRows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
         has fewer. In the precision of training and of the reference."""
-        return self.all_logps(self._read(rows))
+        return self.all_logps(self.read(rows))
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
         rows, width = self.train_dataset, max(len(columns) for _, columns in visits)

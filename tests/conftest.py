@@ -16,6 +16,14 @@ from minipo.experiments.training import sft
 TINY = {"train": 64, "validation": 32, "test": 32}  # users
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Every training begins with a collection of garbage, which takes a second after some hundred tests' imports: what
+    is there by now need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """No test reads or fills the user's own cache."""
@@ -43,8 +51,6 @@ def _trained(tiny_splits, tmp_path_factory):
         patch.setitem(DATASETS, "tiny", lambda seed: tiny_splits)
         patch.setenv("MINIPO_HOME", str(folder / "home"))
         run = sft(folder / "run", progress=False, dataset="tiny", steps=80, batch_size=32, learning_rate=3e-3)
-    # Every training begins with a collection of garbage; what is imported by now need not be looked through each time.
-    gc.freeze()
     return run
 
 

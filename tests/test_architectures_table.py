@@ -1,6 +1,5 @@
 """A dozen architectures and a few adapters go through what `benchmarks/architectures.py` does with all of them."""
 
-import gc
 import sys
 
 import pytest
@@ -11,14 +10,6 @@ from minipo.experiments.runs import DATA
 
 FOLDER = DATA.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not (FOLDER / "architectures.py").is_file(), reason="benchmarks/ is not there")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_to_collect():
-    """Each training ends with a collection of garbage, which looks through all that has been imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

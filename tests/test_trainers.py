@@ -1,6 +1,5 @@
 """What a step of SFT and of preference training does, and that seeds, resumption and accumulation do not change it."""
 
-import gc
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -41,8 +40,6 @@ from minipo.reference import fingerprint
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import candidate_logps, pack, packed_logps
 from minipo.trainers import COMPLETE, PreferenceTrainer, SFTTrainer
-
-gc.freeze()  # every training begins with a collection of garbage; what is imported need not be looked through each time
 
 # Names of one to five tokens, so that a mean over tokens is no mean over users.
 NAMES = ("Fox", "Neon Fox", "Iron Lark", "Glass", "Velvet Tiger At Large", "Redemption, The (1994)", "Heat", "Amélie")

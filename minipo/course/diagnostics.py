@@ -265,7 +265,7 @@ def watch(
     check_negatives(splits, config.negatives)
     model, tokenizer = sft_run(config, progress=False).load_model()
     probed_users, ranked = splits.validation[:probed], splits.test if users is None else users
-    train, probe, test = (
+    train, *rest = (
         preference_rows(each, config.template, tokenizer, context_of(model))
         for each in (splits.train, probed_users, ranked)
     )
@@ -278,6 +278,7 @@ def watch(
             config, model, tokenizer, train, None, Path(folder), home() / "reference",
             config.loss() if isinstance(objective, str) else objective, dynamic, progress=False, save_strategy="no",
         )  # fmt: skip
+        probe, test = map(trainer.read, rest)
         probe_reference, test_reference = trainer.reference_logps(probe), trainer.reference_logps(test)
 
         class Watch(TrainerCallback):

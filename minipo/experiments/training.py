@@ -93,10 +93,9 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
-    from minipo.compatibility.architectures import context_of
     from minipo.experiments.arguments import training_arguments
     from minipo.experiments.models import POCKET, add_lora, load_model
-    from minipo.experiments.users import evaluate, preference_rows
+    from minipo.experiments.users import evaluate
     from minipo.trainers import SFTTrainer
 
     splits = splits_of(config)
@@ -112,7 +111,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
-    rows = preference_rows(splits.train, config.template, tokenizer, context_of(model))
+    rows, shortened = _rows(model, tokenizer, splits, config.template)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
@@ -126,7 +125,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
             progress=progress,
             bf16=PRECISION[config.precision],
         ),
-        rows,
+        rows["train"],
         processing_class=tokenizer,
         whole_line=whole_line,
     )
@@ -150,7 +149,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         "steps": steps,
         **{f"val_{name}": value for name, value in validation.metrics.items()},
         **test.metrics,
-        **_shortened(model, tokenizer, splits, config.template),
+        "shortened_prompts": shortened,
         "seconds": seconds,
     }
     return _finish(out, splits, summary)
@@ -176,27 +175,17 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     check_negatives(splits, config.negatives)
     start = sft_run(config, progress=progress)
 
-    from minipo.compatibility.architectures import context_of
     from minipo.evaluation import report
-    from minipo.experiments.users import preference_rows
 
     model, tokenizer = start.load_model()
-    rows = {
-        split: preference_rows(users, config.template, tokenizer, context_of(model))
-        for split, users in (
-            ("train", splits.train),
-            ("validation", splits.validation[: config.validation_users]),
-            ("test", splits.test),
-        )
-    }
-    shortened = _shortened(model, tokenizer, splits, config.template)
+    rows, shortened = _rows(model, tokenizer, splits, config.template)
     _begin(out, config, splits, start.folder / "model")
     trainer = preference_trainer(
         config,
         model,
         tokenizer,
         rows["train"],
-        rows["validation"],
+        rows["validation"][: config.validation_users],
         out / "checkpoints",
         # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
         (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
@@ -205,10 +194,11 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         evaluate_every=config.evaluate_every,
         progress=progress,
     )
-    test_reference = trainer.reference_logps(rows["test"])
+    ranked = trainer.read(rows["test"])
+    test_reference = trainer.reference_logps(ranked)
     seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
     _save_model(trainer, out)
-    test = report(trainer.score(rows["test"]), test_reference)
+    test = report(trainer.score(ranked), test_reference)
     _write_users(out, splits, test)
     run = Run(out)
     last_tenth = run.metrics[lambda table: table.step > 0.9 * config.steps]
@@ -220,7 +210,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         "sft_hr@1": float(start.summary["hr@1"]),
         **{name: value for name, value in test.metrics.items() if name != "pair_loss"},
         "boundary_share": float(last_tenth.boundary_share.mean()),
-        **shortened,
+        "shortened_prompts": shortened,
         "seconds": seconds,
     }
     return _finish(out, splits, summary)
@@ -259,14 +249,18 @@ def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
 
 
-def _shortened(model: Any, tokenizer: Any, splits: Splits, template: str) -> dict[str, int]:
-    """How many prompts of all splits lost their oldest items, because they were longer than the model's context."""
+def _rows(model: Any, tokenizer: Any, splits: Splits, template: str) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
     from minipo.compatibility.architectures import context_of
-    from minipo.experiments.users import fit_prompts
+    from minipo.experiments.users import preference_rows, user_prompt
 
-    context = context_of(model)
-    users = (*splits.train, *splits.validation, *splits.test)
-    return {"shortened_prompts": fit_prompts(tokenizer, users, template, context)[1]}
+    rows, shortened = {}, 0
+    for split in ("train", "validation", "test"):
+        users = getattr(splits, split)
+        rows[split] = preference_rows(users, template, tokenizer, context_of(model))
+        fitted = zip(rows[split], users, strict=True)
+        shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
+    return rows, shortened
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:

@@ -6,6 +6,7 @@ with what is committed. 08, which needs a download, is executed only where that 
 """
 
 import base64
+import gc
 import importlib
 import json
 import multiprocessing
@@ -141,6 +142,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecut
 def run_cells(sources: list[str], folder: Path) -> str:
     """Runs cells as a kernel does, from `folder`: what they show is formatted too. Returns what the last one printed;
     raises AssertionError with what a cell that failed printed."""
+    gc.freeze()  # as tests/conftest.py does
     os.chdir(folder)
     shell = InteractiveShell.instance()
     printed = ""
