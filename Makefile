@@ -13,7 +13,7 @@ PYTEST_ARGUMENTS ?= -n 2 --dist loadfile --no-loadscope-reorder
 ONLY ?=
 
 .NOTPARALLEL:
-.PHONY: help app lab notebooks test test-all record
+.PHONY: help app lab notebooks test test-slow test-all record
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,9 +34,10 @@ test: .venv/installed-dev ## linter, type checker and the fast tests
 	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
 
-test-all: .venv/installed-dev ## every test: the fast ones, then one after the other the slow ones, a browser's too
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
-	.venv/bin/python -m pytest -m slow
+test-slow: .venv/installed-dev ## the slow tests, a browser's too
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n 2 --dist worksteal
+
+test-all: test test-slow ## every test
 
 record: .venv/installed ## everything recorded in data/, and the README's tables (an hour on two cores)
 	.venv/bin/python data/record.py
