@@ -57,7 +57,7 @@ def read(
     liked = np.ones(len(times.numbers), dtype=bool)
     unrated = ~liked
     least = LIKED if liked_from is None else liked_from
-    if "rating" in table.columns:
+    if "rating" in table.called:
         ratings, said = ratings_of(label, table.columns["rating"], table.called["rating"].strip(), liked_from)
         liked, unrated = ratings >= least, np.isnan(ratings)
         notes += said
@@ -139,7 +139,7 @@ def _columns(table: tables.Table) -> list[str]:
         name for name in table.others
         if tables.plain(name) in OPINIONS or any(part in tables.plain(name) for part in ("rating", "score", "stars"))
     ]  # fmt: skip
-    if opinions and "rating" not in table.columns:
+    if opinions and "rating" not in table.called:
         notes.append(
             f"Every row counts as liked; if {shown(opinions)} says which are, give it as numbers in a column rating."
         )

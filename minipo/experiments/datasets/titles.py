@@ -17,7 +17,7 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
     table = tables.read([source], tables.TITLES)
     items, texts = (names_of(table.columns[column]) for column in ("item", "title"))
     rows = pd.DataFrame({"item": items.places, "title": texts.places})
-    if "year" in table.columns:
+    if "year" in table.called:
         rows["year"] = pd.to_numeric(table.columns["year"].to_pandas(), errors="coerce")
     rows = rows[(rows["item"] >= 0) & (rows["title"] >= 0)].drop_duplicates(["item", "title"])
     several = int(rows["item"].duplicated().sum())
