@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def _delimited(source: Source, layout: Layout, folder: Path | None) -> Table:
     places = {column: written.columns.index(name) for column, name in called.items()}
 
     def use(rows: Iterator[list[str]]) -> pa.Table:
-        return _as_table(source, called, ([row[place] for place in places.values()] for row in rows))
+        return _as_table(source, called, map(itemgetter(*places.values()), rows))
 
     names = [place for column, place in places.items() if column in NAMES]
     fitting, columns = delimited.read(source, written, use, names)
@@ -185,7 +186,7 @@ def _json(source: Source, layout: Layout, folder: Path | None) -> Table:
     """JSON lines, which are read twice, because a column may be missing from any object."""
     found = list(dict.fromkeys(name for row in _objects(source) for name in row))
     called = _wanted(source, found, layout)
-    rows = ([row.get(name) for name in called.values()] for row in _objects(source))
+    rows = (tuple(map(row.get, called.values())) for row in _objects(source))
     return Table(_as_table(source, called, rows), called, found)
 
 
@@ -201,10 +202,10 @@ def _objects(source: Source) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def _as_table(source: Source, called: Mapping[str, str], rows: Iterator[list[Any]]) -> pa.Table:
+def _as_table(source: Source, called: Mapping[str, str], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
     """The rows' cells by column, converted part by part, because they need more memory in Python than in Arrow."""
     parts = []
-    while some := list(islice(rows, 100_000)):
+    while some := list(islice(rows, 10_000)):
         cells = {name: pa.array(values) for name, values in zip(called.values(), zip(*some, strict=True), strict=True)}
         parts.append(_as_needed(source, called, pa.table(cells)))
     empty = pa.table({column: pa.array([], pa.string()).dictionary_encode() for column in called})
