@@ -41,21 +41,6 @@ def example() -> tuple[bytes, dict[str, Any]]:
         return path.read_bytes(), own_data.overview(own.read(path))
 
 
-def overview(job: jobs.Job) -> dict[str, Any]:
-    """The worker's report on an upload; ValueError if it is missing."""
-    try:
-        written = job.result.stat().st_mtime_ns
-    except OSError:
-        raise ValueError("The report on these data is missing: upload the file again.") from None
-    return _overview(str(job.result), written)
-
-
-@st.cache_resource(max_entries=50, show_spinner=False)
-def _overview(path: str, written: int) -> dict[str, Any]:
-    """Read again only when the file has another time."""
-    return files.read_json(Path(path))
-
-
 def submit(name: str, content: bytes, me: str) -> None:
     """Submit a file to the worker and put it into the page's link."""
     state = st.session_state
@@ -284,10 +269,9 @@ def page() -> None:
         reading(job.token)
     elif job is not None and job.state == "done":
         try:
-            content = overview(job)
-        except ValueError as error:
-            damaged = "The report on these data is damaged: upload them again."
-            st.error(str(error) if "missing" in str(error) else damaged)
+            content = files.read_json(job.result)
+        except ValueError:
+            st.error("The report on these data is missing or damaged: upload the file again.")
         else:
             report(content, job.name)
             training(job.token, content, me)
