@@ -5,7 +5,6 @@ Everything that is decided here for the user is reported, by an error or by a se
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,56 +39,32 @@ FEW = 0.05  # up to this share of the rows, times outside that range are reporte
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
 
-@dataclass(frozen=True)
-class Names:
-    """The names in a column.
+def names_of(column: pa.ChunkedArray, what: str) -> tuple[Int[np.ndarray, " rows"], list[str], list[str]]:
+    """The names in a column of text with a dictionary: each row's position among them, -1 where there is no name; the
+    names, sorted, each once; and sentences for the report.
 
-    places: each row's position in `names`, -1 where there is no name. names: sorted, each once. joined: how many whole
-    numbers are written both as "1" and as "1.0". apart: the same for columns that also have other names, where both
-    spellings are kept.
-    """
-
-    places: Int[np.ndarray, " rows"]
-    names: list[str]
-    joined: int
-    apart: int
-
-    def doubtful(self) -> list[str]:
-        """The names that may mean a missing value, in words, with their number of rows."""
-        return [
-            f'"{name}" ({(self.places == place).sum():,} rows)'
-            for place, name in enumerate(self.names)
-            if name.lower() in DOUBTFUL
-        ]
-
-    def of(self, rows: Int[np.ndarray, " rows"]) -> "Names":
-        """Only the names in these rows; `places` still covers all rows, with -1 in the others."""
-        here = np.bincount(self.places[rows], minlength=len(self.names)) > 0
-        places = np.full(len(self.places), -1)
-        places[rows] = (np.cumsum(here) - 1)[self.places[rows]]
-        names = [name for name, there in zip(self.names, here, strict=True) if there]
-        return Names(places, names, self.joined, self.apart)
-
-
-def names_of(column: pa.ChunkedArray) -> Names:
-    """The names in a column of text with a dictionary; surrounding spaces are stripped.
-
-    Where all are whole numbers, 1 and 1.0 are the same: a column with a missing number is often written with decimals.
+    Surrounding spaces are stripped. Where all are whole numbers, 1 and 1.0 are the same: a column with a missing number
+    is often written with decimals. what: user or item, for the sentences.
     """
     encoded = column.unify_dictionaries().combine_chunks()
     raw = [name.strip() for name in encoded.dictionary.to_pylist()]
     found = {name for name in raw if name not in MISSING and name.lower() != "nan"}
     whole = {name: number[1] for name in found if (number := WHOLE.fullmatch(name))}
-    twice = len(whole) - len(set(whole.values()))
-    numbers = len(whole) == len(found)
-    if numbers:
+    notes = []
+    if twice := len(whole) - len(set(whole.values())):
+        decision = "were joined" if len(whole) == len(found) else "count as two, because not all are numbers"
+        notes.append(f"{twice:,} {what}s are written both as 1 and as 1.0 and {decision}.")
+    if len(whole) == len(found):
         raw = [whole.get(name, name) for name in raw]
         found = set(whole.values())
     names = sorted(found)
     place = {name: number for number, name in enumerate(names)}
     places = np.array([*(place.get(name, -1) for name in raw), -1])  # the last one is for null
     rows = places[encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False)]
-    return Names(rows, names, twice * numbers, twice * (not numbers))
+    if doubtful := [name for name in names if name.lower() in DOUBTFUL]:
+        counted = [f'"{name}" ({(rows == place[name]).sum():,} rows)' for name in doubtful]
+        notes.append(f"Kept as {what}s: {shown(counted)}; if they mean missing, leave the cells empty.")
+    return rows, names, notes
 
 
 def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
@@ -101,21 +76,11 @@ def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
     return np.arange(len(names))
 
 
-@dataclass(frozen=True)
-class Times:
-    """The times of the rows.
-
-    numbers: increasing with time; nan for a missing time or a placeholder. placeholders: where there was one.
-    notes: sentences for the report.
-    """
-
-    numbers: Float[np.ndarray, " rows"]
-    placeholders: Bool[np.ndarray, " rows"]
-    notes: list[str] = field(default_factory=list)
-
-
-def times_of(label: str, column: pa.ChunkedArray) -> Times:
-    """A column's times: numbers of any kind, dates, or text of either.
+def times_of(
+    label: str, column: pa.ChunkedArray
+) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"], list[str]]:
+    """A column's times from numbers of any kind, dates, or text of either: numbers that increase with time, nan for a
+    missing time or a placeholder; where there was a placeholder; and sentences for the report.
 
     Raises ValueError, which begins with `label`, if a value is not a time, or if seconds and milliseconds are mixed.
     """
@@ -147,7 +112,7 @@ def times_of(label: str, column: pa.ChunkedArray) -> Times:
     advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
     found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
     placeholders, said = _unlike_most(label, found, dates)
-    return Times(np.where(placeholders, np.nan, found), placeholders, notes + said)
+    return np.where(placeholders, np.nan, found), placeholders, notes + said
 
 
 def _unlike_most(

@@ -49,7 +49,7 @@ def test_whole_numbers_with_and_without_a_decimal_point_are_one(table, save):
     splits = load_dataset(save(mixed))
     assert splits == load_dataset(save(numbered, "clean.csv"))
     assert [line.user for line in splits.test] == list(range(12))
-    assert splits.report["notes"] == ["12 users written both as 1 and as 1.0 were joined."]
+    assert splits.report["notes"] == ["12 users are written both as 1 and as 1.0 and were joined."]
     whole = numbered.assign(user=numbered["user"].astype(float))
     assert load_dataset(save(whole, "whole.parquet")) == splits
     large = whole.assign(user=whole["user"] + 1e15)  # which Arrow writes as 1e+15
@@ -61,11 +61,12 @@ def test_whole_numbers_with_and_without_a_decimal_point_are_one(table, save):
 
 
 def test_items_of_rows_left_out_are_no_negatives(table, save):
-    unusable = [("", f"Ghost {number}", 1_700_000_000) for number in range(30)]
+    unusable = [("", f"Ghost {number}", 1_700_000_000) for number in range(30)] + [("a ghost", "", 1_700_000_000)]
     splits = load_dataset(save(with_rows(table, *unusable)))
     assert splits == load_dataset(save(table, "clean.csv"))
     assert splits.report["dropped"] == {
         "rows without user": 30,
+        "rows without item": 1,
         "items that appear only in rows left out": 30,
     }
 
