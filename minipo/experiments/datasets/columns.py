@@ -63,7 +63,7 @@ def names_of(column: pa.ChunkedArray, what: str) -> tuple[Int[np.ndarray, " rows
     rows = places[encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False)]
     if doubtful := [name for name in names if name.lower() in DOUBTFUL]:
         counted = [f'"{name}" ({(rows == place[name]).sum():,} rows)' for name in doubtful]
-        notes.append(f"Kept as {what}s: {shown(counted)}; if they mean missing, leave the cells empty.")
+        notes.append(f"Read as {what}s: {shown(counted)}; if they mean missing, leave the cells empty.")
     return rows, names, notes
 
 

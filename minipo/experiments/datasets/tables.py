@@ -206,8 +206,12 @@ def _as_table(source: Source, called: Mapping[str, str], rows: Iterator[tuple[An
     """The rows' cells by column, converted part by part, because they need more memory in Python than in Arrow."""
     parts = []
     while some := list(islice(rows, 10_000)):
-        cells = {name: pa.array(values) for name, values in zip(called.values(), zip(*some, strict=True), strict=True)}
-        parts.append(_as_needed(source, called, pa.table(cells)))
+        try:
+            cells = pa.table([pa.array(values) for values in zip(*some, strict=True)], names=list(called.values()))
+        except pa.ArrowException as error:
+            said = f"a column holds neither text nor numbers throughout ({error})"
+            raise ValueError(f"{source} cannot be read: {said}; write either.") from None
+        parts.append(_as_needed(source, called, cells))
     empty = pa.table({column: pa.array([], pa.string()).dictionary_encode() for column in called})
     return pa.concat_tables(parts or [empty], promote_options="permissive")
 

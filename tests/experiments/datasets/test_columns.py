@@ -37,8 +37,8 @@ def test_names_that_may_stand_for_nothing_are_kept_and_reported(table, save, nam
     assert splits.items[:1] == ("Item, 00",)
     assert {"NA", "n/a"} < set(splits.items)
     assert splits.report["notes"] == [
-        f'Kept as users: "None" ({counts[0]} rows); if they mean missing, leave the cells empty.',
-        f'Kept as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if they mean missing, leave the cells '
+        f'Read as users: "None" ({counts[0]} rows); if they mean missing, leave the cells empty.',
+        f'Read as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if they mean missing, leave the cells '
         "empty.",
     ]
 
