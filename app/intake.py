@@ -20,14 +20,6 @@ from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.sources import Source, find
 from minipo.experiments.datasets.splits import Splits
 
-# The first bytes of files that are not text.
-SIGNATURES = {
-    b"PAR1": "a Parquet file: let its name end in .parquet",
-    b"PK\x03\x04": "a zip archive or an Excel workbook: save the table itself as CSV, or let an archive end in .zip",
-    b"\x1f\x8b": "compressed with gzip: unpack it first, or let its name end in .gz",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table itself as CSV",
-}
-
 
 def read(path: Path) -> Splits:
     """The dataset in an upload; ValueError in one sentence if it is invalid, or more than `limits` allows."""
@@ -78,11 +70,11 @@ def check_text(source: Source, room: int) -> bytes:
         raise ValueError(
             f"{source.path} unpacks to more than {limits.UNPACKED_MB} MB, the limit here; leave out some rows."
         )
-    for start, what in SIGNATURES.items():
-        if content.startswith(start):
-            raise ValueError(f"{source} is {what}.")
     if b"\0" in content:
-        raise ValueError(f"{source} holds NUL bytes, so it is binary or in UTF-16; save it as text in UTF-8.")
+        raise ValueError(
+            f"{source} holds NUL bytes, so it is not text in UTF-8; save it as CSV in UTF-8, or, if it is a Parquet "
+            f"file or compressed, let its name end in .parquet, .gz or .zip."
+        )
     return content
 
 

@@ -166,8 +166,11 @@ def too_much(share: float = 1.0) -> int:
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked for: some are large
-    "binary.csv": (lambda: bytes(range(256)) * 40, "holds NUL bytes, so it is binary or in UTF-16"),
-    "utf-16.csv": (lambda: as_csv(own.example(9)).decode().encode("utf-16"), "in UTF-16; save it as text in UTF-8"),
+    "binary.csv": (lambda: bytes(range(256)) * 40, "holds NUL bytes, so it is not text in UTF-8"),
+    "utf-16.csv": (
+        lambda: as_csv(own.example(9)).decode().encode("utf-16"),
+        "holds NUL bytes, so it is not text in UTF-8; save it",
+    ),
     "latin-1.csv": (
         lambda: HEADER + "anna,Björk,2025-01-01\n".encode("latin-1"),
         "is not text in UTF-8; save it as CSV in UTF-8",
@@ -200,14 +203,17 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "cut-off.zip": (lambda: zipped(HEADER + ROW)[:-30], "is not a readable zip archive"),
     "cut-off.csv.gz": (lambda: gzip.compress(HEADER + 100 * ROW)[:-20], "cannot be unpacked"),
     "workbook.zip": (lambda: zipped("", **{"xl/workbook.xml": "<x/>"}).replace(b"table.csv", b"table.xml"), "no table"),
-    "binary.zip": (lambda: zipped(bytes(range(256)) * 40), "holds NUL bytes, so it is binary or in UTF-16"),
+    "binary.zip": (lambda: zipped(bytes(range(256)) * 40), "holds NUL bytes, so it is not text in UTF-8"),
     "huge-cell.dat": (lambda: b"1::2::5::3\n1::" + 400 * b"2" + b"::5::4\n", "line 2: a cell has more than 300 char"),
     "two-columns.dat": (lambda: b"1::2\n", "has no header and 2 columns, where MovieLens has user, item, rating"),
     "array.jsonl": (lambda: b'[{"user": 1}]', "row 1: this is not a JSON object"),
     "deep.jsonl": (lambda: 100_000 * b"[" + 100_000 * b"]", "cannot be read"),
-    "archive.csv": (lambda: zipped(as_csv(own.example(9))), "is a zip archive or an Excel workbook"),
-    "packed.json": (lambda: gzip.compress(b"[]"), "is compressed with gzip: unpack it first"),
-    "renamed.csv": (lambda: as_parquet(own.example(9)), "is a Parquet file: let its name end in .parquet"),
+    "archive.csv": (
+        lambda: zipped(as_csv(own.example(9))),
+        "save it as CSV in UTF-8, or, if it is a Parquet file or compressed",
+    ),
+    "packed.json": (lambda: gzip.compress(b"[]"), "let its name end in .parquet, .gz or .zip"),
+    "renamed.csv": (lambda: as_parquet(own.example(9)), "let its name end in .parquet, .gz or .zip"),
     "renamed.parquet": (lambda: as_csv(own.example(9)), "is not a readable Parquet file"),
     "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is not a readable Parquet file"),
     "blank.csv": (lambda: b"\n\n  \n", "is empty; give a file with the columns user, item, timestamp"),

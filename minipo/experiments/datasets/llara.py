@@ -28,13 +28,9 @@ from minipo.experiments.datasets.by_time import keyed
 from minipo.experiments.datasets.splits import Interaction, Splits, with_report
 from minipo.experiments.fetch import fetch
 
-# A file's split: a word in its name begins like this.
-SPLITS = {"train": "(?<![a-z])train", "validation": "(?<![a-z])(val|dev)", "test": "(?<![a-z])test"}
-UNCLEAR = {
-    "train": "train",
-    "validation": "(val|valid|validation|dev)",
-    "test": "test",
-}  # where the name ends like this: lastfmtest
+# A file's split: a word in its name begins like this. Where the letters are within a word, as in lastfmtest, it is not
+# clear whether they mean it.
+SPLITS = {"train": "train", "validation": "(val|dev)", "test": "test"}
 # What separates names in histories that are not written as they should be.
 SEPARATOR = re.compile(r"\s*(?:::|->|→|[\n\t|;,/>])\s*")
 
@@ -92,16 +88,17 @@ def _files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     every = sorted(path.rglob("*.json"))
     for file in every:
-        split = next((split for split, names in SPLITS.items() if re.search(names, file.stem, re.IGNORECASE)), None)
+        name = file.stem.lower()
+        split = next((split for split, begins in SPLITS.items() if re.search(f"(?<![a-z]){begins}", name)), None)
         if split in files:
             raise ValueError(
                 f"{path} has two files for {split}, {files[split].name} and {file.name}; keep one of them."
             )
         if split is not None:
             files[split] = file
+    others = [file for file in every if file not in files.values()]
     for split in [split for split in SPLITS if split not in files]:
-        ends = re.compile(f"{UNCLEAR[split]}$", re.IGNORECASE)
-        if unclear := [file for file in every if file not in files.values() and ends.search(file.stem)]:
+        if unclear := [file for file in others if re.search(SPLITS[split], file.stem.lower())]:
             raise ValueError(
                 f"{unclear[0]} may hold {split} rows or not: if it does, separate the word, as in "
                 f"lastfm-{'val' if split == 'validation' else split}.json; if not, remove it from the folder."

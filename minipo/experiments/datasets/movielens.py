@@ -63,14 +63,13 @@ def unique_titles(titles: list[str], years: list[str]) -> list[str]:
     dated = [
         f"{title} ({year})" if year and shared[title] > 1 else title for title, year in zip(said, years, strict=True)
     ]
-    seen: Counter[str] = Counter()
+    again: Counter[str] = Counter()
     unique: dict[str, None] = {}
     for title in dated:
-        seen[title] += 1
-        name = title if seen[title] == 1 else f"{title} #{seen[title]}"
-        while name in unique:  # another item has this name
-            seen[title] += 1
-            name = f"{title} #{seen[title]}"
+        name = title
+        while name in unique:
+            again[title] += 1
+            name = f"{title} #{again[title] + 1}"
         unique[name] = None
     return list(unique)
 

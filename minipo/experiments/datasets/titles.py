@@ -1,5 +1,6 @@
 """Names of items: a table of titles for a table of ids."""
 
+import numpy as np
 import pandas as pd
 
 from minipo.experiments.datasets import tables
@@ -16,7 +17,7 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
     """
     table = tables.read([source], tables.TITLES)
     (item_of, items, _), (text_of, texts, _) = (names_of(table.columns[name], name) for name in ("item", "title"))
-    rows = pd.DataFrame({"item": item_of, "title": text_of})
+    rows = pd.DataFrame({"item": item_of, "title": text_of, "year": np.nan})
     if "year" in table.called:
         rows["year"] = pd.to_numeric(table.columns["year"].to_pandas(), errors="coerce")
     rows = rows[(rows["item"] >= 0) & (rows["title"] >= 0)].drop_duplicates(["item", "title"])
@@ -34,11 +35,7 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
         " ".join(texts[int(title)].split()) if there else name
         for name, title, there in zip(ids, found["title"], titled, strict=True)
     ]
-    years = [""] * len(ids)
-    if "year" in found:
-        years = [
-            f"{year:.0f}" if there else "" for year, there in zip(found["year"], found["year"].notna(), strict=True)
-        ]
+    years = ["" if np.isnan(year) else f"{year:.0f}" for year in found["year"].astype(float)]
     notes = [*table.notes, f"Titles of items are from {source.name}."]
     if untitled := int((~titled).sum()):
         notes.append(f"{untitled:,} items have no title there and are called by their id.")
