@@ -182,7 +182,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         lambda: zipped(HEADER + too_much(0.6) * b"x", **{"other.csv": HEADER + too_much(0.6) * b"x"}),
         "unpacks to more than 200 MB, the limit here",
     ),
-    "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "there is one user"),
+    "bzip2.zip": (lambda: zipped(HEADER + ROW, zipfile.ZIP_BZIP2), "that only others met (users: 1; items: 1;"),
     "bzip2-bomb.zip": (
         lambda: zipped(HEADER + too_much() * b"x", zipfile.ZIP_BZIP2),
         "unpacks to more than 200 MB, the limit here",
@@ -193,12 +193,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     ),
     "long.zip": (
         lambda: zipped(HEADER + 200_000 * ROW, **{"other.csv": HEADER + 200_000 * ROW}),
-        "rows, and 300,000 is the limit here",
+        "lines, and 300,000 is the limit here",
     ),
-    "blank.csv.gz": (lambda: gzip.compress(HEADER + 10**7 * b"\n"), "rows, and 300,000 is the limit here"),
+    "blank.csv.gz": (lambda: gzip.compress(HEADER + 10**7 * b"\n"), "lines, and 300,000 is the limit here"),
     "long.jsonl": (
         lambda: 300_001 * b'{"user": 1, "item": 2, "time": 3}\n',
-        "has 300,001 rows, and 300,000 is the limit here",
+        "has 300,001 lines, and 300,000 is the limit here",
     ),
     "cut-off.zip": (lambda: zipped(HEADER + ROW)[:-30], "is not a readable zip archive"),
     "cut-off.csv.gz": (lambda: gzip.compress(HEADER + 100 * ROW)[:-20], "cannot be unpacked"),
@@ -218,7 +218,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "cut-off.parquet": (lambda: as_parquet(own.example(9))[:-100], "is not a readable Parquet file"),
     "blank.csv": (lambda: b"\n\n  \n", "is empty; give a file with the columns user, item, timestamp"),
     "header.csv": (lambda: HEADER, "has no row with user, item and timestamp"),
-    "short.csv": (lambda: HEADER + 3 * ROW, "there is one user"),
+    "short.csv": (lambda: HEADER + 3 * ROW, "that only others met (users: 1; items: 1;"),
     "columns.csv": (
         lambda: b"who,what,when\n" + ROW,
         "lacks the columns user, item, timestamp; its columns are who, what",
@@ -238,7 +238,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "wide-row.csv": (lambda: HEADER + b"1," * 9_999 + b"1\n", "line 2 has 10,000 cells where the first line has 3"),
     "long.csv": (
         lambda: HEADER + 700_000 * b"anna,The Larks,2025-01-01\n",
-        "rows, and 300,000 is the limit here",
+        "lines, and 300,000 is the limit here",
     ),
     "deep.json": (
         lambda: 100_000 * b"[" + 100_000 * b"]",
@@ -249,7 +249,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         lambda: json.dumps(llara()).replace("item 0", "\\ud800").encode(),
         "is not JSON in UTF-8",
     ),
-    "object.json": (lambda: b'{"a": 1}', "row 1: historyList: Field required"),
+    "object.json": (lambda: b'{"a": 1}', "lacks the columns user, item, timestamp; its columns are a"),
     "other.json": (
         lambda: b'[{"a": 1}]',
         "row 1: historyList: Field required; write historyList, itemList, trueSelection.",
@@ -279,7 +279,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
             ),
             compression="zstd",
         ),
-        "there is one user",
+        "that only others met (users: 1; items: 1;",
     ),
     "nested.parquet": (
         lambda: as_parquet(pa.table({"user": ["a"], "item": [["b"]], "timestamp": [1]})),

@@ -79,7 +79,11 @@ def split_by_time(
         f"users drawn at random, to keep to {LINES:,} lines": int((fits & too_many).sum()),
     }
     if not kept.any():
-        raise ValueError(_nobody(len(number), len(titles), likes))
+        raise ValueError(
+            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split) and {NEGATIVES} more "
+            f"that only others met (users: {len(number):,}; items: {len(titles):,}; liked items of a user: at most "
+            f"{likes.max(initial=0):,}); add longer histories, more users or more items."
+        )
 
     rows = np.flatnonzero(liked & kept[owner])
     tied = (np.diff(owner[rows]) == 0) & (times[rows][1:] == times[rows][:-1])  # with the liked item before it
@@ -187,17 +191,3 @@ def _unmet(
     unmet_before = ordered - (np.arange(len(ordered)) - first[owner])
     wanted = user[:, None] * (count + 1) + picked
     return picked + np.searchsorted(unmet_before, wanted, side="right") - first[user][:, None]
-
-
-def _nobody(users: int, items: int, likes: Int[np.ndarray, " users"]) -> str:
-    if users == 1:
-        return "there is one user, and negatives are items that only others met; add more users."
-    if likes.max(initial=0) < FEWEST:
-        return (
-            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split), the most that any "
-            f"user has is {likes.max(initial=0)}; add longer histories."
-        )
-    return (
-        f"there are {items} items, too few for {NEGATIVES} negatives that a user with {FEWEST} liked items never met; "
-        f"add more items."
-    )

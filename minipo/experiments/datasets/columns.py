@@ -34,7 +34,6 @@ PLACEHOLDERS = np.array(
 LAST_32 = 2**31 - 1  # the last second of 32-bit clocks
 LAST_64 = 9.2e18  # whatever the unit, the end of 64-bit ones
 FIRST, LAST = 1e8, 4.1e9  # seconds since 1970: 1973 and 2099, between which recent times lie
-FEW = 0.05  # up to this share of the rows, times outside that range are reported
 
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
@@ -143,12 +142,8 @@ def _unlike_most(
             f"{label}, row {odd[other][0] + 1:,}: the timestamp {value[other][0]:.0f} is in another unit than most, "
             f"such as {middle:.0f}, as in {count:,} row{'s' * (count > 1)} in all; write seconds since 1970 throughout."
         )
-    if 0 < len(odd) <= FEW * len(times):
-        rows = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
-        return none, [
-            f"{rows} a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
-        ]
-    return none, []
+    note = f"{len(odd):,} rows have a time before 1973 or after 2099; if it means missing, leave it empty."
+    return none, [note] * bool(len(odd))
 
 
 def _seconds(dates: pd.Series) -> pd.Series:

@@ -31,7 +31,7 @@ def _own(
             )
         is_llara = not others
     else:
-        is_llara = path.suffix.lower() == ".json" and not tables.is_json_lines(path)
+        is_llara = tables.is_llara(path)
     if not is_llara:
         return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
     _check_settings(path, titles, liked_from)

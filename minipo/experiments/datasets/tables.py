@@ -123,18 +123,16 @@ def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) 
     return Table(columns, parts[0].called, parts[0].found, notes)
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether a .json file has one object per line, as Amazon's and Yelp's reviews do, and no LLaRA rows."""
+def is_llara(path: Path) -> bool:
+    """Whether a file's rows are LLaRA's, and not JSON lines as Amazon's and Yelp's reviews are."""
+    if path.suffix.lower() != ".json":
+        return False
     try:
         with Source(path).lines() as lines:
-            if lines.read(100).lstrip()[:1] != "{":  # LLaRA's may be one very long line
-                return False
-            lines.seek(0)
-            first, second = [*islice(filter(str.strip, lines), 2), "", ""][:2]
-        content = json.loads(first)
+            first = next(filter(str.strip, lines), "")
+        return not first.lstrip().startswith("{") or "historyList" in json.loads(first)
     except (*UNREADABLE, ValueError):
-        return False
-    return isinstance(content, dict) and "historyList" not in content and second.lstrip().startswith("{")
+        return True
 
 
 def plain(name: str) -> str:

@@ -123,7 +123,7 @@ def test_zero_is_a_time_among_small_numbers(table, save):
 def test_a_few_times_of_another_age_are_reported(table, save):
     splits = load_dataset(save(table.assign(timestamp=table["timestamp"].where(table.index >= 2, 12_345))))
     assert splits.report["notes"] == [
-        "2 rows have a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
+        "2 rows have a time before 1973 or after 2099; if it means missing, leave it empty."
     ]
 
 

@@ -266,7 +266,7 @@ def test_a_bad_row_is_named_with_its_file(tmp_path, change, message):
         ("nothing", "mine.json is not JSON in UTF-8 .*; write a list of LLaRA rows"),
         ('[{"historyList": "a::b", "itemLi', "mine.json is not JSON in UTF-8"),
         ("\udcff\udcfe", "mine.json is not JSON in UTF-8"),
-        ("{}", "mine.json, row 1: historyList: Field required; write historyList, itemList, trueSelection"),
+        ("{}", "mine.json is empty; give a file with the columns user, item, timestamp"),
         ("[]", "No row of .*mine.json has a history"),
         ("[[1]]", "mine.json, row 1: Input should be an object; write historyList, itemList, trueSelection"),
         ('[{"itemList": []}]', "mine.json, row 1: historyList: Field required; write historyList, itemList"),

@@ -145,11 +145,17 @@ HEADER = "user,item,timestamp\n"
         (b"user,caf\xe9,timestamp\n1,2,3\n", "plays.csv is not text in UTF-8; save it as CSV in UTF-8"),
         ((HEADER + "1,a,5\n").encode("utf-16"), "plays.csv is not text in UTF-8"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "plays.csv is not text in UTF-8"),
-        (HEADER + "1,a,5\n1,b,6\n", "plays.csv: there is one user, and negatives are items that only others met"),
-        (HEADER + "1,a,5\n2,b,6\n", "plays.csv: no user has 6 liked items .* the most that any user has is 1"),
+        (
+            HEADER + "1,a,5\n1,b,6\n",
+            r"plays.csv: no user has 6 liked items .* 19 more that only others met \(users: 1; items: 2;",
+        ),
+        (
+            HEADER + "1,a,5\n2,b,6\n",
+            r"plays.csv: no user has 6 liked items .* liked items of a user: at most 1\); add longer histories",
+        ),
         (
             HEADER + "".join(f"{user},{item},{item}\n" for user in (1, 2) for item in range(8)),
-            "plays.csv: there are 8 items, too few for 19 negatives",
+            r"plays.csv: no user has .* 19 more that only others met \(users: 2; items: 8;",
         ),
         (
             HEADER + "1,a,5\n1,b,6\n1,c,yesterday\n1,d,8\n1,e,soon\n",
