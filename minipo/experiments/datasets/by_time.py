@@ -80,7 +80,7 @@ def split_by_time(
     }
     if not kept.any():
         raise ValueError(
-            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split) and {NEGATIVES} more "
+            f"no user has {FEWEST} liked items ({SHORTEST} for a history, one for each split) and {NEGATIVES} more "
             f"that only others met (users: {len(number):,}; items: {len(titles):,}; liked items of a user: at most "
             f"{likes.max(initial=0):,}); add longer histories, more users or more items."
         )
