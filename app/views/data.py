@@ -1,6 +1,7 @@
 """Your data: upload a file, look at its content, train a pocket model on it."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +162,6 @@ def report(content: dict[str, Any], name: str | None) -> None:
         )
 
 
-@st.cache_data(show_spinner=False)
-def step_seconds() -> tuple[float, str] | None:
-    """The duration of an SFT step of minipo's own pocket model, and the machine it was trained on."""
-    try:
-        summary = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
-        return summary["seconds"] / summary["steps"], summary["versions"]["machine"]
-    except (ValueError, KeyError):
-        return None
-
-
 def how_long(settings: dict[str, Any], lines: int) -> str:
     """A sentence on the SFT before a run with these settings, and its duration."""
     if forms.starts_at_once(settings):
@@ -181,12 +172,14 @@ def how_long(settings: dict[str, Any], lines: int) -> str:
         f"These data are new, so SFT is trained first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
         f"{steps:,} steps of {SFTConfig.batch_size}"
     )
-    if settings["model"] == "pocket-gpt2" and (measured := step_seconds()):
-        each, machine = measured
-        pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
-        said += f", about {forms.duration(steps * each)} ({pace})"
-        if steps * each > 60 * limits.RUN_MINUTES / 2:
-            said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
+    with suppress(ValueError, KeyError):
+        measured = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary  # minipo's own pocket model
+        each, machine = measured["seconds"] / measured["steps"], measured["versions"]["machine"]
+        if settings["model"] == "pocket-gpt2":
+            pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
+            said += f", about {forms.duration(steps * each)} ({pace})"
+            if steps * each > 60 * limits.RUN_MINUTES / 2:
+                said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
     return said + "."
 
 

@@ -88,26 +88,22 @@ def times_of(
         raise ValueError(
             f"{label}: the column timestamp does not hold points in time ({kind}); write dates, or seconds since 1970."
         )
-    if pa.types.is_date(kind):
-        column = column.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
     values = _without_missing(_as_numbers(column).to_pandas())
     notes: list[str] = []
     dates = not pd.api.types.is_numeric_dtype(values)
-    if not dates:
-        numbers = values
-    elif pd.api.types.is_datetime64_any_dtype(values):
-        numbers = _seconds(pd.to_datetime(values, utc=True))
-    else:
+    points, text = values, values.dtype == "str"
+    if text:
         start = values.dropna().head(1000)
         dates = 2 * pd.to_numeric(start, errors="coerce").count() < len(start)
-        if dates:
-            zoned = values.str.contains(r":\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$").fillna(False)
-            if 0 < zoned.sum() < values.count():
-                notes.append("Some times name a time zone and some do not; those that do not were taken for UTC.")
-            text = values.str.removesuffix(" UTC")  # as BigQuery writes it
-            numbers = _seconds(pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
-        else:
-            numbers = pd.to_numeric(values, errors="coerce")
+        points = values.str.removesuffix(" UTC")  # as BigQuery writes it
+    if dates:
+        zoned = values.str.contains(r":\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$").sum() if text else 0
+        if 0 < zoned < values.count():
+            notes.append("Some times name a time zone and some do not; those that do not were taken for UTC.")
+        points = pd.to_datetime(points, format="ISO8601", utc=True, errors="coerce")
+        numbers = (points - pd.Timestamp(0, tz="UTC").as_unit(points.dt.unit)).dt.total_seconds()
+    else:
+        numbers = pd.to_numeric(values, errors="coerce")
     advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
     found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
     placeholders, said = _unlike_most(label, found, dates)
@@ -121,33 +117,27 @@ def _unlike_most(
 
     dates: whether `times` are seconds; else their unit is guessed from the median.
     """
-    none = np.zeros(len(times), dtype=bool)
     positive = times[times > 0]
     middle = np.median(positive) if len(positive) else 0
-    if middle < FIRST:
-        return none, []  # positions in a sequence, days, years: nothing is known of these
+    if middle < FIRST:  # positions in a sequence, days, years: nothing is known of these
+        return np.zeros(len(times), dtype=bool), []
     unit = 1.0 if dates else 1000.0 ** int((np.log10(middle) - 8) // 3)
-    odd = np.flatnonzero((times < FIRST * unit) | (times >= LAST * unit) | (times / unit == LAST_32))
-    value = times[odd]
-    seconds = value / unit
+    seconds = times / unit
     day = np.floor(seconds / 86400)
     # At midnight in some time zone, or on the last day of all.
     midnight = np.isin(day, PLACEHOLDERS) & ((seconds % 900 == 0) | (day == PLACEHOLDERS[-1]))
-    is_none = midnight | (value == -1) | (seconds == LAST_32) | (value >= LAST_64)
-    none[odd[is_none]] = True
-    odd, value = odd[~is_none], value[~is_none]
-    other = (value >= 1000 * FIRST * unit) | ((value >= FIRST) & (value < FIRST * unit))
-    if not dates and (count := int(other.sum())):
+    odd = (seconds < FIRST) | (seconds >= LAST)
+    none = (seconds == LAST_32) | odd & (midnight | (times == -1) | (times >= LAST_64))
+    odd &= ~none
+    others = np.flatnonzero(odd & ((seconds >= 1000 * FIRST) | ((times >= FIRST) & (seconds < FIRST))))
+    if len(others) and not dates:
         raise ValueError(
-            f"{label}, row {odd[other][0] + 1:,}: the timestamp {value[other][0]:.0f} is in another unit than most, "
-            f"such as {middle:.0f}, as in {count:,} row{'s' * (count > 1)} in all; write seconds since 1970 throughout."
+            f"{label}, row {others[0] + 1:,}: the timestamp {times[others[0]]:.0f} is in another unit than most, such "
+            f"as {middle:.0f}, as in {len(others):,} row{'s' * (len(others) > 1)} in all; write seconds since 1970 "
+            f"throughout."
         )
-    note = f"{len(odd):,} rows have a time before 1973 or after 2099; if it means missing, leave it empty."
-    return none, [note] * bool(len(odd))
-
-
-def _seconds(dates: pd.Series) -> pd.Series:
-    return (dates - pd.Timestamp(0, tz="UTC").as_unit(dates.dt.unit)).dt.total_seconds()
+    note = f"{odd.sum():,} rows have a time before 1973 or after 2099; if it means missing, leave it empty."
+    return none, [note] * bool(odd.any())
 
 
 def ratings_of(

@@ -16,7 +16,6 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,8 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
         users["train"], users["validation"] = _part(users["train"], 10, seed, path)
     train, validation, test = (tuple(chain.from_iterable(users[split])) for split in SPLITS)
     items = {item for line in (*train, *validation, *test) for item in (*line.history, *line.candidates)}
-    splits = with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped)
-    return replace(splits, report={**splits.report, "joined": dict(joined)}) if joined.total() else splits
+    more = {"joined": dict(joined)} if joined.total() else {}
+    return with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped, None, **more)
 
 
 def _files(path: Path) -> dict[str, Path]:
