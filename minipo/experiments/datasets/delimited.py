@@ -6,14 +6,11 @@ Python's csv module reads it: unlike pandas and Arrow, it can refuse a quotation
 import csv
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
 
 from minipo.experiments.datasets.sources import UNQUOTED, Source
-
-T = TypeVar("T")
 
 MOVIELENS = (".item", ".dat", ".data")  # MovieLens' endings: without a header, and some files in Latin-1
 
@@ -41,19 +38,16 @@ def form(source: Source, unnamed: Sequence[str]) -> Form:
     Raises ValueError if such a file has other columns.
     """
     encoding, quoted = _encoding(source), source.ending not in UNQUOTED
-    separator = first = ""
-    skip = 0
-    replaced = None
+    separator, replaced = "", None
     with source.lines(encoding) as lines:
-        for line in lines:
-            skip += 1
+        for number, line in enumerate(lines, start=1):
             if not separator and (excel := re.fullmatch(r"sep=(.)\s*", line)):
                 separator = excel[1]
             elif line.strip():
-                first = line.rstrip("\r\n")
+                first, skip = line.rstrip("\r\n"), number
                 break
-    if not first:
-        return Form([], ",", skip, encoding, quoted)
+        else:
+            return Form([], ",", 0, encoding, quoted)
     if source.ending == ".dat" and "::" in first:
         separator = "\x1f"  # csv takes one character
         replaced = ("::", separator)
@@ -82,25 +76,12 @@ def _encoding(source: Source) -> str:
     return "utf-8-sig"
 
 
-def read(
-    source: Source, written: Form, use: Callable[[Iterator[list[str]]], T], names: Sequence[int] = ()
-) -> tuple[Form, T]:
-    """The form in which every row can be read, and what `use` makes of the rows.
+def forms(source: Source, written: Form) -> Iterator[Form]:
+    """The form as given, and those that may fit if quotation marks do not enclose cells in it.
 
-    Where quotation marks do not enclose cells, they are ordinary characters in a table with tabs; elsewhere they may be
-    written as Spark and MySQL do, after a backslash. `use` is called for each form that is tried.
-    names: see `rows`. Raises what `rows` raises for the form as given, if no other one fits.
+    In a table with tabs they may be ordinary characters; elsewhere they may be written as Spark and MySQL do, after a
+    backslash.
     """
-    errors = []
-    for attempt in _forms(source, written):
-        try:
-            return attempt, use(rows(source, attempt, names))
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def _forms(source: Source, written: Form) -> Iterator[Form]:
     yield written
     if written.quoted and written.separator == "\t":
         yield replace(written, quoted=False)

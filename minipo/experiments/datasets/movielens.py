@@ -76,12 +76,7 @@ def unique_titles(titles: list[str], years: list[str]) -> list[str]:
 
 def spoken(title: str) -> str:
     """A title as it is spoken: "Usual Suspects, The" is "The Usual Suspects"."""
-    return _MOVED.sub(_article_first, title)
-
-
-def _article_first(found: re.Match[str]) -> str:
-    title, article = found.groups()
-    return f"{article}{'' if article.endswith(chr(39)) else ' '}{title}"
+    return _MOVED.sub(lambda found: f"{found[2]} ".replace("' ", "'") + found[1], title)
 
 
 def _table(path: Path) -> pd.DataFrame:

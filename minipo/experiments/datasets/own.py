@@ -146,16 +146,13 @@ def example(users: int = 300, seed: int = 0) -> pd.DataFrame:
     One row in 50 lacks its item, one in 50 is a duplicate, and one user in 20 has too few rows, as in real files.
     """
     random = np.random.default_rng(seed)
-    rows = []
-    for number, line in enumerate(catalog.fresh_users(seed, users)):
-        taken = (*line.history, line.chosen)[: None if number % 20 else 4]
-        start = pd.Timestamp("2025-01-01") + pd.Timedelta(hours=int(random.integers(5000)))
-        hours = np.cumsum(random.integers(1, 200, len(taken)))
-        rows += [
-            (f"user {number}", item, start + pd.Timedelta(hours=int(hour)))
-            for item, hour in zip(taken, hours, strict=True)
-        ]
-    table = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    lines = catalog.fresh_users(seed, users)
+    taken = [(*line.history, line.chosen)[: None if number % 20 else 4] for number, line in enumerate(lines)]
+    names = [f"user {number}" for number in range(users)]
+    table = pd.DataFrame({"user": names, "item": taken}).explode("item", ignore_index=True)
+    hours = pd.Series(random.integers(1, 200, len(table))).groupby(table["user"]).cumsum()
+    start = table["user"].map(dict(zip(names, random.integers(5000, size=users), strict=True)))
+    table["timestamp"] = pd.Timestamp("2025-01-01") + pd.to_timedelta(start + hours, "h")
     few = len(table) // 50
     table.loc[table.sample(few, random_state=seed).index, "item"] = None
     table = pd.concat([table, table.sample(few, random_state=seed + 1)], ignore_index=True)

@@ -164,13 +164,17 @@ def _delimited(source: Source, layout: Layout, folder: Path | None) -> Table:
     written = delimited.form(source, layout.unnamed)
     called = _wanted(source, written.columns, layout)
     places = {column: written.columns.index(name) for column, name in called.items()}
-
-    def use(rows: Iterator[list[str]]) -> pa.Table:
-        return _as_table(source, called, map(itemgetter(*places.values()), rows))
-
     names = [place for column, place in places.items() if column in NAMES]
-    fitting, columns = delimited.read(source, written, use, names)
-    notes = []
+    errors, notes = [], []
+    for fitting in delimited.forms(source, written):
+        rows = map(itemgetter(*places.values()), delimited.rows(source, fitting, names))
+        try:
+            columns = _as_table(source, called, rows)
+            break
+        except ValueError as error:
+            errors.append(error)
+    else:
+        raise errors[0]
     if fitting.encoding == "latin-1":
         notes.append(f"{source.name} was read as Latin-1, because it is not in UTF-8.")
     if written.quoted > fitting.quoted:
@@ -244,25 +248,20 @@ def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, s
         raise ValueError(f"{source} is empty; give a file with the columns {', '.join(layout.needed)}.")
     wanted = {}
     for column, others in layout.names.items():
-        called = [name for name in found if plain(name) == column]
-        if len(called) > 1:
-            raise ValueError(f"{source} has more than one column {column}; keep one.")
-        called = called or [name for name in found if plain(name) in others]
+        called = [name for name in found if plain(name) == column] or [name for name in found if plain(name) in others]
         if len(called) > 1:  # Amazon's reviews of 2023 have a second one, and say that the parent is the product
             called = [name for name in called if plain(name) != "asin"]
         if len(called) > 1:
             raise ValueError(
-                f"{source} has more than one column that may be the {column}, {shown(called)}; rename the one that "
-                f"counts to {column}."
+                f"{source} has more than one column that may be the {column}, {shown(called)}; keep one, or rename the "
+                f"one that counts to {column}."
             )
         if called:
             wanted[column] = called[0]
     if lacking := [column for column in layout.needed if column not in wanted]:
         advice = f"{', '.join(layout.needed)} (and {', '.join(set(layout.names) - set(layout.needed))})"
-        headless = not wanted and any(name.strip().isdecimal() for name in found)
         raise LackingColumns(
             f"{source} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; its columns are "
-            f"{shown(found)}: "
-            + (f"write a first line that names them {advice}." if headless else f"rename them to {advice}.")
+            f"{shown(found)}: rename them to {advice}, or write a first line that does."
         )
     return wanted
