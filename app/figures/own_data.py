@@ -14,7 +14,6 @@ from minipo.experiments.datasets.splits import Splits, with_report
 POINTS = 150  # of the curve of popularity
 BINS = 30
 SHOWN = 5  # items and lines, as examples
-LEVELS = {"chance": "chance", "popularity": "popularity", "markov": "Markov chain"}
 
 
 def overview(splits: Splits) -> dict[str, Any]:
@@ -73,45 +72,38 @@ def _share(splits: Splits, scores: baselines.Scores) -> tuple[float, float, floa
 
 def sentence(content: dict[str, Any]) -> str:
     """Describe `overview`, in Markdown."""
-    rows, (best, found) = content["rows"], _best(content)
+    rows, best, share = content["rows"], *_best(content)
     fewest, most = content["negatives"]
     negatives = f"{most}" if fewest == most else f"{fewest} to {most}"
     return (
         f"**{content['users']:,} users took {content['items']:,} items {content['interactions']:,} times**, which "
         f"makes {rows['train']:,} lines to train on, each with {negatives} negatives. A model has to beat {best}: "
-        f"without one, it ranks the chosen item first for **{level(found[0])}** of the test users."
+        f"without one, it ranks the chosen item first for **{level(share)}** of the test users."
     )
 
 
-def _best(content: dict[str, Any]) -> tuple[str, tuple[float, float, float]]:
+def _best(content: dict[str, Any]) -> tuple[str, float]:
     """The ranking without a model that is best on test users, in words, and its level."""
-    name = max(content["hr@1"], key=lambda name: content["hr@1"][name][0])
-    words = {"chance": "chance", "popularity": "popularity", "markov": "a Markov chain"}
-    return words[name], content["hr@1"][name]
+    share, name = max((shares[0], name) for name, shares in content["hr@1"].items())
+    return name.replace("markov", "a Markov chain"), share
 
 
 def items_of_users(content: dict[str, Any]) -> go.Figure:
     """How many users took how many items."""
     items, users = (np.array(side) for side in zip(*content["items_of_users"], strict=True))
-    width = max(1, int(np.ceil((items.max() - items.min() + 1) / BINS)))
-    first = items.min() + width * ((items - items.min()) // width)
-    starts = np.unique(first)
-    heights = [int(users[first == start].sum()) for start in starts]
-    ends = starts + width - 1
-    names = [f"{start}" if width == 1 else f"{start} to {end}" for start, end in zip(starts, ends, strict=True)]
+    span = np.ptp(items) + 1
+    bins = {"start": items.min() - 0.5, "end": items.max() + 0.5, "size": np.ceil(span / BINS)}
     figure = go.Figure()
-    figure.add_bar(
-        x=(starts + ends) / 2, y=heights, width=0.9 * width, marker_color=QUIET, customdata=names,
-        hovertemplate="%{customdata} items: %{y:,} users<extra></extra>",
+    figure.add_histogram(
+        x=items, y=users, histfunc="sum", xbins=bins, marker_color=QUIET,
+        hovertemplate="%{x} items: %{y:,} users<extra></extra>",
     )  # fmt: skip
     # The user in the middle, of all.
     middle = items[np.searchsorted(users.cumsum(), users.sum() / 2)]
-    figure.update_xaxes(showgrid=False, tickformat=",d", nticks=8)
-    if len(starts) < 8:
-        figure.update_xaxes(tickvals=(starts + ends) / 2, ticktext=names)
-    figure.update_yaxes(rangemode="tozero", nticks=5)
+    figure.update_xaxes(showgrid=False, tickformat=",d", nticks=8, dtick=1 if span < 8 else None)
+    figure.update_yaxes(nticks=5)
     title = f"Half the users took {middle:,} items or fewer"
-    return lay_out(figure, 270, title, "items that a user took", "users", margin_t=28)
+    return lay_out(figure, 270, title, "items that a user took", "users", margin_t=28, bargap=0.1)
 
 
 def users_of_items(content: dict[str, Any]) -> go.Figure:
@@ -130,7 +122,7 @@ def users_of_items(content: dict[str, Any]) -> go.Figure:
 
 def levels_figure(content: dict[str, Any]) -> go.Figure:
     """HR@1 on test users of rankings that need no model, with their intervals."""
-    found = {LEVELS[name]: shares for name, shares in content["hr@1"].items()}
+    found = {name.replace("markov", "Markov chain"): shares for name, shares in content["hr@1"].items()}
     mean, low, high = 100 * np.array(list(found.values())).T
     figure = go.Figure()
     figure.add_bar(

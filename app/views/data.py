@@ -1,6 +1,7 @@
 """Your data: upload a file, look at its content, train a pocket model on it."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,6 @@ def example() -> tuple[bytes, dict[str, Any]]:
         path = Path(folder) / EXAMPLE
         own.example().to_csv(path, index=False)
         return path.read_bytes(), own_data.overview(own.read(path))
-
-
-def overview(job: jobs.Job) -> dict[str, Any]:
-    """The worker's report on an upload; ValueError if it is missing."""
-    try:
-        written = job.result.stat().st_mtime_ns
-    except OSError:
-        raise ValueError("The report on these data is missing: upload the file again.") from None
-    return _overview(str(job.result), written)
-
-
-@st.cache_resource(max_entries=50, show_spinner=False)
-def _overview(path: str, written: int) -> dict[str, Any]:
-    """Read again only when the file has another time."""
-    return files.read_json(Path(path))
 
 
 def submit(name: str, content: bytes, me: str) -> None:
@@ -176,16 +162,6 @@ def report(content: dict[str, Any], name: str | None) -> None:
         )
 
 
-@st.cache_data(show_spinner=False)
-def step_seconds() -> tuple[float, str] | None:
-    """The duration of an SFT step of minipo's own pocket model, and the machine it was trained on."""
-    try:
-        summary = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary
-        return summary["seconds"] / summary["steps"], summary["versions"]["machine"]
-    except (ValueError, KeyError):
-        return None
-
-
 def how_long(settings: dict[str, Any], lines: int) -> str:
     """A sentence on the SFT before a run with these settings, and its duration."""
     if forms.starts_at_once(settings):
@@ -196,12 +172,14 @@ def how_long(settings: dict[str, Any], lines: int) -> str:
         f"These data are new, so SFT is trained first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
         f"{steps:,} steps of {SFTConfig.batch_size}"
     )
-    if settings["model"] == "pocket-gpt2" and (measured := step_seconds()):
-        each, machine = measured
-        pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
-        said += f", about {forms.duration(steps * each)} ({pace})"
-        if steps * each > 60 * limits.RUN_MINUTES / 2:
-            said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
+    with suppress(ValueError, KeyError):
+        measured = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary  # minipo's own pocket model
+        each, machine = measured["seconds"] / measured["steps"], measured["versions"]["machine"]
+        if settings["model"] == "pocket-gpt2":
+            pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
+            said += f", about {forms.duration(steps * each)} ({pace})"
+            if steps * each > 60 * limits.RUN_MINUTES / 2:
+                said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
     return said + "."
 
 
@@ -284,10 +262,9 @@ def page() -> None:
         reading(job.token)
     elif job is not None and job.state == "done":
         try:
-            content = overview(job)
-        except ValueError as error:
-            damaged = "The report on these data is damaged: upload them again."
-            st.error(str(error) if "missing" in str(error) else damaged)
+            content = files.read_json(job.result)
+        except ValueError:
+            st.error("The report on these data is missing or damaged: upload the file again.")
         else:
             report(content, job.name)
             training(job.token, content, me)

@@ -49,15 +49,13 @@ def records(rows: Any) -> Rows:
         rows = rows.to_dict("records")
     elif isinstance(rows, pa.Table):
         rows = rows.to_pylist()
-    wanted = "a list of dictionaries, a datasets.Dataset or a pandas.DataFrame"
-    kind = type(rows).__name__
-    if isinstance(rows, Mapping):
-        if not rows.keys().isdisjoint(READ):
-            raise ValueError(f"The rows are a {kind} of columns: give {wanted}.")
-        raise ValueError(f"The rows are a {kind} of {_listed(rows)}: give one of them.")
     countable = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
-    if not countable or isinstance(rows, str | pd.Series | IterableDataset):
-        raise ValueError(f"The rows are of type {kind}: give {wanted}.")
+    if not countable or isinstance(rows, str | Mapping | pd.Series | IterableDataset):
+        of = f" of {_listed(rows)}" if isinstance(rows, Mapping) else ""
+        raise ValueError(
+            f"The rows are of type {type(rows).__name__}{of}: give a list of dictionaries, a datasets.Dataset (one of "
+            "several splits) or a pandas.DataFrame."
+        )
     if not len(rows):
         raise ValueError("There are no rows: the split is empty; give at least one.")
     return rows

@@ -9,10 +9,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int32
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minipo.evaluation import Interval
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
@@ -121,7 +122,7 @@ def write_pair(pair: Pair, out: Path) -> None:
         "dataset_fingerprint": pair.fingerprint,
         "sft_hr@1": pair.sft,
         **{
-            name: {"settings": asdict(config), "hr@1": _hits(ranks), "ranks": ranks.tolist()}
+            name: {"settings": asdict(config), "hr@1": float((ranks == 0).mean()), "ranks": ranks.tolist()}
             for name, config, ranks in (
                 ("left", pair.left, pair.left_ranks),
                 ("right", pair.right, pair.right_ranks),
@@ -133,8 +134,25 @@ def write_pair(pair: Pair, out: Path) -> None:
         draft.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _hits(ranks: Int32[np.ndarray, " users"]) -> float:
-    return float((ranks == 0).mean())
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Side(_Strict):
+    settings: dict[str, Any]
+    ranks: list[int]
+
+
+class _Content(_Strict):
+    """What is read of a pair's file."""
+
+    kind: Literal["pair"]
+    seed: int
+    fingerprint: str = Field(alias="dataset_fingerprint")
+    sft: float = Field(alias="sft_hr@1", ge=0, le=1)
+    left: _Side
+    right: _Side
+    versions: dict[str, str]
 
 
 NOT_A_PAIR = "This is not a result of `minipo pair`: {}; give the JSON file that the command wrote."
@@ -143,64 +161,48 @@ NOT_A_PAIR = "This is not a result of `minipo pair`: {}; give the JSON file that
 def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair:
     """The pair in a file, given by its path or as the file's bytes.
 
-    expected: what the two runs must have been, from `sides`; this is checked before anything else. Every type, length
-    and range is checked, the ranks against the data on this machine. The caller limits the file's size.
+    expected: what the two runs must have been, from `sides`. Every type, length and range is checked, the ranks against
+    the data on this machine. The caller limits the file's size.
     Raises ValueError in one sentence.
     """
-    content = _json(source)
-    if not isinstance(content, dict) or content.get("kind") != "pair":
-        raise ValueError(NOT_A_PAIR.format("it does not say that it is one"))
-    parts: list[Any] = [content.get(name) for name in ("left", "right")]
-    settings: list[Any] = [part.get("settings") if isinstance(part, dict) else None for part in parts]
-    if not all(isinstance(each, dict) for each in settings):
-        raise ValueError(NOT_A_PAIR.format("a side or its settings are missing"))
-    seed = content.get("seed")
-    if type(seed) is not int or any(each.get("seed") != seed for each in settings):
-        raise ValueError(NOT_A_PAIR.format("its seed is missing, or not that of both runs"))
-    if expected is None:
-        expected = _configs(settings, seed)
-    _compare(settings, seed, expected)
-
-    splits = splits_of(expected[0])
-    if (there := content.get("dataset_fingerprint")) != splits.fingerprint:
-        raise ValueError(
-            f"This result was made on other data (fingerprint {short_text(there)}) than this machine's {splits.name!r} "
-            f"(fingerprint {splits.fingerprint}); install the same version of minipo and run the pair again."
-        )
-    candidates = [len(user.candidates) for user in splits.test]
-    ranks = [_ranks(part, name, candidates) for name, part in zip(("left", "right"), parts, strict=True)]
-    sft, made_with = content.get("sft_hr@1"), content.get("versions")
-    if type(sft) is not float or not 0 <= sft <= 1:
-        raise ValueError(NOT_A_PAIR.format("SFT's HR@1 is not a number from 0 to 1"))
-    if not isinstance(made_with, dict) or not all(isinstance(value, str) for value in made_with.values()):
-        raise ValueError(NOT_A_PAIR.format("the versions it was made with are missing"))
-    return Pair(*expected, splits.fingerprint, ranks[0], ranks[1], sft, made_with)
-
-
-def _json(source: Path | str | bytes) -> Any:
     try:
-        text = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = _Content.model_validate_json(source if isinstance(source, bytes) else Path(source).read_bytes())
     except OSError as error:
         raise ValueError(f"{source!s} cannot be read ({error.strerror}); check the path.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(NOT_A_PAIR.format(f"{short_text(where)}: {first['msg']}")) from None
+    settings = [content.left.settings, content.right.settings]
+    if any(each.pop("seed", None) != content.seed for each in settings):
+        raise ValueError(NOT_A_PAIR.format("its seed is not that of both runs"))
     try:
-        return json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):  # not text, not JSON, or endless numbers or nesting
-        raise ValueError(NOT_A_PAIR.format("it is not JSON")) from None
-
-
-def _configs(settings: list[Any], seed: int) -> Sides:
-    left, right = ({name: value for name, value in side.items() if name != "seed"} for side in settings)
-    try:
-        return sides(left, right, seed)
+        expected = expected or sides(settings[0], settings[1], content.seed)
     except (TypeError, OverflowError):  # a number that is too large for a float
         raise ValueError(NOT_A_PAIR.format("a setting is out of range")) from None
+    _compare(settings, content.seed, expected)
+
+    splits = splits_of(expected[0])
+    if content.fingerprint != splits.fingerprint:
+        raise ValueError(
+            f"This result was made on other data (fingerprint {short_text(content.fingerprint)}) than this machine's "
+            f"{splits.name!r} (fingerprint {splits.fingerprint}); install the same version of minipo and run the pair "
+            f"again."
+        )
+    for name, side in (("left", content.left), ("right", content.right)):
+        if len(side.ranks) != len(splits.test):
+            raise ValueError(NOT_A_PAIR.format(f"{name} has no rank for each of the {len(splits.test):,} test users"))
+        if not all(0 <= rank < len(user.candidates) for rank, user in zip(side.ranks, splits.test, strict=True)):
+            raise ValueError(NOT_A_PAIR.format(f"a rank on the {name} is not a place among the user's candidates"))
+    left, right = (np.array(side.ranks, np.int32) for side in (content.left, content.right))
+    return Pair(*expected, content.fingerprint, left, right, content.sft, content.versions)
 
 
-def _compare(settings: list[Any], seed: int, expected: Sides) -> None:
+def _compare(settings: list[dict[str, Any]], seed: int, expected: Sides) -> None:
     if seed != expected[0].seed:
         raise ValueError(f"This result is of seed {short_text(seed)}, not of seed {expected[0].seed}; give that one.")
     for side, found, config in zip(("left", "right"), settings, expected, strict=True):
-        wanted = asdict(config)
+        wanted = {name: value for name, value in asdict(config).items() if name != "seed"}
         for name in (*wanted, *found):
             if name not in wanted or name not in found or found[name] != wanted[name]:
                 there = short_text(found.get(name, "missing"))
@@ -213,20 +215,7 @@ def _compare(settings: list[Any], seed: int, expected: Sides) -> None:
 def short_text(value: object) -> str:
     """A value from an untrusted file, shortened."""
     text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number out of range"
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be displayed
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _ranks(part: Any, side: str, candidates: list[int]) -> Int32[np.ndarray, " users"]:
-    found = part.get("ranks")
-    if not isinstance(found, list) or len(found) != len(candidates):
-        raise ValueError(NOT_A_PAIR.format(f"{side} has no rank for each of the {len(candidates):,} test users"))
-    if not all(type(rank) is int and 0 <= rank < count for rank, count in zip(found, candidates, strict=True)):
-        raise ValueError(NOT_A_PAIR.format(f"a rank on the {side} is not a place among the user's candidates"))
-    ranks = np.array(found, np.int32)
-    if part.get("hr@1") != _hits(ranks):
-        raise ValueError(NOT_A_PAIR.format(f"HR@1 on the {side} is not that of its ranks"))
-    return ranks
 
 
 def closing_in(differences: Float[np.ndarray, "seeds users"], resamples: int = 2000, seed: int = 0) -> list[Interval]:

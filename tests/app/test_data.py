@@ -210,10 +210,14 @@ def test_a_report_that_is_damaged_or_gone_is_one_sentence():
     job = own_upload()
     job.result.write_text("{")
     app = opened("data", data=job.token)
-    assert [error.value for error in app.error] == ["The report on these data is damaged: upload them again."]
+    assert [error.value for error in app.error] == [
+        "The report on these data is missing or damaged: upload the file again."
+    ]
     job.result.unlink()
     app = opened("data", data=job.token)
-    assert [error.value for error in app.error] == ["The report on these data is missing: upload the file again."]
+    assert [error.value for error in app.error] == [
+        "The report on these data is missing or damaged: upload the file again."
+    ]
 
 
 def test_keeping_and_removing():

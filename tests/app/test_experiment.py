@@ -172,7 +172,7 @@ def test_a_hostile_result_is_one_sentence(experiment: experiments.Experiment) ->
     experiments.guess(code, "ada", 1.0)
     content = json.loads(result(seed))
     content["left"]["settings"]["\ud800" + "x" * 100] = "\ud800"
-    with pytest.raises(ValueError, match="is of other runs") as refused:
+    with pytest.raises(ValueError, match="Invalid JSON: unexpected end of hex escape") as refused:
         experiments.deliver(code, "ada", json.dumps(content).encode())
     str(refused.value).encode()  # or no page could show it
 
@@ -193,7 +193,7 @@ def test_a_result_needs_a_guess_comes_once_and_must_be_ones_own(experiment: expe
     for content, said in (
         (result(seed + 1), f"of seed {seed + 1}, not of seed {seed}"),
         (result(seed, steps=20), "steps is 20, not 10"),
-        (b"<html>", "not JSON"),
+        (b"<html>", "Invalid JSON"),
         (b" " * 600_000, "larger than 500 KB"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -348,7 +348,7 @@ def test_a_student_brings_a_file(recorded: Path, looks: Any, experiment: experim
     app = shown(experiment)
     command = 'minipo pair --left "objective=dmpo negatives=1 steps=10" --right "objective=dmpo negatives=19 steps=10"'
     assert app.code[0].value == f"{command} --seed {seed} --out pair-{seed}.json"
-    for content, said in ((b"<b>", "it is not JSON"), (result(7), "of seed 7, not of seed"), (b" " * 10**6, "500 KB")):
+    for content, said in ((b"<b>", "Invalid JSON"), (result(7), "of seed 7, not of seed"), (b" " * 10**6, "500 KB")):
         app.file_uploader[0].set_value(("<b>.json", content, "application/json")).run()
         assert said.replace("-", "\\-") in app.warning[0].value.replace("\\.", ".")
     app.file_uploader[0].set_value(("any name.json", result(seed, 0.68), "application/json")).run()

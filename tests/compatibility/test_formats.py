@@ -87,7 +87,10 @@ def test_a_dataset_is_a_list_of_rows(tokenizer, form):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_list([ROW]).with_format(form)
     assert row_texts(tokenizer, records(rows)[0], preference_answers) == READ
-    with pytest.raises(ValueError, match=r"^The rows are a DatasetDict of 'train', 'test': give one of them\."):
+    with pytest.raises(
+        ValueError,
+        match=r"^The rows are of type DatasetDict of 'train', 'test': give a list .* \(one of several splits\)",
+    ):
         records(datasets.DatasetDict({"train": rows, "test": rows}))
     with pytest.raises(ValueError, match=r"^The rows are of type IterableDataset: give a list of dictionaries"):
         records(rows.to_iterable_dataset())
@@ -100,11 +103,14 @@ def test_a_dataset_is_a_list_of_rows(tokenizer, form):
         (pd.DataFrame([]), r"There are no rows"),
         (
             iter([ROW]),
-            r"The rows are of type list_iterator: give a list of dictionaries, a datasets\.Dataset or a pand",
+            r"The rows are of type list_iterator: give a list of dictionaries, a datasets\.Dataset",
         ),
         (pd.Series([ROW]), r"The rows are of type Series: "),
         ("rows.jsonl", r"The rows are of type str: "),
-        ({"prompt": ["Heat,"], "chosen": [" Fox"]}, r"The rows are a dict of columns: give a list of dictionaries"),
+        (
+            {"prompt": ["Heat,"], "chosen": [" Fox"]},
+            r"The rows are of type dict of 'prompt', 'chosen': give a list of dictionaries",
+        ),
     ],
 )
 def test_what_is_no_rows(rows, sentence):

@@ -11,7 +11,6 @@ would give it away a little more. The price is false negatives: the user comes t
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt64
@@ -57,7 +56,8 @@ def split_by_time(
     are users drawn at random once there are more than 500,000 lines, to limit memory.
     Warns where nearly all neighbours share their time. Raises ValueError if no user is left, or if `ties` is unknown.
     """
-    drawn_ties = None if ties is None else lookup("order of ties", ties, TIES)
+    if ties is not None:
+        lookup("order of ties", ties, TIES)
     order = np.lexsort((times, users))  # stable
     users, items, times, liked = users[order], items[order], times[order], liked[order]
     number, first, met = np.unique(users, return_index=True, return_counts=True)  # number, first row, rows of each user
@@ -79,21 +79,24 @@ def split_by_time(
         f"users drawn at random, to keep to {LINES:,} lines": int((fits & too_many).sum()),
     }
     if not kept.any():
-        raise ValueError(_nobody(len(number), len(titles), likes))
+        raise ValueError(
+            f"no user has {FEWEST} liked items ({SHORTEST} for a history, one for each split) and {NEGATIVES} more "
+            f"that only others met (users: {len(number):,}; items: {len(titles):,}; liked items of a user: at most "
+            f"{likes.max(initial=0):,}); add longer histories, more users or more items."
+        )
 
     rows = np.flatnonzero(liked & kept[owner])
     tied = (np.diff(owner[rows]) == 0) & (times[rows][1:] == times[rows][:-1])  # with the liked item before it
     last = np.cumsum(likes[kept]) - 2  # each user's last pair, in `tied`
     neighbours = len(rows) - int(kept.sum())
-    if drawn_ties is None:
-        drawn_ties = bool(tied.sum() > MANY_TIES * neighbours)
+    ties = ties or ("random" if tied.sum() > MANY_TIES * neighbours else "file")
     if tied.sum() > ALMOST_ALL * neighbours:
         warnings.warn(
             f"{name}: {tied.sum():,} of {neighbours:,} neighbouring liked items of a user share their time, so that "
-            f"{'chance' if drawn_ties else 'the order of the rows'} decides what came last; use finer times.",
+            f"{'chance' if ties == 'random' else 'the order of the rows'} decides what came last; use finer times.",
             stacklevel=3,
         )
-    if drawn_ties:
+    if ties == "random":
         order = np.lexsort((keyed(seed, number[owner], items, np.array([2 * NEGATIVES + 1])), times, owner))
         items, liked = items[order], liked[order]
         rows = np.flatnonzero(liked & kept[owner])
@@ -131,14 +134,8 @@ def split_by_time(
         test=tuple(lines[line] for line in np.flatnonzero(from_end == 0)),
         items=tuple(titles),
     )
-    splits = with_report(splits, dropped, interactions=int(likes[kept].sum()))
-    found = {
-        "order": "random" if drawn_ties else "file",
-        "neighbours": neighbours,
-        "tied": int(tied.sum()),
-        "users": int(tied[last].sum()),
-    }
-    return replace(splits, report={**splits.report, "ties": found})
+    found = {"order": ties, "neighbours": neighbours, "tied": int(tied.sum()), "users": int(tied[last].sum())}
+    return with_report(splits, dropped, interactions=int(likes[kept].sum()), ties=found)
 
 
 def keyed(seed: int, *keys: Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
@@ -187,17 +184,3 @@ def _unmet(
     unmet_before = ordered - (np.arange(len(ordered)) - first[owner])
     wanted = user[:, None] * (count + 1) + picked
     return picked + np.searchsorted(unmet_before, wanted, side="right") - first[user][:, None]
-
-
-def _nobody(users: int, items: int, likes: Int[np.ndarray, " users"]) -> str:
-    if users == 1:
-        return "there is one user, and negatives are items that only others met; add more users."
-    if likes.max(initial=0) < FEWEST:
-        return (
-            f"no user has {FEWEST} liked items ({SHORTEST} for a history, then one for each split), the most that any "
-            f"user has is {likes.max(initial=0)}; add longer histories."
-        )
-    return (
-        f"there are {items} items, too few for {NEGATIVES} negatives that a user with {FEWEST} liked items never met; "
-        f"add more items."
-    )

@@ -89,8 +89,6 @@ def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int
     splits = {}
     first_user = 0
     for (split, count), stream in zip(counts.items(), _seeds(seed)[1:4], strict=True):
-        if count < 0:
-            raise ValueError(f"The catalogue cannot have {count} {split} users; ask for 0 or more.")
         splits[split] = _users(here, np.random.default_rng(stream), first_user, count)
         first_user += count
     return here, Splits("catalog", splits["train"], splits["validation"], splits["test"], here.items)
@@ -102,15 +100,11 @@ def fresh_users(seed: int, count: int) -> tuple[Interaction, ...]:
     For checking a result on users that can have played no part in any choice.
     Raises ValueError if the seed or the count is negative.
     """
-    if count < 0:
-        raise ValueError(f"The catalogue cannot have {count} fresh users; ask for 0 or more.")
     return _users(world(seed), np.random.default_rng(_seeds(seed)[4]), 1_000_000, count)
 
 
 def _seeds(seed: int) -> list[np.random.SeedSequence]:
     """Independent streams for the world, the three splits, and fresh users."""
-    if seed < 0:
-        raise ValueError(f"The catalogue's seed is {seed}; use a whole number of 0 or more.")
     return np.random.SeedSequence(seed).spawn(5)
 
 

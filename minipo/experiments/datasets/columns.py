@@ -5,7 +5,6 @@ Everything that is decided here for the user is reported, by an error or by a se
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,61 +34,36 @@ PLACEHOLDERS = np.array(
 LAST_32 = 2**31 - 1  # the last second of 32-bit clocks
 LAST_64 = 9.2e18  # whatever the unit, the end of 64-bit ones
 FIRST, LAST = 1e8, 4.1e9  # seconds since 1970: 1973 and 2099, between which recent times lie
-FEW = 0.05  # up to this share of the rows, times outside that range are reported
 
 WHOLE = re.compile(r"(-?\d+)(\.0+)?")
 
 
-@dataclass(frozen=True)
-class Names:
-    """The names in a column.
+def names_of(column: pa.ChunkedArray, what: str) -> tuple[Int[np.ndarray, " rows"], list[str], list[str]]:
+    """The names in a column of text with a dictionary: each row's position among them, -1 where there is no name; the
+    names, sorted, each once; and sentences for the report.
 
-    places: each row's position in `names`, -1 where there is no name. names: sorted, each once. joined: how many whole
-    numbers are written both as "1" and as "1.0". apart: the same for columns that also have other names, where both
-    spellings are kept.
-    """
-
-    places: Int[np.ndarray, " rows"]
-    names: list[str]
-    joined: int
-    apart: int
-
-    def doubtful(self) -> list[str]:
-        """The names that may mean a missing value, in words, with their number of rows."""
-        return [
-            f'"{name}" ({(self.places == place).sum():,} rows)'
-            for place, name in enumerate(self.names)
-            if name.lower() in DOUBTFUL
-        ]
-
-    def of(self, rows: Int[np.ndarray, " rows"]) -> "Names":
-        """Only the names in these rows; `places` still covers all rows, with -1 in the others."""
-        here = np.bincount(self.places[rows], minlength=len(self.names)) > 0
-        places = np.full(len(self.places), -1)
-        places[rows] = (np.cumsum(here) - 1)[self.places[rows]]
-        names = [name for name, there in zip(self.names, here, strict=True) if there]
-        return Names(places, names, self.joined, self.apart)
-
-
-def names_of(column: pa.ChunkedArray) -> Names:
-    """The names in a column of text with a dictionary; surrounding spaces are stripped.
-
-    Where all are whole numbers, 1 and 1.0 are the same: a column with a missing number is often written with decimals.
+    Surrounding spaces are stripped. Where all are whole numbers, 1 and 1.0 are the same: a column with a missing number
+    is often written with decimals. what: user or item, for the sentences.
     """
     encoded = column.unify_dictionaries().combine_chunks()
     raw = [name.strip() for name in encoded.dictionary.to_pylist()]
     found = {name for name in raw if name not in MISSING and name.lower() != "nan"}
     whole = {name: number[1] for name in found if (number := WHOLE.fullmatch(name))}
-    twice = len(whole) - len(set(whole.values()))
-    numbers = len(whole) == len(found)
-    if numbers:
+    notes = []
+    if twice := len(whole) - len(set(whole.values())):
+        decision = "were joined" if len(whole) == len(found) else "count as two, because not all are numbers"
+        notes.append(f"{twice:,} {what}s are written both as 1 and as 1.0 and {decision}.")
+    if len(whole) == len(found):
         raw = [whole.get(name, name) for name in raw]
         found = set(whole.values())
     names = sorted(found)
     place = {name: number for number, name in enumerate(names)}
     places = np.array([*(place.get(name, -1) for name in raw), -1])  # the last one is for null
     rows = places[encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False)]
-    return Names(rows, names, twice * numbers, twice * (not numbers))
+    if doubtful := [name for name in names if name.lower() in DOUBTFUL]:
+        counted = [f'"{name}" ({(rows == place[name]).sum():,} rows)' for name in doubtful]
+        notes.append(f"Read as {what}s: {shown(counted)}; if they mean missing, leave the cells empty.")
+    return rows, names, notes
 
 
 def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
@@ -101,21 +75,11 @@ def ids_of(names: Sequence[str]) -> Int[np.ndarray, " names"]:
     return np.arange(len(names))
 
 
-@dataclass(frozen=True)
-class Times:
-    """The times of the rows.
-
-    numbers: increasing with time; nan for a missing time or a placeholder. placeholders: where there was one.
-    notes: sentences for the report.
-    """
-
-    numbers: Float[np.ndarray, " rows"]
-    placeholders: Bool[np.ndarray, " rows"]
-    notes: list[str] = field(default_factory=list)
-
-
-def times_of(label: str, column: pa.ChunkedArray) -> Times:
-    """A column's times: numbers of any kind, dates, or text of either.
+def times_of(
+    label: str, column: pa.ChunkedArray
+) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"], list[str]]:
+    """A column's times from numbers of any kind, dates, or text of either: numbers that increase with time, nan for a
+    missing time or a placeholder; where there was a placeholder; and sentences for the report.
 
     Raises ValueError, which begins with `label`, if a value is not a time, or if seconds and milliseconds are mixed.
     """
@@ -124,30 +88,26 @@ def times_of(label: str, column: pa.ChunkedArray) -> Times:
         raise ValueError(
             f"{label}: the column timestamp does not hold points in time ({kind}); write dates, or seconds since 1970."
         )
-    if pa.types.is_date(kind):
-        column = column.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
     values = _without_missing(_as_numbers(column).to_pandas())
     notes: list[str] = []
     dates = not pd.api.types.is_numeric_dtype(values)
-    if not dates:
-        numbers = values
-    elif pd.api.types.is_datetime64_any_dtype(values):
-        numbers = _seconds(pd.to_datetime(values, utc=True))
-    else:
+    points, text = values, values.dtype == "str"
+    if text:
         start = values.dropna().head(1000)
         dates = 2 * pd.to_numeric(start, errors="coerce").count() < len(start)
-        if dates:
-            zoned = values.str.contains(r":\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$").fillna(False)
-            if 0 < zoned.sum() < values.count():
-                notes.append("Some times name a time zone and some do not; those that do not were taken for UTC.")
-            text = values.str.removesuffix(" UTC")  # as BigQuery writes it
-            numbers = _seconds(pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
-        else:
-            numbers = pd.to_numeric(values, errors="coerce")
+        points = values.str.removesuffix(" UTC")  # as BigQuery writes it
+    if dates:
+        zoned = values.str.contains(r":\d.*(?:Z|UTC|[+-]\d\d(?::?\d\d)?)$").sum() if text else 0
+        if 0 < zoned < values.count():
+            notes.append("Some times name a time zone and some do not; those that do not were taken for UTC.")
+        points = pd.to_datetime(points, format="ISO8601", utc=True, errors="coerce")
+        numbers = (points - pd.Timestamp(0, tz="UTC").as_unit(points.dt.unit)).dt.total_seconds()
+    else:
+        numbers = pd.to_numeric(values, errors="coerce")
     advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
     found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
     placeholders, said = _unlike_most(label, found, dates)
-    return Times(np.where(placeholders, np.nan, found), placeholders, notes + said)
+    return np.where(placeholders, np.nan, found), placeholders, notes + said
 
 
 def _unlike_most(
@@ -157,37 +117,27 @@ def _unlike_most(
 
     dates: whether `times` are seconds; else their unit is guessed from the median.
     """
-    none = np.zeros(len(times), dtype=bool)
     positive = times[times > 0]
     middle = np.median(positive) if len(positive) else 0
-    if middle < FIRST:
-        return none, []  # positions in a sequence, days, years: nothing is known of these
+    if middle < FIRST:  # positions in a sequence, days, years: nothing is known of these
+        return np.zeros(len(times), dtype=bool), []
     unit = 1.0 if dates else 1000.0 ** int((np.log10(middle) - 8) // 3)
-    odd = np.flatnonzero((times < FIRST * unit) | (times >= LAST * unit) | (times / unit == LAST_32))
-    value = times[odd]
-    seconds = value / unit
+    seconds = times / unit
     day = np.floor(seconds / 86400)
     # At midnight in some time zone, or on the last day of all.
     midnight = np.isin(day, PLACEHOLDERS) & ((seconds % 900 == 0) | (day == PLACEHOLDERS[-1]))
-    is_none = midnight | (value == -1) | (seconds == LAST_32) | (value >= LAST_64)
-    none[odd[is_none]] = True
-    odd, value = odd[~is_none], value[~is_none]
-    other = (value >= 1000 * FIRST * unit) | ((value >= FIRST) & (value < FIRST * unit))
-    if not dates and (count := int(other.sum())):
+    odd = (seconds < FIRST) | (seconds >= LAST)
+    none = (seconds == LAST_32) | odd & (midnight | (times == -1) | (times >= LAST_64))
+    odd &= ~none
+    others = np.flatnonzero(odd & ((seconds >= 1000 * FIRST) | ((times >= FIRST) & (seconds < FIRST))))
+    if len(others) and not dates:
         raise ValueError(
-            f"{label}, row {odd[other][0] + 1:,}: the timestamp {value[other][0]:.0f} is in another unit than most, "
-            f"such as {middle:.0f}, as in {count:,} row{'s' * (count > 1)} in all; write seconds since 1970 throughout."
+            f"{label}, row {others[0] + 1:,}: the timestamp {times[others[0]]:.0f} is in another unit than most, such "
+            f"as {middle:.0f}, as in {len(others):,} row{'s' * (len(others) > 1)} in all; write seconds since 1970 "
+            f"throughout."
         )
-    if 0 < len(odd) <= FEW * len(times):
-        rows = "1 row has" if len(odd) == 1 else f"{len(odd):,} rows have"
-        return none, [
-            f"{rows} a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
-        ]
-    return none, []
-
-
-def _seconds(dates: pd.Series) -> pd.Series:
-    return (dates - pd.Timestamp(0, tz="UTC").as_unit(dates.dt.unit)).dt.total_seconds()
+    note = f"{odd.sum():,} rows have a time before 1973 or after 2099; if it means missing, leave it empty."
+    return none, [note] * bool(odd.any())
 
 
 def ratings_of(

@@ -12,28 +12,24 @@ last of them, at least three. Where several rows fit, their users count as one. 
 joined, how many of them fit several users, and how many continue rows that are missing.
 """
 
-import json
 import re
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from minipo.experiments.datasets.by_time import keyed
 from minipo.experiments.datasets.splits import Interaction, Splits, with_report
 from minipo.experiments.fetch import fetch
 
-# A file's split: a word in its name begins like this.
-SPLITS = {"train": "(?<![a-z])train", "validation": "(?<![a-z])(val|dev)", "test": "(?<![a-z])test"}
-UNCLEAR = {
-    "train": "train",
-    "validation": "(val|valid|validation|dev)",
-    "test": "test",
-}  # where the name ends like this: lastfmtest
+# A file's split: a word in its name begins like this. Where the letters are within a word, as in lastfmtest, it is not
+# clear whether they mean it.
+SPLITS = {"train": "train", "validation": "(val|dev)", "test": "test"}
 # What separates names in histories that are not written as they should be.
 SEPARATOR = re.compile(r"\s*(?:::|->|→|[\n\t|;,/>])\s*")
 
@@ -80,8 +76,8 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
         users["train"], users["validation"] = _part(users["train"], 10, seed, path)
     train, validation, test = (tuple(chain.from_iterable(users[split])) for split in SPLITS)
     items = {item for line in (*train, *validation, *test) for item in (*line.history, *line.candidates)}
-    splits = with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped)
-    return replace(splits, report={**splits.report, "joined": dict(joined)}) if joined.total() else splits
+    more = {"joined": dict(joined)} if joined.total() else {}
+    return with_report(Splits(name, train, validation, test, tuple(sorted(items))), dropped, None, **more)
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -91,16 +87,17 @@ def _files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     every = sorted(path.rglob("*.json"))
     for file in every:
-        split = next((split for split, names in SPLITS.items() if re.search(names, file.stem, re.IGNORECASE)), None)
+        name = file.stem.lower()
+        split = next((split for split, begins in SPLITS.items() if re.search(f"(?<![a-z]){begins}", name)), None)
         if split in files:
             raise ValueError(
                 f"{path} has two files for {split}, {files[split].name} and {file.name}; keep one of them."
             )
         if split is not None:
             files[split] = file
+    others = [file for file in every if file not in files.values()]
     for split in [split for split in SPLITS if split not in files]:
-        ends = re.compile(f"{UNCLEAR[split]}$", re.IGNORECASE)
-        if unclear := [file for file in every if file not in files.values() and ends.search(file.stem)]:
+        if unclear := [file for file in others if re.search(SPLITS[split], file.stem.lower())]:
             raise ValueError(
                 f"{unclear[0]} may hold {split} rows or not: if it does, separate the word, as in "
                 f"lastfm-{'val' if split == 'validation' else split}.json; if not, remove it from the folder."
@@ -202,23 +199,53 @@ def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> 
     return [of(run) for run in runs]
 
 
+class _Fields(BaseModel):
+    """A row as it is written; a history may also be a list."""
+
+    model_config = ConfigDict(strict=True)
+    historyList: list[str]
+    itemList: list[str]
+    trueSelection: str
+
+    @field_validator("historyList", mode="before")
+    @classmethod
+    def _listed(cls, names: Any) -> Any:
+        return names.split("::") if isinstance(names, str) and names else [] if names == "" else names
+
+
 def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
     """The file's rows; unusable ones are left out and counted in `dropped`."""
+    text = path.read_bytes().removeprefix(BOM_UTF8)
+    if not text.lstrip().startswith(b"["):  # a row on each line
+        text = b"[" + b",\n".join(line for line in text.splitlines() if line.strip()) + b"]"
     try:
-        content = _parsed(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read; write a list of LLaRA rows.") from None
-    except ValueError as error:  # of JSON, of UTF-8, or a number with thousands of digits
-        raise ValueError(f"{path} is not JSON in UTF-8 ({error}); write a list of LLaRA rows.") from None
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"{path} contains no list of rows; write a JSON list of LLaRA rows.")
+        content = TypeAdapter(list[_Fields]).validate_json(text)
+    except ValidationError as error:
+        found = error.errors()[0]
+        if not found["loc"]:
+            raise ValueError(f"{path} is not JSON in UTF-8 ({found['msg']}); write a list of LLaRA rows.") from None
+        index, *field = found["loc"]
+        said = ": ".join([*map(str, field[:1]), found["msg"]])
+        raise ValueError(f"{path}, row {int(index) + 1}: {said}; write historyList, itemList, trueSelection.") from None
     rows: dict[Row, None] = {}  # in their order
     for number, fields in enumerate(content, start=1):
-        try:
-            row = _row(fields, dropped)
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from None
-        if not row[0]:
+        named, offered = (
+            [item.strip() for item in names if item.strip()] for names in (fields.historyList, fields.itemList)
+        )
+        chosen, distinct = fields.trueSelection.strip(), tuple(dict.fromkeys(offered))
+        if chosen not in distinct:
+            raise ValueError(
+                f"{path}, row {number}: the chosen item {chosen!r} is not among the candidates; add it to itemList."
+            )
+        if len(distinct) == 1:
+            raise ValueError(
+                f"{path}, row {number}: there is no candidate besides the chosen item {chosen!r}; add negatives to "
+                f"itemList."
+            )
+        dropped["empty names"] += len(fields.historyList) + len(fields.itemList) - len(named) - len(offered)
+        dropped["candidates that their row lists already"] += len(offered) - len(distinct)
+        row = (tuple(named), chosen, distinct)
+        if not named:
             dropped["rows without a history"] += 1
         elif row in rows:
             dropped["repeated rows"] += 1
@@ -227,48 +254,3 @@ def _rows(path: Path, dropped: Counter[str]) -> list[Row]:
     if not rows:
         raise ValueError(f"No row of {path} has a history; add rows that have one.")
     return list(rows)
-
-
-def _parsed(text: str) -> Any:
-    """The JSON in `text`; of JSON lines, a list."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":  # something follows a complete value
-            raise
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
-    return rows
-
-
-def _row(fields: Any, dropped: Counter[str]) -> Row:
-    """A row's history, chosen item and candidates, without empty and repeated names."""
-    try:
-        history, candidates, chosen = fields["historyList"], fields["itemList"], fields["trueSelection"]
-    except (TypeError, KeyError):
-        raise ValueError("historyList, itemList and trueSelection are not all present; add what is missing.") from None
-    if isinstance(history, str):
-        history = history.split("::") if history else []
-    for name, names in (("historyList", history), ("itemList", candidates)):
-        if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-            raise ValueError(f"{name} is not a list of names; write text, not numbers or objects.")
-    if not isinstance(chosen, str) or not chosen.strip():
-        raise ValueError(f"trueSelection is {chosen!r}, which is not a name; write the chosen item's name.")
-    try:
-        "".join((*history, *candidates, chosen)).encode()
-    except UnicodeEncodeError:
-        raise ValueError("a name has half a surrogate pair, such as \\ud800; write whole characters.") from None
-    chosen = chosen.strip()
-    named, offered = ([item.strip() for item in names if item.strip()] for names in (history, candidates))
-    distinct = tuple(dict.fromkeys(offered))
-    if chosen not in distinct:
-        raise ValueError(f"the chosen item {chosen!r} is not among the candidates; add it to itemList.")
-    if len(distinct) == 1:
-        raise ValueError(f"there is no candidate besides the chosen item {chosen!r}; add negatives to itemList.")
-    dropped["empty names"] += len(history) + len(candidates) - len(named) - len(offered)
-    dropped["candidates that their row lists already"] += len(offered) - len(distinct)
-    return tuple(named), chosen, distinct

@@ -5,30 +5,9 @@ from collections.abc import Callable, Mapping
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
+from minipo.experiments.datasets import catalog, llara, movielens, own, sources, tables
 from minipo.experiments.datasets.splits import FILES, TIES, TITLES, Splits, ending, with_report
 from minipo.names import lookup
-
-
-@cache
-def _catalog(seed: int) -> Splits:
-    # Imported here, as below, because every dataset's module builds the classes above.
-    from minipo.experiments.datasets import catalog
-
-    return with_report(catalog.generate(seed)[1], {})
-
-
-@cache
-def _movielens(seed: int, ties: str = "file") -> Splits:
-    from minipo.experiments.datasets import movielens
-
-    return movielens.load(seed, ties)
-
-
-@cache
-def _published(name: str, seed: int) -> Splits:
-    from minipo.experiments.datasets import llara
-
-    return llara.load(name, seed)
 
 
 @lru_cache(maxsize=4)
@@ -41,8 +20,6 @@ def _own(
     liked_from: float | None,
 ) -> Splits:
     """The splits of the user's files; `versions`, names, modification times and sizes, tell when to read again."""
-    from minipo.experiments.datasets import llara, own, sources, tables
-
     if path.is_dir():
         names = sources.files(path)
         rows = [name for name in names if ending(name) == ".json"]
@@ -54,7 +31,7 @@ def _own(
             )
         is_llara = not others
     else:
-        is_llara = path.suffix.lower() == ".json" and not tables.is_json_lines(path)
+        is_llara = tables.is_llara(path)
     if not is_llara:
         return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
     _check_settings(path, titles, liked_from)
@@ -64,11 +41,9 @@ def _own(
 
 
 DATASETS: Mapping[str, Callable[..., Splits]] = {
-    "catalog": _catalog,
-    "ml-100k": _movielens,
-    "lastfm": partial(_published, "lastfm"),
-    "goodreads": partial(_published, "goodreads"),
-    "steam": partial(_published, "steam"),
+    "catalog": cache(lambda seed: with_report(catalog.generate(seed)[1], {})),
+    "ml-100k": cache(movielens.load),
+    **{name: cache(partial(llara.load, name)) for name in ("lastfm", "goodreads", "steam")},
 }
 
 
@@ -122,28 +97,21 @@ def check_dataset(
         lookup("order of ties", ties, TIES)
     if liked_from is not None and not math.isfinite(liked_from):
         raise ValueError(f"liked_from must be a number, not {liked_from}.")
+    path = Path(name).expanduser()
+    known_kind = ending(path.name) in FILES
     if name in DATASETS:
         if ties is not None and name != "ml-100k":
             raise ValueError(f"{name} has no times, so there are no ties; leave ties out.")
-        return _check_settings(name, titles, liked_from)
-    path = Path(name).expanduser()
-    known_kind = ending(path.name) in FILES
-    if path.is_dir() or (path.is_file() and known_kind):
-        return _check_titles(titles)
-    if path.exists():
+        _check_settings(name, titles, liked_from)
+    elif not path.exists():
+        if known_kind or len(path.parts) > 1:
+            raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
+        lookup("dataset", str(name), DATASETS)
+    elif not path.is_dir() and not known_kind:
         raise ValueError(f"{name} is not a file that minipo reads; give one whose name ends in {', '.join(FILES)}.")
-    if known_kind or len(path.parts) > 1:
-        raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
-    lookup("dataset", str(name), DATASETS)
-
-
-def _check_titles(titles: str | Path | None) -> None:
-    if titles is None:
-        return
-    path = Path(titles).expanduser()
-    if not path.is_file():
+    elif titles is not None and not Path(titles).expanduser().is_file():
         raise ValueError(f"There is no file {titles}; titles must be the path of a table of ids and titles.")
-    if ending(path.name) not in TITLES:
+    elif titles is not None and ending(str(titles)) not in TITLES:
         raise ValueError(
             f"{titles} is not a table of titles that minipo reads; give one whose name ends in {', '.join(TITLES)}."
         )

@@ -63,26 +63,20 @@ def unique_titles(titles: list[str], years: list[str]) -> list[str]:
     dated = [
         f"{title} ({year})" if year and shared[title] > 1 else title for title, year in zip(said, years, strict=True)
     ]
-    seen: Counter[str] = Counter()
+    again: Counter[str] = Counter()
     unique: dict[str, None] = {}
     for title in dated:
-        seen[title] += 1
-        name = title if seen[title] == 1 else f"{title} #{seen[title]}"
-        while name in unique:  # another item has this name
-            seen[title] += 1
-            name = f"{title} #{seen[title]}"
+        name = title
+        while name in unique:
+            again[title] += 1
+            name = f"{title} #{again[title] + 1}"
         unique[name] = None
     return list(unique)
 
 
 def spoken(title: str) -> str:
     """A title as it is spoken: "Usual Suspects, The" is "The Usual Suspects"."""
-    return _MOVED.sub(_article_first, title)
-
-
-def _article_first(found: re.Match[str]) -> str:
-    title, article = found.groups()
-    return f"{article}{'' if article.endswith(chr(39)) else ' '}{title}"
+    return _MOVED.sub(lambda found: f"{found[2]} ".replace("' ", "'") + found[1], title)
 
 
 def _table(path: Path) -> pd.DataFrame:

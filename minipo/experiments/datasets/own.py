@@ -52,12 +52,13 @@ def read(
     label = str(sources[0] if len(sources) == 1 else path)
     table = tables.read(sources, tables.INTERACTIONS, path if path.is_dir() else None)
     notes = [*table.notes, *_columns(table)]
-    users, items = names_of(table.columns["user"]), names_of(table.columns["item"])
-    times = times_of(label, table.columns["timestamp"])
-    liked = np.ones(len(times.numbers), dtype=bool)
+    who, users, on_users = names_of(table.columns["user"], "user")
+    what, items, on_items = names_of(table.columns["item"], "item")
+    when, placeholders, on_times = times_of(label, table.columns["timestamp"])
+    liked = np.ones(len(when), dtype=bool)
     unrated = ~liked
     least = LIKED if liked_from is None else liked_from
-    if "rating" in table.columns:
+    if "rating" in table.called:
         ratings, said = ratings_of(label, table.columns["rating"], table.called["rating"].strip(), liked_from)
         liked, unrated = ratings >= least, np.isnan(ratings)
         notes += said
@@ -68,10 +69,10 @@ def read(
             f"rating, or leave liked_from out."
         )
     missing = {
-        "rows without user": users.places < 0,
-        "rows without item": items.places < 0,
-        "rows without timestamp": np.isnan(times.numbers) & ~times.placeholders,
-        "rows with a placeholder such as 0 or 1900-01-01 for a timestamp": times.placeholders,
+        "rows without user": who < 0,
+        "rows without item": what < 0,
+        "rows without timestamp": np.isnan(when) & ~placeholders,
+        "rows with a placeholder such as 0 or 1900-01-01 for a timestamp": placeholders,
         "rows without rating": unrated,
     }
 
@@ -80,48 +81,41 @@ def read(
     rows = np.flatnonzero(~np.logical_or.reduce(list(missing.values())))
     if not len(rows):
         raise ValueError(f"{label} has no row with user, item and timestamp; add such rows.")
-    named_items = len(items.names)
-    users, items = users.of(rows), items.of(rows)  # items that appear only in other rows do not count
-    when, who, what = times.numbers[rows], users.places[rows], items.places[rows]
-    pairs = who * len(items.names) + what
-    order = np.lexsort((~liked[rows], when, pairs))
+    when, who, what, liked = when[rows], who[rows], what[rows], liked[rows]
+    # Users and items that appear only in other rows do not count.
+    (users_here, who), (items_here, what) = (np.unique(places, return_inverse=True) for places in (who, what))
+    pairs = who * len(items_here) + what
+    order = np.lexsort((~liked, when, pairs))
     again, same_time = (np.diff(of[order], prepend=np.nan) == 0 for of in (pairs, when))
     kept = np.sort(order[~again])
-    when, who, what, liked = when[kept], who[kept], what[kept], liked[rows[kept]]
+    when, who, what, liked = when[kept], who[kept], what[kept], liked[kept]
     dropped = {
         **{reason: int(where.sum()) for reason, where in missing.items()},
-        "items that appear only in rows left out": named_items - len(items.names),
+        "items that appear only in rows left out": len(items) - len(items_here),
         "duplicate rows": int((again & same_time).sum()),
         "later rows of the same user and item": int((again & ~same_time).sum()),
         f"rows rated below {least:g} (what they rate counts as met)": int((~liked).sum()),
     }
 
-    names = items.names
+    ids = [items[place] for place in items_here]
     source = Source(titles) if titles else beside
     try:
-        names, said = named(names, source) if source else (names, [])
+        names, said = named(ids, source) if source else (ids, [])
         notes += said
     except tables.LackingColumns:
         if titles or not source:
             raise
+        names = ids
         notes.append(f"{source.name} holds no titles.")
-    if names is items.names and all(WHOLE.fullmatch(name) for name in names):
+    if names is ids and all(WHOLE.fullmatch(name) for name in names):
         notes.append(
             "All items are numbers, which mean nothing to a language model; give a table of their titles (--titles)."
         )
-    for column, found in (("user", users), ("item", items)):
-        if found.joined:
-            notes.append(f"{found.joined:,} {column}s written both as 1 and as 1.0 were joined.")
-        if found.apart:
-            notes.append(
-                f"{found.apart:,} {column}s are written both as 1 and as 1.0 and count as two, because not all are "
-                f"numbers."
-            )
-        if doubtful := found.doubtful():
-            notes.append(f"Kept as {column}s: {shown(doubtful)}; if they mean missing, leave the cells empty.")
-    notes += times.notes
+    notes += [*on_users, *on_items, *on_times]
     try:
-        splits = split_by_time("own", ids_of(users.names)[who], what, when, liked, names, dropped, seed, ties)
+        splits = split_by_time(
+            "own", ids_of([users[place] for place in users_here])[who], what, when, liked, names, dropped, seed, ties
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return replace(splits, report={**splits.report, "notes": [*splits.report["notes"], *notes]})
@@ -139,7 +133,7 @@ def _columns(table: tables.Table) -> list[str]:
         name for name in table.others
         if tables.plain(name) in OPINIONS or any(part in tables.plain(name) for part in ("rating", "score", "stars"))
     ]  # fmt: skip
-    if opinions and "rating" not in table.columns:
+    if opinions and "rating" not in table.called:
         notes.append(
             f"Every row counts as liked; if {shown(opinions)} says which are, give it as numbers in a column rating."
         )
@@ -152,16 +146,13 @@ def example(users: int = 300, seed: int = 0) -> pd.DataFrame:
     One row in 50 lacks its item, one in 50 is a duplicate, and one user in 20 has too few rows, as in real files.
     """
     random = np.random.default_rng(seed)
-    rows = []
-    for number, line in enumerate(catalog.fresh_users(seed, users)):
-        taken = (*line.history, line.chosen)[: None if number % 20 else 4]
-        start = pd.Timestamp("2025-01-01") + pd.Timedelta(hours=int(random.integers(5000)))
-        hours = np.cumsum(random.integers(1, 200, len(taken)))
-        rows += [
-            (f"user {number}", item, start + pd.Timedelta(hours=int(hour)))
-            for item, hour in zip(taken, hours, strict=True)
-        ]
-    table = pd.DataFrame(rows, columns=["user", "item", "timestamp"])
+    lines = catalog.fresh_users(seed, users)
+    taken = [(*line.history, line.chosen)[: None if number % 20 else 4] for number, line in enumerate(lines)]
+    names = [f"user {number}" for number in range(users)]
+    table = pd.DataFrame({"user": names, "item": taken}).explode("item", ignore_index=True)
+    hours = pd.Series(random.integers(1, 200, len(table))).groupby(table["user"]).cumsum()
+    start = table["user"].map(dict(zip(names, random.integers(5000, size=users), strict=True)))
+    table["timestamp"] = pd.Timestamp("2025-01-01") + pd.to_timedelta(start + hours, "h")
     few = len(table) // 50
     table.loc[table.sample(few, random_state=seed).index, "item"] = None
     table = pd.concat([table, table.sample(few, random_state=seed + 1)], ignore_index=True)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO
 
 from minipo.experiments.datasets.splits import ending
 
@@ -45,28 +45,27 @@ class Source:
         """Its name's ending, see `minipo.experiments.datasets.splits.ending`."""
         return ending(self.name)
 
-    @property
-    def packed(self) -> bool:
-        """Whether it is compressed on disk."""
-        return bool(self.member) or self.name.lower().endswith(".gz")
-
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """Its bytes, unpacked."""
         with ExitStack() as stack:
-            stream: Any = self.path
             if self.member:
-                stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
-            if self.name.lower().endswith(".gz"):
-                yield cast(BinaryIO, stack.enter_context(gzip.open(stream)))
+                stream: Any = stack.enter_context(zipfile.ZipFile(self.path)).open(self.member)
             else:
-                yield stream if self.member else stack.enter_context(self.path.open("rb"))
+                stream = self.path.open("rb")
+            stack.enter_context(stream)
+            if self.name.lower().endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream))
+            yield stream
 
     @contextmanager
-    def lines(self, errors: str = "strict") -> Iterator[TextIO]:
-        """Its text; lines keep their line endings."""
-        with self.open() as stream, TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors=errors) as lines:
-            yield lines
+    def lines(self, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
+        """Its text; lines keep their line endings. ValueError if it is in another encoding."""
+        try:
+            with self.open() as stream, TextIOWrapper(stream, encoding=encoding, newline="") as lines:
+                yield lines
+        except UnicodeDecodeError:
+            raise ValueError(f"{self} is not text in UTF-8; save it as CSV in UTF-8.") from None
 
 
 def find(path: Path) -> tuple[list[Source], Source | None]:

@@ -91,12 +91,15 @@ class Splits:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | None = None) -> Splits:
+def with_report(
+    splits: Splits, dropped: Mapping[str, int], interactions: int | None = None, **more: Mapping[str, Any]
+) -> Splits:
     """The splits with their data report: plain numbers under users, items, interactions, lengths, rows and dropped.
 
     lengths: the minimum, median and maximum number of items in a history. dropped: what was left out, and how many of
     each; zeros are not reported. interactions: the number of different (user, item) pairs in the lines; counted here if
-    not given. notes is empty here; it is for sentences on what was ignored, joined, or may be wrong.
+    not given. more: what else it has. notes is empty here; it is for sentences on what was ignored, joined, or may be
+    wrong.
     """
     lines = [*splits.train, *splits.validation, *splits.test]
     lengths = [len(line.history) for line in lines] or [0]
@@ -112,6 +115,7 @@ def with_report(splits: Splits, dropped: Mapping[str, int], interactions: int | 
             "rows": {"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
             "dropped": {what: count for what, count in dropped.items() if count},
             "notes": [],
+            **more,
         },
     )
 

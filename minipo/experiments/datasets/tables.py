@@ -9,23 +9,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
-import pyarrow.json
+import pyarrow.parquet
 
 from minipo.experiments.datasets import delimited
 from minipo.experiments.datasets.sources import Source, shown
 
 NAMES = ("user", "item", "title")  # the columns of names, which repeat
-PEEKED = 1000  # JSON objects that determine a table's columns and their types
-BLOCK = 16 * 2**20  # bytes; the limit of a JSON object
 UNREADABLE = (
     pa.ArrowException, csv.Error, OSError, EOFError, zlib.error, zipfile.BadZipFile,
     RuntimeError,  # of an encrypted archive, or of JSON that is nested too deeply
+    OverflowError,  # of a number too large for Arrow
 )  # fmt: skip
 
 
@@ -78,64 +78,168 @@ class LackingColumns(ValueError):
 class Table:
     """What was read.
 
-    columns: by the layout's names; names as dictionaries of text. called: their names in the file. others: columns
-    that were not read. notes: sentences for the report.
+    columns: by the layout's names; names as dictionaries of text. called: their names in the file. found: the names of
+    all columns in the file. notes: sentences for the report.
     """
 
-    columns: dict[str, pa.ChunkedArray]
+    columns: pa.Table
     called: dict[str, str]
-    others: list[str]
+    found: list[str]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def others(self) -> list[str]:
+        """The columns that were not read, without pandas' index."""
+        read = self.called.values()
+        return [name for name in self.found if name.strip() and name not in read and name[:14] != "__index_level_"]
 
 
 def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) -> Table:
     """The columns of a table whose parts are `sources`, which are in `folder` if there are several.
 
+    Empty parts, as Spark writes them, are ignored.
     Raises ValueError in one sentence if a part cannot be read, lacks a column, or has other columns than the first.
     """
-    reading = _parquet if sources[0].ending == ".parquet" else _texts
+    reading = {".parquet": _parquet, ".jsonl": _json, ".json": _json}.get(sources[0].ending, _delimited)
     try:
-        table = reading(sources, layout, folder)
-        for column, values in table.columns.items():
-            table.columns[column] = _as_needed(column, values)
-    except UnicodeDecodeError:
-        raise ValueError(f"{sources[0]} is not text in UTF-8; save it as CSV in UTF-8.") from None
+        sources = [source for source in sources if not _is_empty(source)] or sources[:1]
+        parts = [reading(source, layout, folder) for source in sources]
+        columns = pa.concat_tables([part.columns for part in parts], promote_options="permissive")
     except UNREADABLE as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(f"{sources[0]} cannot be read ({said}); save it again.") from None
+    # Arrow would fill other columns with nulls. In JSON, any object may lack those that are not needed.
+    names = [{*(part.called.values() if reading is _json else part.found)} for part in parts]
+    for source, found in zip(sources, names, strict=True):
+        if different := found ^ names[0]:
+            raise ValueError(
+                f"{source} has different columns from the files before it ({shown(sorted(different))}), so they are "
+                f"not parts of one table; name the file to read."
+            )
+    notes = list(dict.fromkeys(note for part in parts for note in part.notes))
     if len(sources) > 1:
-        names = shown([source.name for source in sources])
-        table.notes.append(f"{len(sources):,} files were read as parts of one table: {names}.")
-    return table
+        files = shown([source.name for source in sources])
+        notes.append(f"{len(sources):,} files were read as parts of one table: {files}.")
+    return Table(columns, parts[0].called, parts[0].found, notes)
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether a .json file has one object per line, as Amazon's and Yelp's reviews do, and no LLaRA rows."""
+def is_llara(path: Path) -> bool:
+    """Whether a file's rows are LLaRA's, and not JSON lines as Amazon's and Yelp's reviews are."""
+    if path.suffix.lower() != ".json":
+        return False
     try:
         with Source(path).lines() as lines:
-            if lines.read(100).lstrip()[:1] != "{":  # LLaRA's may be one very long line
-                return False
-            lines.seek(0)
-            first, second = [*islice(filter(str.strip, lines), 2), "", ""][:2]
-        content = json.loads(first)
+            first = next(filter(str.strip, lines), "")
+        return not first.lstrip().startswith("{") or "historyList" in json.loads(first)
     except (*UNREADABLE, ValueError):
-        return False
-    return isinstance(content, dict) and "historyList" not in content and second.lstrip().startswith("{")
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow column of this type contains text or bytes."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    )
+        return True
 
 
 def plain(name: str) -> str:
     """A column's name as in `Layout`: "User-ID", "userId" and RecBole's "user_id:token" are all "userid"."""
     return re.sub(r"[\s_-]+", "", re.sub(r":(token|float)(_seq)?$", "", name.strip().lower()))
+
+
+def _is_empty(source: Source) -> bool:
+    with source.open() as stream:
+        return not stream.read(1)
+
+
+def _parquet(source: Source, layout: Layout, folder: Path | None) -> Table:
+    names = pa.parquet.read_schema(source.path).names
+    dataset = pa.dataset.dataset(
+        str(source.path),
+        # Each different text is in memory once: a small file could unpack to more than fits.
+        format=pa.dataset.ParquetFileFormat(dictionary_columns=names),
+        partitioning="hive" if folder else None,  # the names of folders, such as rating=5, are columns too
+        partition_base_dir=str(folder) if folder else None,
+    )
+    called = _wanted(source, dataset.schema.names, layout)
+    return Table(_as_needed(source, called, dataset.to_table(list(called.values()))), called, dataset.schema.names)
+
+
+def _delimited(source: Source, layout: Layout, folder: Path | None) -> Table:
+    if folder and any("=" in name for name in source.path.relative_to(folder).parts[:-1]):
+        raise ValueError(f"{folder} has a column in its folders' names; save it again as Parquet, or as one file.")
+    written = delimited.form(source, layout.unnamed)
+    called = _wanted(source, written.columns, layout)
+    places = {column: written.columns.index(name) for column, name in called.items()}
+    names = [place for column, place in places.items() if column in NAMES]
+    errors, notes = [], []
+    for fitting in delimited.forms(source, written):
+        rows = map(itemgetter(*places.values()), delimited.rows(source, fitting, names))
+        try:
+            columns = _as_table(source, called, rows)
+            break
+        except ValueError as error:
+            errors.append(error)
+    else:
+        raise errors[0]
+    if fitting.encoding == "latin-1":
+        notes.append(f"{source.name} was read as Latin-1, because it is not in UTF-8.")
+    if written.quoted > fitting.quoted:
+        notes.append(
+            "Quotation marks were read as ordinary characters, because they do not enclose cells in this file."
+        )
+    return Table(columns, called, written.columns, notes)
+
+
+def _json(source: Source, layout: Layout, folder: Path | None) -> Table:
+    """JSON lines, which are read twice, because a column may be missing from any object."""
+    found = list(dict.fromkeys(name for row in _objects(source) for name in row))
+    called = _wanted(source, found, layout)
+    rows = (tuple(map(row.get, called.values())) for row in _objects(source))
+    return Table(_as_table(source, called, rows), called, found)
+
+
+def _objects(source: Source) -> Iterator[dict[str, Any]]:
+    with source.lines() as lines:
+        for number, line in enumerate(filter(str.strip, lines), start=1):
+            try:
+                content = json.loads(line)
+            except ValueError:
+                content = None
+            if not isinstance(content, dict):
+                raise ValueError(f"{source}, row {number:,}: this is not a JSON object; write one object per line.")
+            yield content
+
+
+def _as_table(source: Source, called: Mapping[str, str], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
+    """The rows' cells by column, converted part by part, because they need more memory in Python than in Arrow."""
+    parts = []
+    while some := list(islice(rows, 10_000)):
+        try:
+            cells = pa.table([pa.array(values) for values in zip(*some, strict=True)], names=list(called.values()))
+        except pa.ArrowException as error:
+            said = f"a column holds neither text nor numbers throughout ({error})"
+            raise ValueError(f"{source} cannot be read: {said}; write either.") from None
+        parts.append(_as_needed(source, called, cells))
+    empty = pa.table({column: pa.array([], pa.string()).dictionary_encode() for column in called})
+    return pa.concat_tables(parts or [empty], promote_options="permissive")
+
+
+def _as_needed(source: Source, called: Mapping[str, str], table: pa.Table) -> pa.Table:
+    """The columns by the layout's names: names as dictionaries of text, others as they are, without a dictionary."""
+    columns = {}
+    for column, name in called.items():
+        values = table[name]
+        if isinstance(values.type, pa.BaseExtensionType):  # pandas' periods, whose numbers increase with time
+            values = pa.chunked_array([chunk.storage for chunk in values.chunks], values.type.storage_type)
+        if pa.types.is_nested(values.type):
+            raise ValueError(
+                f"{source} cannot be read (the column {column} holds lists or records); write one value per row."
+            )
+        packed = pa.types.is_dictionary(values.type)
+        if column not in NAMES:
+            columns[column] = values.cast(values.type.value_type) if packed else values
+            continue
+        if pa.types.is_floating(values.type):  # of which Arrow would write the large ones as 1e+15
+            with suppress(pa.ArrowInvalid):  # not all are whole
+                values = pa.compute.if_else(pa.compute.is_nan(values), None, values).cast(pa.int64())
+        if not packed or not pa.types.is_string(values.type.value_type):
+            values = values.cast(pa.string()).dictionary_encode()
+        columns[column] = values
+    return pa.table(columns)
 
 
 def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, str]:
@@ -144,164 +248,20 @@ def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, s
         raise ValueError(f"{source} is empty; give a file with the columns {', '.join(layout.needed)}.")
     wanted = {}
     for column, others in layout.names.items():
-        called = [name for name in found if plain(name) == column]
-        if len(called) > 1:
-            raise ValueError(f"{source} has more than one column {column}; keep one.")
-        called = called or [name for name in found if plain(name) in others]
+        called = [name for name in found if plain(name) == column] or [name for name in found if plain(name) in others]
         if len(called) > 1:  # Amazon's reviews of 2023 have a second one, and say that the parent is the product
             called = [name for name in called if plain(name) != "asin"]
         if len(called) > 1:
             raise ValueError(
-                f"{source} has more than one column that may be the {column}, {shown(called)}; rename the one that "
-                f"counts to {column}."
+                f"{source} has more than one column that may be the {column}, {shown(called)}; keep one, or rename the "
+                f"one that counts to {column}."
             )
         if called:
             wanted[column] = called[0]
     if lacking := [column for column in layout.needed if column not in wanted]:
         advice = f"{', '.join(layout.needed)} (and {', '.join(set(layout.names) - set(layout.needed))})"
-        headless = not wanted and any(name.strip().isdecimal() for name in found)
         raise LackingColumns(
             f"{source} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; its columns are "
-            f"{shown(found)}: "
-            + (f"write a first line that names them {advice}." if headless else f"rename them to {advice}.")
+            f"{shown(found)}: rename them to {advice}, or write a first line that does."
         )
     return wanted
-
-
-def _others(found: Sequence[str], wanted: Mapping[str, str]) -> list[str]:
-    """The columns that were not read, without pandas' index."""
-    read = set(wanted.values())
-    return [name for name in found if name.strip() and name not in read and not name.startswith("__index_level_")]
-
-
-def _as_needed(column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Names as dictionaries of text; other columns as they are, without a dictionary."""
-    if isinstance(values.type, pa.BaseExtensionType):  # pandas' periods, whose numbers increase with time
-        values = pa.chunked_array([chunk.storage for chunk in values.chunks], values.type.storage_type)
-    packed = pa.types.is_dictionary(values.type)
-    if column not in NAMES:
-        return values.cast(values.type.value_type) if packed else values
-    if packed and pa.types.is_string(values.type.value_type):
-        return values
-    if pa.types.is_floating(values.type):  # of which Arrow would write the large ones as 1e+15
-        with suppress(pa.ArrowInvalid):  # not all are whole
-            values = pa.compute.if_else(pa.compute.is_nan(values), None, values).cast(pa.int64())
-    return values.cast(pa.string()).dictionary_encode()
-
-
-def _parquet(sources: Sequence[Source], layout: Layout, folder: Path | None) -> Table:
-    def opened(texts: Sequence[str]) -> pa.dataset.Dataset:
-        # Each different text is in memory once: a small file could unpack to more than fits.
-        return pa.dataset.dataset(
-            [str(source.path) for source in sources],
-            format=pa.dataset.ParquetFileFormat(dictionary_columns=list(texts)),
-            partitioning="hive" if folder else None,  # the names of folders, such as rating=5, are columns too
-            partition_base_dir=str(folder) if folder else None,
-        )
-
-    dataset = opened([])
-    schema, fragments = dataset.schema, list(dataset.get_fragments())
-    wanted = _wanted(sources[0], schema.names, layout)
-    for name, column in wanted.items():
-        if pa.types.is_nested(schema.field(column).type):
-            raise ValueError(
-                f"{sources[0]} cannot be read (the column {name} holds lists or records); write one value per row."
-            )
-    columns = fragments[0].physical_schema.names
-    for source, fragment in zip(sources, fragments, strict=True):
-        _check_part(source, columns, fragment.physical_schema.names)
-    texts = [name for name in wanted.values() if name in columns and is_text(schema.field(name).type)]
-    table = opened(texts).to_table(columns=list(wanted.values()))
-    return Table({column: table[name] for column, name in wanted.items()}, wanted, _others(schema.names, wanted))
-
-
-def _texts(sources: Sequence[Source], layout: Layout, folder: Path | None) -> Table:
-    """Delimited text or JSON lines; empty parts, as Spark writes them, are ignored."""
-    if folder and any("=" in name for source in sources for name in source.path.relative_to(folder).parts[:-1]):
-        raise ValueError(f"{folder} has a column in its folders' names; save it again as Parquet, or as one file.")
-    whole = [source for source in sources if len(sources) == 1 or not _is_empty(source)] or list(sources[:1])
-    parts: list[pa.Table] = []
-    wanted: dict[str, str] = {}
-    columns: list[str] = []
-    others: list[str] = []
-    notes: list[str] = []
-    for source in whole:
-        if source.ending in (".jsonl", ".json"):
-            part, wanted, found, said = _json(source, layout)
-            columns = columns or list(wanted.values())  # the others may be missing from any object
-            _check_part(source, columns, list(wanted.values()))
-        else:
-            part, wanted, found, said = _delimited(source, layout)
-            columns = columns or found
-            _check_part(source, columns, found)
-        parts.append(part)
-        others += _others(found, wanted)
-        notes += said
-    table = pa.concat_tables(parts, promote_options="permissive")
-    columns_of = {column: table[name] for column, name in wanted.items()}
-    return Table(columns_of, wanted, list(dict.fromkeys(others)), list(dict.fromkeys(notes)))
-
-
-def _check_part(source: Source, columns: Sequence[str], found: Sequence[str]) -> None:
-    """Raises ValueError for different columns, which Arrow would fill with nulls."""
-    if {*found} != {*columns}:
-        raise ValueError(
-            f"{source} has different columns from the files before it ({shown(sorted({*found} ^ {*columns}))}), so "
-            f"they are not parts of one table; name the file to read."
-        )
-
-
-def _is_empty(source: Source) -> bool:
-    with source.open() as stream:
-        return not stream.read(1)
-
-
-Part = tuple[pa.Table, dict[str, str], list[str], list[str]]  # a table, see `_wanted`, all its columns, sentences
-
-
-def _delimited(source: Source, layout: Layout) -> Part:
-    written = delimited.form(source, layout.unnamed)
-    wanted = _wanted(source, written.columns, layout)
-    names = [name for column, name in wanted.items() if column in NAMES]
-    table, notes = delimited.read(source, written, list(wanted.values()), names)
-    return table, wanted, written.columns, notes
-
-
-def _json(source: Source, layout: Layout) -> Part:
-    """JSON lines; the first objects determine the columns and their types."""
-    with source.lines() as lines:
-        rows = list(_objects(source, islice(filter(str.strip, lines), PEEKED)))
-    found = list(dict.fromkeys(name for row in rows for name in row))
-    wanted = _wanted(source, found, layout)
-    if "rating" in layout.names and "rating" not in wanted and len(rows) == PEEKED:
-        ratings = "|".join(("rating", *layout.names["rating"]))
-        if delimited.has(source, rf'"({ratings})"\s*:'.encode()):
-            raise ValueError(f"{source} has ratings, but none in the first {PEEKED:,} rows; write them everywhere.")
-    schema = pa.schema([(name, _type(source, name, [row.get(name) for row in rows])) for name in wanted.values()])
-    with source.open() as stream:
-        table = pa.json.read_json(
-            stream,
-            read_options=pa.json.ReadOptions(block_size=BLOCK),
-            parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        )
-    return table, wanted, found, []
-
-
-def _objects(source: Source, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise ValueError(f"{source}, row {number}: this is not a JSON object; write one object per line.")
-        yield content
-
-
-def _type(source: Source, name: str, values: Sequence[Any]) -> pa.DataType:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {str}:
-        return pa.string()
-    if kinds <= {int, float}:
-        return pa.float64() if float in kinds else pa.int64()
-    raise ValueError(f"{source}: the column {shown([name])} holds neither text nor numbers throughout; write either.")

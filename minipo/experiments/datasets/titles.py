@@ -1,5 +1,6 @@
 """Names of items: a table of titles for a table of ids."""
 
+import numpy as np
 import pandas as pd
 
 from minipo.experiments.datasets import tables
@@ -15,30 +16,26 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
     Raises ValueError in one sentence if the table cannot be read, or has none of the ids.
     """
     table = tables.read([source], tables.TITLES)
-    items, texts = (names_of(table.columns[column]) for column in ("item", "title"))
-    rows = pd.DataFrame({"item": items.places, "title": texts.places})
-    if "year" in table.columns:
+    (item_of, items, _), (text_of, texts, _) = (names_of(table.columns[name], name) for name in ("item", "title"))
+    rows = pd.DataFrame({"item": item_of, "title": text_of, "year": np.nan})
+    if "year" in table.called:
         rows["year"] = pd.to_numeric(table.columns["year"].to_pandas(), errors="coerce")
     rows = rows[(rows["item"] >= 0) & (rows["title"] >= 0)].drop_duplicates(["item", "title"])
     several = int(rows["item"].duplicated().sum())
     known = rows.drop_duplicates("item").set_index("item")
-    place = {name: number for number, name in enumerate(items.names)}
+    place = {name: number for number, name in enumerate(items)}
     found = known.reindex([place.get(name, -1) for name in ids])
     titled = found["title"].notna()
     if not titled.any():
         raise ValueError(
             f"{source} has no title for any of the items ({shown(ids[:3])}, …): the ids in it are others "
-            f"({shown(items.names[:3])}, …); give the titles of these items."
+            f"({shown(items[:3])}, …); give the titles of these items."
         )
     titles = [
-        " ".join(texts.names[int(title)].split()) if there else name
+        " ".join(texts[int(title)].split()) if there else name
         for name, title, there in zip(ids, found["title"], titled, strict=True)
     ]
-    years = [""] * len(ids)
-    if "year" in found:
-        years = [
-            f"{year:.0f}" if there else "" for year, there in zip(found["year"], found["year"].notna(), strict=True)
-        ]
+    years = ["" if np.isnan(year) else f"{year:.0f}" for year in found["year"].astype(float)]
     notes = [*table.notes, f"Titles of items are from {source.name}."]
     if untitled := int((~titled).sum()):
         notes.append(f"{untitled:,} items have no title there and are called by their id.")

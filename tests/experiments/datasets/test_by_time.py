@@ -195,14 +195,9 @@ def test_a_long_dataset_keeps_whole_users_up_to_the_bound(monkeypatch):
 @pytest.mark.parametrize(
     ("users", "items", "count", "message"),
     [
-        ([0] * 8, range(8), 8, "there is one user, and negatives are items that only others met; add more users"),
-        (
-            [0, 1] * 5,
-            range(10),
-            60,
-            "no user has 6 liked items .*, the most that any user has is 5; add longer histories",
-        ),
-        ([0] * 8 + [1] * 8, range(16), 20, "there are 20 items, too few for 19 negatives .*; add more items"),
+        ([0] * 8, range(8), 8, r"\(users: 1; items: 8; .*\); add longer histories, more users or more items"),
+        ([0, 1] * 5, range(10), 60, r"no user has 6 liked items .*; liked items of a user: at most 5\)"),
+        ([0] * 8 + [1] * 8, range(16), 20, r"19 more that only others met \(users: 2; items: 20;"),
     ],
 )
 def test_data_without_a_single_line_says_why(users, items, count, message):

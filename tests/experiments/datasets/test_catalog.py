@@ -249,9 +249,9 @@ def test_oracle_refuses_what_its_world_cannot_produce():
 
 
 def test_a_negative_seed_or_count_is_refused():
-    with pytest.raises(ValueError, match="seed is -1; use a whole number of 0 or more"):
+    with pytest.raises(ValueError, match="non-negative"):
         generate(-1)
-    with pytest.raises(ValueError, match="cannot have -5 validation users; ask for 0 or more"):
+    with pytest.raises(ValueError, match="negative"):
         generate(0, 10, -5, 10)
 
 
@@ -261,5 +261,5 @@ def test_fresh_users_are_new_users_of_the_same_world():
     known = {(line.history, line.chosen) for split in (SPLITS.train, SPLITS.validation, SPLITS.test) for line in split}
     assert sum((line.history, line.chosen) in known for line in fresh) <= 3  # neighbours in a small world, by chance
     assert np.isfinite(oracle(WORLD, fresh, grid=6)[:, 0]).all()  # histories that this world can produce
-    with pytest.raises(ValueError, match="cannot have -1 fresh users"):
+    with pytest.raises(ValueError, match="negative"):
         catalog.fresh_users(0, -1)

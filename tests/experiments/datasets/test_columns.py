@@ -37,8 +37,8 @@ def test_names_that_may_stand_for_nothing_are_kept_and_reported(table, save, nam
     assert splits.items[:1] == ("Item, 00",)
     assert {"NA", "n/a"} < set(splits.items)
     assert splits.report["notes"] == [
-        f'Kept as users: "None" ({counts[0]} rows); if they mean missing, leave the cells empty.',
-        f'Kept as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if they mean missing, leave the cells '
+        f'Read as users: "None" ({counts[0]} rows); if they mean missing, leave the cells empty.',
+        f'Read as items: "NA" ({counts[1]} rows), "n/a" ({counts[2]} rows); if they mean missing, leave the cells '
         "empty.",
     ]
 
@@ -49,7 +49,7 @@ def test_whole_numbers_with_and_without_a_decimal_point_are_one(table, save):
     splits = load_dataset(save(mixed))
     assert splits == load_dataset(save(numbered, "clean.csv"))
     assert [line.user for line in splits.test] == list(range(12))
-    assert splits.report["notes"] == ["12 users written both as 1 and as 1.0 were joined."]
+    assert splits.report["notes"] == ["12 users are written both as 1 and as 1.0 and were joined."]
     whole = numbered.assign(user=numbered["user"].astype(float))
     assert load_dataset(save(whole, "whole.parquet")) == splits
     large = whole.assign(user=whole["user"] + 1e15)  # which Arrow writes as 1e+15
@@ -61,11 +61,12 @@ def test_whole_numbers_with_and_without_a_decimal_point_are_one(table, save):
 
 
 def test_items_of_rows_left_out_are_no_negatives(table, save):
-    unusable = [("", f"Ghost {number}", 1_700_000_000) for number in range(30)]
+    unusable = [("", f"Ghost {number}", 1_700_000_000) for number in range(30)] + [("a ghost", "", 1_700_000_000)]
     splits = load_dataset(save(with_rows(table, *unusable)))
     assert splits == load_dataset(save(table, "clean.csv"))
     assert splits.report["dropped"] == {
         "rows without user": 30,
+        "rows without item": 1,
         "items that appear only in rows left out": 30,
     }
 
@@ -122,7 +123,7 @@ def test_zero_is_a_time_among_small_numbers(table, save):
 def test_a_few_times_of_another_age_are_reported(table, save):
     splits = load_dataset(save(table.assign(timestamp=table["timestamp"].where(table.index >= 2, 12_345))))
     assert splits.report["notes"] == [
-        "2 rows have a time before 1973 or after 2099, unlike the others; if it means missing, leave it empty."
+        "2 rows have a time before 1973 or after 2099; if it means missing, leave it empty."
     ]
 
 

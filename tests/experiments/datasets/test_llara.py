@@ -159,7 +159,9 @@ def test_json_lines_are_rows(tmp_path):
     assert load_dataset(tmp_path / "lines.json") == load_dataset(write(tmp_path / "list.json", content))
     with (tmp_path / "lines.json").open("a") as file:
         file.write('{"historyList": "a::b", "itemLi')
-    with pytest.raises(ValueError, match=r"lines\.json is not JSON in UTF-8 \(line 42: Unterminated string"):
+    with pytest.raises(
+        ValueError, match=r"lines\.json is not JSON in UTF-8 \(Invalid JSON: EOF while parsing a string at line 41"
+    ):
         load_dataset(tmp_path / "lines.json")
 
 
@@ -239,11 +241,14 @@ def test_harmless_faults_are_left_out_and_counted(tmp_path):
             {"trueSelection": "Nobody"},
             "row 3: the chosen item 'Nobody' is not among the candidates; add it to itemList",
         ),
-        ({"trueSelection": ""}, "row 3: trueSelection is '', which is not a name"),
-        ({"trueSelection": 7}, "row 3: trueSelection is 7, which is not a name"),
-        ({"itemList": "a::b"}, "row 3: itemList is not a list of names; write text"),
-        ({"itemList": [1, 2]}, "row 3: itemList is not a list of names; write text"),
-        ({"historyList": None}, "row 3: historyList is not a list of names; write text"),
+        ({"trueSelection": ""}, "row 3: the chosen item '' is not among the candidates"),
+        (
+            {"trueSelection": 7},
+            "row 3: trueSelection: Input should be a valid string; write historyList, itemList, trueS",
+        ),
+        ({"itemList": "a::b"}, "row 3: itemList: Input should be a valid array; write historyList, itemList"),
+        ({"itemList": [1, 2]}, "row 3: itemList: Input should be a valid string; write historyList, itemList"),
+        ({"historyList": None}, "row 3: historyList: Input should be a valid array; write historyList, itemL"),
         ({"itemList": ["x", "x"], "trueSelection": "x"}, "row 3: there is no candidate besides the chosen item 'x'"),
     ],
 )
@@ -257,13 +262,14 @@ def test_a_bad_row_is_named_with_its_file(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "mine.json is not JSON in UTF-8 .*; write a list of LLaRA rows"),
+        ("", "No row of .*mine.json has a history"),
+        ("nothing", "mine.json is not JSON in UTF-8 .*; write a list of LLaRA rows"),
         ('[{"historyList": "a::b", "itemLi', "mine.json is not JSON in UTF-8"),
         ("\udcff\udcfe", "mine.json is not JSON in UTF-8"),
-        ("{}", "mine.json contains no list of rows"),
-        ("[]", "mine.json contains no list of rows"),
-        ("[[1]]", "mine.json, row 1: historyList, itemList and trueSelection are not all present"),
-        ('[{"itemList": []}]', "mine.json, row 1: historyList, itemList and trueSelection are not all present"),
+        ("{}", "mine.json is empty; give a file with the columns user, item, timestamp"),
+        ("[]", "No row of .*mine.json has a history"),
+        ("[[1]]", "mine.json, row 1: Input should be an object; write historyList, itemList, trueSelection"),
+        ('[{"itemList": []}]', "mine.json, row 1: historyList: Field required; write historyList, itemList"),
         ('[{"historyList": "", "itemList": ["a", "b"], "trueSelection": "a"}]', "No row of .* has a history"),
     ],
 )
