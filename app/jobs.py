@@ -35,12 +35,28 @@ ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
 OWN = "own:"  # begins the name of an uploaded dataset, before the upload's token
 SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
-TABLE = """
-create table if not exists jobs (
-    token text primary key, viewer text, kind text, name text, settings text, state text, message text,
-    created real, started real, ended real, kept integer, pid integer
+# The last two are those of experiments.py.
+TABLES = (
+    """
+    create table if not exists jobs (
+        token text primary key, viewer text, kind text, name text, settings text, state text, message text,
+        created real, started real, ended real, kept integer, pid integer
+    )
+    """,
+    """
+    create table if not exists experiments (
+        code text primary key, viewer text, title text, settings text, created real, open integer, next_seed integer,
+        version integer
+    )
+    """,
+    """
+    create table if not exists entries (
+        code text, viewer text, seed integer, nickname text, guess real, token text, problem text, arrived real,
+        differences blob, left_hits real, right_hits real, sft_hits real,
+        primary key (code, seed), unique (code, viewer)
+    )
+    """,
 )
-"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,8 @@ def database(write: bool = True) -> Iterator[sqlite3.Connection]:
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("pragma journal_mode = wal")
-        connection.execute(TABLE)
+        for table in TABLES:
+            connection.execute(table)
         connection.execute("begin immediate" if write else "begin")
         with connection:
             yield connection
