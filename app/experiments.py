@@ -7,8 +7,7 @@ opened it may close it or remove a student.
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
@@ -19,6 +18,7 @@ import limits
 import numpy as np
 import pandas as pd
 from figures import classroom
+from jobs import database
 
 from minipo.experiments import pairs
 from minipo.experiments.configuration import PreferConfig, make_config, splits_of
@@ -28,21 +28,6 @@ LETTERS = "BCDFGHJKMNPQRSTVWXZ"  # none that looks like another or like a digit,
 FIRST_SEED = 101  # the recorded runs have seeds from 0, which no class repeats
 NICKNAME = 30  # letters
 GUESS = 100  # points, at most
-TABLES = (
-    """
-    create table if not exists experiments (
-        code text primary key, viewer text, title text, settings text, created real, open integer, next_seed integer,
-        version integer
-    )
-    """,
-    """
-    create table if not exists entries (
-        code text, viewer text, seed integer, nickname text, guess real, token text, problem text, arrived real,
-        differences blob, left_hits real, right_hits real, sft_hits real,
-        primary key (code, seed), unique (code, viewer)
-    )
-    """,
-)
 
 
 @dataclass(frozen=True)
@@ -92,15 +77,6 @@ class Entry:
     @property
     def name(self) -> str:
         return self.nickname or f"seed {self.seed}"
-
-
-@contextmanager
-def database(write: bool = True) -> Iterator[sqlite3.Connection]:
-    """The app's database with the tables of experiments, for one transaction; see `jobs.database`."""
-    with jobs.database(write) as connection:
-        for table in TABLES:
-            connection.execute(table)
-        yield connection
 
 
 # ------------------------------------------------------------------------------------------------------- the lecturer

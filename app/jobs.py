@@ -1,8 +1,8 @@
 """Work that pages submit to the server: training runs, class experiments' pairs, uploads to be read.
 
-A job has a ticket in Huey's queue (a SQLite file) until the worker, `worker.py`, starts a process for it. Its state is
-in a table beside the queue, so that any page finds it again after a restart. A job's token is its link: it cannot be
-guessed, and anyone who has it may view, stop and remove the job.
+A job is a row of a table in a SQLite file, which is the queue: the worker, `worker.py`, starts a process for the one
+that has waited longest, and any page finds it again after a restart. A job's token is its link: it cannot be guessed,
+and anyone who has it may view, stop and remove the job.
 """
 
 import os
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import dumps, loads
@@ -23,7 +23,6 @@ from typing import Any, cast
 
 import limits
 import psutil
-from huey import SqliteHuey
 
 from minipo.experiments import fetch, files, pairs
 from minipo.experiments.configuration import PreferConfig, make_config
@@ -36,12 +35,28 @@ ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
 OWN = "own:"  # begins the name of an uploaded dataset, before the upload's token
 SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
-TABLE = """
-create table if not exists jobs (
-    token text primary key, viewer text, kind text, name text, settings text, state text, message text,
-    created real, started real, ended real, kept integer, pid integer
+# The last two are those of experiments.py.
+TABLES = (
+    """
+    create table if not exists jobs (
+        token text primary key, viewer text, kind text, name text, settings text, state text, message text,
+        created real, started real, ended real, kept integer, pid integer
+    )
+    """,
+    """
+    create table if not exists experiments (
+        code text primary key, viewer text, title text, settings text, created real, open integer, next_seed integer,
+        version integer
+    )
+    """,
+    """
+    create table if not exists entries (
+        code text, viewer text, seed integer, nickname text, guess real, token text, problem text, arrived real,
+        differences blob, left_hits real, right_hits real, sft_hits real,
+        primary key (code, seed), unique (code, viewer)
+    )
+    """,
 )
-"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,8 @@ def database(write: bool = True) -> Iterator[sqlite3.Connection]:
     try:
         connection.row_factory = sqlite3.Row
         connection.execute("pragma journal_mode = wal")
-        connection.execute(TABLE)
+        for table in TABLES:
+            connection.execute(table)
         connection.execute("begin immediate" if write else "begin")
         with connection:
             yield connection
@@ -112,35 +128,6 @@ def _job(row: sqlite3.Row) -> Job:
     return Job(**{**content, "settings": loads(content["settings"]), "kept": bool(content["kept"])})
 
 
-def queue() -> SqliteHuey:
-    """Huey's queue of tickets, reopened each time because its file may have been removed."""
-    path = files.home() / "app" / "queue.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteHuey("minipo", filename=str(path), results=False)
-
-
-def task(waiting: SqliteHuey, do: Callable[[], None] | None = None) -> Callable[[], Any]:
-    """The queue's one task: calling it puts a ticket into the queue. `do` is the worker's part.
-
-    A ticket is for the job that has waited longest, not for a certain one: cancelling and resuming loses the place.
-    """
-
-    def perform() -> None:
-        if do is not None:
-            do()
-
-    return waiting.task()(perform)
-
-
-def enqueue() -> None:
-    """Add a ticket for a job that has started waiting."""
-    waiting = queue()
-    try:
-        task(waiting)()
-    finally:
-        waiting.storage.close()
-
-
 # ------------------------------------------------------------------------------------------------- what a page may do
 
 
@@ -148,23 +135,21 @@ def submit(kind: str, settings: Mapping[str, Any], viewer: str, name: str, uploa
     """Submit a job. Raises ValueError in one sentence if a setting, a limit or a full disk does not allow it."""
     _check(kind, settings, upload)
     token = secrets.token_urlsafe(16)
+    folder = folder_of(token)
     try:
-        folder_of(token).mkdir(parents=True)
-        if shutil.disk_usage(folder_of(token)).free < limits.FREE_GB * 2**30:
+        folder.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < limits.FREE_GB * 2**30:
             raise ValueError("This server's disk is almost full: remove runs and uploads that you no longer need.")
         if upload is not None:
-            (folder_of(token) / f"upload{settings['suffix']}").write_bytes(upload)
+            (folder / f"upload{settings['suffix']}").write_bytes(upload)
         with database() as connection:
             _room(connection, kind, viewer)
             connection.execute(
                 "insert into jobs values (?, ?, ?, ?, ?, 'waiting', '', ?, null, null, 0, null)",
                 (token, viewer, kind, named(name), dumps(dict(settings)), time.time()),
             )
-        enqueue()
     except (ValueError, OSError, sqlite3.Error) as error:
-        with suppress(sqlite3.Error), database() as connection:
-            connection.execute("delete from jobs where token = ?", (token,))
-        shutil.rmtree(folder_of(token), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, ValueError):
             raise
         raise ValueError("This server could not save it; its disk may be full. Try again in a few minutes.") from None
@@ -278,13 +263,11 @@ def resume(token: str) -> None:
         return
     with database() as connection:
         _room(connection, job.kind, job.viewer)
-        changed = connection.execute(
+        connection.execute(
             "update jobs set state = 'waiting', message = '', ended = null, created = ? "
             f"where token = ? and state in {ENDED_EARLY}",
             (time.time(), token),
-        ).rowcount
-    if changed:  # else another tab was faster
-        enqueue()
+        )
 
 
 def rename(token: str, name: str) -> None:
@@ -358,14 +341,14 @@ def tidy() -> None:
 
 
 def begin() -> Job | None:
-    """The job that has waited longest, now running; None if none is waiting any more."""
+    """The job that has waited longest, now running; None if none is waiting."""
     with database() as connection:
-        row = connection.execute("select token from jobs where state = 'waiting' order by created limit 1").fetchone()
-        if row is None:
-            return None
-        (token,) = row
-        connection.execute("update jobs set state = 'running', started = ? where token = ?", (time.time(), token))
-        return _job(connection.execute("select * from jobs where token = ?", (token,)).fetchone())
+        row = connection.execute(
+            "update jobs set state = 'running', started = ? where token = "
+            "(select token from jobs where state = 'waiting' order by created limit 1) returning *",
+            (time.time(),),
+        ).fetchone()
+    return _job(row) if row else None
 
 
 def note_process(token: str, pid: int) -> None:
@@ -382,17 +365,16 @@ def finish(token: str, state: str, message: str) -> None:
         )
 
 
-def unfinished() -> list[Job]:
-    """Every waiting or running job, the oldest first."""
+def running() -> list[Job]:
+    """Every job that has a process, or had one when the worker died."""
     with database(write=False) as connection:
-        rows = connection.execute(f"select * from jobs where state in {ACTIVE} order by created").fetchall()
-    return [_job(row) for row in rows]
+        return [_job(row) for row in connection.execute("select * from jobs where state = 'running'")]
 
 
-def wait_again(token: str) -> None:
-    """Let a running job wait for the next worker, which resumes it."""
+def wait_again() -> None:
+    """Let the running jobs wait, as they have no process any more; the worker resumes them."""
     with database() as connection:
-        connection.execute("update jobs set state = 'waiting' where token = ? and state = 'running'", (token,))
+        connection.execute("update jobs set state = 'waiting' where state = 'running'")
 
 
 def command(job: Job) -> list[str]:

@@ -28,6 +28,16 @@ WORLDS: dict[World, tuple[str, ...]] = {
     ("ml-100k", "pocket-gpt2"): ("ml-100k-objectives", "ml-100k-parts"),
     ("ml-100k", "smollm2-135m"): ("ml-100k-smollm2",),
 }
+# The grid of a world with other SFT lengths and learning rates, and the one with other β and γ.
+SETTINGS: dict[World, str] = {
+    ("catalog", "pocket-gpt2"): "settings",
+    ("ml-100k", "pocket-gpt2"): "ml-100k-settings",
+    ("ml-100k", "smollm2-135m"): "ml-100k-smollm2-settings",
+}
+STRENGTHS: dict[World, str] = {("catalog", "pocket-gpt2"): "strengths"}
+GRIDS = {
+    world: [*WORLDS[world], *(other[world] for other in (SETTINGS, STRENGTHS) if world in other)] for world in WORLDS
+}
 # Each line of *Collapse*, as the settings of its recorded runs.
 LINES: dict[str, dict[str, Any]] = {
     "plain": {"dynamic": "off"},

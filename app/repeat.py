@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import nbformat
+from nbformat import v4
+
 from minipo.experiments.configuration import CONFIGS, recipe
 from minipo.experiments.records import SETTINGS
 
@@ -92,20 +95,12 @@ def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
 
 def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
     """A Jupyter notebook, as JSON, that trains the runs again, one cell each; see `script`."""
-    cells: list[dict[str, Any]] = [
-        {
-            "cell_type": "code",
-            "id": f"run-{number}",
-            "metadata": {},
-            "execution_count": None,
-            "outputs": [],
-            "source": f"# {_line(name)}\n{cell(settings, seeds)}",
-        }
+    cells = [
+        v4.new_code_cell(f"# {_line(name)}\n{cell(settings, seeds)}", id=f"run-{number}")
         for number, (name, settings, seeds) in enumerate(runs, start=1)
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    return nbformat.writes(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}))
 
 
 def _line(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The worker: takes tickets from the queue and starts a process for each, a few at a time, at low priority.
+"""The worker: starts a process for each job of the queue, a few at a time, at low priority.
 
 `jobs.start_worker` runs it beside the app. It trains nothing itself, so that a crash of a run does not affect it. It
 ends with the server; the next worker resumes its jobs.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,11 +30,21 @@ TICK = 0.2  # seconds between looks at a process
 LOWEST = 19  # priority: training yields to the pages
 
 
-def perform() -> None:
-    """Do the job that has waited longest: start its process, watch it, and save how it ended."""
+def work() -> None:
+    """Do one job after another."""
+    while True:
+        try:
+            if not perform():
+                time.sleep(TICK)
+        except Exception:  # whatever it is, the next job is done
+            traceback.print_exc()
+
+
+def perform() -> bool:
+    """Do the job that has waited longest: start its process, watch it, and save how it ended. False if none waits."""
     job = insist(jobs.begin)
     if job is None:
-        return
+        return False
     token = job.token
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +57,7 @@ def perform() -> None:
         said = getattr(error, "strerror", None) or str(error)
         message = jobs.private(f"The run could not be started: {said.rstrip('.')}.")
         insist(lambda: jobs.finish(token, "failed", message))
-        return
+        return True
     insist(lambda: jobs.note_process(token, process.pid))
     data = job.kind == "data"
     restrain(process.pid, limits.UPLOAD_GB if data else limits.RUN_GB)
@@ -69,6 +80,7 @@ def perform() -> None:
     if data and ended[0] == "failed":
         job.upload.unlink(missing_ok=True)
     insist(lambda: jobs.finish(token, *ended))
+    return True
 
 
 def insist(do: Callable[[], T]) -> T:
@@ -135,64 +147,33 @@ def last_line(errors: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip() and "%|" not in line), "")
 
 
-def recover() -> int:
-    """End the processes of jobs left unfinished, and let them wait again. Returns how many jobs wait."""
-    for job in jobs.unfinished():
-        if job.state == "running":
-            if process := process_of(job):
-                end(process)
-            jobs.wait_again(job.token)
-    return len(jobs.unfinished())
+def end_all(patience: float) -> None:
+    """End the processes of all running jobs."""
+    for job in jobs.running():
+        if process := process_of(job):
+            end(process, patience)
 
 
-def follow_server() -> None:
-    """Leave when standard input ends, as it does with the server."""
-    sys.stdin.buffer.read()
-    leave()
-
-
-def watch(path: Path) -> None:
-    """End the worker when the server has ended, or when the queue's file has been replaced."""
-    threading.Thread(target=follow_server, daemon=True).start()
-    opened = path.stat().st_ino
-    tidied = 0.0
+def tidy() -> None:
     while True:
-        time.sleep(1)
-        try:
-            there = path.stat().st_ino == opened
-        except FileNotFoundError:
-            there = False
-        if not there:
-            leave()  # and be restarted
-        if time.monotonic() - tidied > 600:
-            tidied = time.monotonic()
-            with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
-                experiments.collect_all()  # before the jobs are removed
-                jobs.tidy()
-
-
-def leave() -> None:
-    """End at once, with all processes; their jobs still count as running, so the next worker resumes them."""
-    for job in jobs.unfinished():
-        if job.state == "running" and (process := process_of(job)):
-            end(process, patience=1)
-    os._exit(0)
+        with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
+            experiments.collect_all()  # before the jobs are removed
+            jobs.tidy()
+        time.sleep(600)
 
 
 def main() -> None:
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
-        queue = jobs.queue()
-        enqueue = jobs.task(queue, perform)
-        queue.flush()
-        threading.Thread(target=watch, args=(files.home() / "app" / "queue.db",), daemon=True).start()
-        for _ in range(recover()):
-            enqueue()
-        queue.create_consumer(
-            workers=limits.SLOTS, worker_type="thread", initial_delay=TICK, max_delay=TICK, backoff=1.0, periodic=False
-        ).run()
-        leave()
+        end_all(patience=5)  # those that a worker which died has left
+        jobs.wait_again()
+        for task in (*[work] * limits.SLOTS, tidy):
+            threading.Thread(target=task, daemon=True).start()
+        sys.stdin.buffer.read()  # which ends with the server
+        # The jobs still count as running, so the next worker resumes them.
+        end_all(patience=1)
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -62,21 +62,21 @@ def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) ->
         figure.add_hline(y=100 * interval.mean, line={"color": colour, "width": 2})
     figure.add_hline(**ZERO)
     inset = 0.03 * (high - low)
-    guesses = entries["guess"]
-    hollow = {"color": QUIET, "size": 10, "line": {"width": 1.5}}
-    for name, rows, value, marker in (
-        ("guess", guesses.between(low, high), guesses, {**hollow, "symbol": "diamond-open"}),
-        ("guess above", guesses > high, guesses, {**hollow, "symbol": "triangle-up-open"}),
-        ("guess below", guesses < low, guesses, {**hollow, "symbol": "triangle-down-open"}),
-        ("difference", entries["difference"].notna(), 100 * entries["difference"],
-         {"color": colour, "size": 12, "line": {"color": "white", "width": 1}}),
-    ):  # fmt: skip
+    guessed = entries["guess"].notna()
+    shapes = np.select(
+        [entries["guess"] > high, entries["guess"] < low], ["triangle-up-open", "triangle-down-open"], "diamond-open"
+    )
+    for name, values, rows, marker in (
+        ("guess", entries["guess"], guessed, {"color": QUIET, "size": 10, "symbol": shapes[guessed]}),
+        ("difference", 100 * entries["difference"], entries["difference"].notna(), {"color": colour, "size": 12}),
+    ):
         if rows.any():
             figure.add_scatter(
-                x=entries["seed"][rows], y=value[rows].clip(low + inset, high - inset), mode="markers", name=name,
-                marker=marker, text=[as_text(student) for student in entries["name"][rows]], customdata=value[rows],
+                x=entries["seed"][rows], y=values[rows].clip(low + inset, high - inset), mode="markers", name=name,
+                marker={**marker, "line": {"width": 1.5}}, customdata=values[rows],
+                text=[as_text(student) for student in entries["name"][rows]],
                 hovertemplate="%{text}<br>%{fullData.name} %{customdata:+.1f} points<extra></extra>",
-                showlegend=bool(guesses.notna().any()),
+                showlegend=bool(guessed.any()),
             )  # fmt: skip
     seeds = entries["seed"]
     figure.update_xaxes(range=_around(seeds, 0.7), tickformat="d", **_ticks(seeds))

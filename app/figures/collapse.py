@@ -36,26 +36,18 @@ def expect_sentence(table: pd.DataFrame, objective: str, metric: str = "hr@1") -
     )
 
 
-def guess_error(table: pd.DataFrame, guesses: Mapping[int, float], metric: str = "hr@1") -> float:
-    """The mean absolute error of guesses in points, hundredths of the metric.
-
-    table: one objective's plain runs. guesses: K to percent, or to the metric itself if it is no share of users. Raises
-    ValueError if there is no run at one of these K.
-    """
-    means = table.groupby("negatives")[metric].mean()
-    if missing := [k for k in guesses if k not in means]:
-        raise ValueError(f"There is no run at K = {missing[0]}; guess for one of {', '.join(map(str, means.index))}.")
-    unit = 1 if metric in AVERAGES else 100
-    return 100 * float(np.mean([abs(guess / unit - means[k]) for k, guess in guesses.items()]))
-
-
 def guess_sentence(table: pd.DataFrame, guesses: Mapping[int, float], metric: str = "hr@1") -> str:
-    """How far guesses were from the recorded means, in Markdown; arguments and raises as `guess_error`'s."""
-    means, unit = table.groupby("negatives")[metric].mean(), 1 if metric in AVERAGES else 100
-    error = guess_error(table, guesses, metric)
-    sides = [round(guess / unit - means[k], 4) for k, guess in guesses.items()]
-    high, low = (sum(sign * side > 0 for side in sides) for sign in (1, -1))
-    return f"Your guesses were **{error:.1f} points** off on average: {high} of {len(guesses)} too high, {low} too low."
+    """How far guesses were from the recorded means in points, hundredths of the metric, in Markdown.
+
+    table: one objective's plain runs. guesses: K to percent, or to the metric itself if it is no share of users.
+    """
+    unit = 1 if metric in AVERAGES else 100
+    errors = pd.Series(guesses) / unit - table.groupby("negatives")[metric].mean()[[*guesses]]
+    high, low = (int((sign * errors.round(4) > 0).sum()) for sign in (1, -1))
+    return (
+        f"Your guesses were **{100 * errors.abs().mean():.1f} points** off on average: {high} of {len(guesses)} too "
+        f"high, {low} too low."
+    )
 
 
 def settings_panel(

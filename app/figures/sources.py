@@ -5,23 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 
 from minipo.course.figures.style import (
-    FAINT,
     INK,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    add_interval,
-    add_point_band,
     as_text,
+    differences,
     lay_out,
 )
 from minipo.evaluation import Interval
 
 MORE_SFT = "more SFT"
-BESIDE = {"x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 13}}  # of an annotation
 INTERVAL = re.compile(r"([+−]\d+\.\d) \[([+−]\d+\.\d), ([+−]\d+\.\d)\]")
 
 
@@ -50,28 +48,21 @@ def runs_by_grid(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
 
     tables: by the grid's name, one row per run with the columns dataset, model and objective. Names are text.
     """
-    names = list(tables)
-    figure = go.Figure()
     kinds = {**OBJECTIVE_LABELS, "sft": MORE_SFT}
-    for kind, label in kinds.items():
-        counts = [int((table["objective"] == kind).sum()) for table in tables.values()]
-        if any(counts):
-            figure.add_bar(
-                x=counts, y=list(range(len(names))), orientation="h", name=label, width=0.42,
-                marker_color=OBJECTIVE_COLOURS.get(kind, QUIET),
-                hovertemplate=f"{label}: %{{x}} runs<extra></extra>",
-            )  # fmt: skip
-    for place, (name, table) in enumerate(tables.items()):
-        worlds = zip(table["dataset"], table["model"], strict=True)
-        world = ", ".join(f"{dataset} × {model}" for dataset, model in dict.fromkeys(worlds))
-        text = f"<b>{as_text(name)}</b>  {as_text(world)}"
-        figure.add_annotation(text=text, y=place - 0.44, **BESIDE)
-        figure.add_annotation(text=f"<b>{len(table)}</b>", x=len(table), y=place, xanchor="left", xshift=6)
-    most = max((len(table) for table in tables.values()), default=1)
-    figure.update_xaxes(range=[0, 1.12 * most], showgrid=False, visible=False)
-    figure.update_yaxes(range=[len(names) - 0.6, -0.75], visible=False)
-    look = {"barmode": "stack", "legend_traceorder": "normal"}
-    return lay_out(figure, 64 + 42 * len(names), margin={"t": 30, "l": 4}, **look)
+    colours = {label: OBJECTIVE_COLOURS.get(kind, QUIET) for kind, label in kinds.items()}
+    runs = []
+    for name, table in tables.items():
+        worlds = dict.fromkeys(zip(table["dataset"], table["model"], strict=True))
+        world = ", ".join(f"{dataset} × {model}" for dataset, model in worlds)
+        label = f"<b>{as_text(name)}</b>, {len(table)}<br>{as_text(world)}"
+        counts = table["objective"].map(kinds).value_counts()
+        runs += [{"grid": label, "objective": kind, "runs": counts[kind]} for kind in kinds.values() if kind in counts]
+    figure = px.bar(
+        pd.DataFrame(runs), x="runs", y="grid", color="objective", orientation="h", color_discrete_map=colours,
+        category_orders={"objective": list(colours), "grid": list(dict.fromkeys(run["grid"] for run in runs))},
+    )  # fmt: skip
+    figure.update_yaxes(title_text="", showgrid=False, ticksuffix=" ")
+    return lay_out(figure, 90 + 42 * len(tables), x="runs", legend_title_text="")
 
 
 def runs_sentence(tables: Mapping[str, pd.DataFrame], absent: int = 0) -> str:
@@ -119,27 +110,15 @@ def on_unseen(pairs: Pairs, users: tuple[int, int]) -> go.Figure:
 
     users: how many there are of the two kinds. A grey band is one point to either side of zero.
     """
-    figure = go.Figure()
-    add_point_band(figure)
-    shown = [pair[2] for pair in pairs] + [pair[3] for pair in pairs]
-    for kind, (name, colour, symbol, down) in enumerate((
-        (f"{users[0]:,} test users", QUIET, "circle-open", -0.02), (f"{users[1]:,} unseen users", INK, "diamond", 0.26),
-    )):  # fmt: skip
-        marker = {"size": 10, "symbol": symbol}
-        for place, (_, _, *found) in enumerate(pairs):
-            named: dict[str, Any] = {"name": name, "legendgroup": name, "showlegend": not place, "marker": marker}
-            add_interval(figure, found[kind], place + down, colour, name, colour, **named)
-    for place, (left, right, *_) in enumerate(pairs):
-        text = f"<b>{as_text(left)}</b> minus {as_text(right)}"
-        figure.add_annotation(text=text, y=place - 0.34, **BESIDE)
-        if place:
-            figure.add_shape(type="line", x0=0, x1=1, xref="paper", y0=place - 0.55, y1=place - 0.55,
-                             line={"color": FAINT, "width": 0.5}, layer="below")  # fmt: skip
-    lows, highs = [100 * each.low for each in shown], [100 * each.high for each in shown]
-    figure.update_xaxes(range=[1.1 * min([-1.0, *lows]), 1.1 * max([1.0, *highs])])
-    figure.update_yaxes(range=[len(pairs) - 0.5, -0.6], visible=False)
-    margin = {"t": 30, "r": 128, "l": 4}
-    return lay_out(figure, 84 + 48 * len(pairs), x="difference of HR@1, points", margin=margin)
+    rows, colours, labels = {}, {}, []
+    for left, right, *found in pairs:
+        for kind, interval, colour in zip(("test", "unseen"), found, (QUIET, INK), strict=True):
+            name = f"{as_text(left)} minus {as_text(right)}, {kind} users"
+            rows[name], colours[name] = interval, colour
+        labels += [f"<b>{as_text(left)}</b> minus {as_text(right)}", "unseen users"]
+    title = f"The upper of each two: {users[0]:,} test users; below, {users[1]:,} unseen users"
+    inside = {"ticklabelposition": "inside top", "ticklabelshift": 6, "tickfont": {"size": 13}}
+    return differences(rows, title, colours=colours).update_yaxes(ticktext=labels, **inside)
 
 
 def unseen_sentence(pairs: Pairs) -> str:

@@ -17,10 +17,6 @@ from minipo.experiments.records import Outcomes, Recorded, difference
 from minipo.experiments.runs import DATA
 
 PARTS = ["Numbers", "Unseen users", "Words", "Papers", "Data and limits"]
-GRIDS = [
-    "objectives", "parts", "settings", "strengths", "ml-100k-objectives", "ml-100k-parts", "ml-100k-settings",
-    "ml-100k-smollm2", "ml-100k-smollm2-settings",
-]  # fmt: skip
 FURTHER_WORDS = {
     "chosen": "The item that really came next.",
     "negative": "An item that was not chosen, also called rejected.",
@@ -53,7 +49,7 @@ LABEL = re.compile(r"(DynamicPO-)?(\S+) K = (\d+)")
 
 def numbers() -> None:
     grids, absent = {}, []
-    for name in GRIDS:
+    for name in [name for names in recorded.GRIDS.values() for name in names]:
         try:
             grids[name] = recorded.grid(name)
         except ValueError as error:

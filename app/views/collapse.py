@@ -19,14 +19,8 @@ from minipo.experiments import comparison
 from minipo.experiments.configuration import PreferConfig
 from minipo.experiments.records import Recorded, difference
 
-STRENGTHS = {("catalog", "pocket-gpt2"): "strengths"}  # where other β and γ are recorded, for DMPO
 BETAS, MARGINS = (0.3, 1.0, 3.0), (2.0, 6.0, 12.0)
 USUAL = {"beta": PreferConfig.beta, "margin": PreferConfig.margin}  # what the other grids have
-SETTINGS = {
-    ("catalog", "pocket-gpt2"): "settings",
-    ("ml-100k", "pocket-gpt2"): "ml-100k-settings",
-    ("ml-100k", "smollm2-135m"): "ml-100k-smollm2-settings",
-}
 # Options are their own labels, as a link has them.
 OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 METRICS = {label: name for name, label in style.METRICS.items()}
@@ -136,9 +130,9 @@ def source(world: recorded.World, line: str, objective: str, strengths: dict[str
     grids = [name]
     if line in recorded.PARTS:
         grids = parts
-    elif strengths != USUAL and world in STRENGTHS:
+    elif strengths != USUAL and world in recorded.STRENGTHS:
         # Beside another β or γ, plain runs come from the same grid: a comparison is of the same seeds and K.
-        grids = [STRENGTHS[world]]
+        grids = [recorded.STRENGTHS[world]]
     for each in grids:
         # Reading a missing first grid raises an error that says so.
         if (recorded.is_recorded(each) or each == name) and len(recorded.grid(each).rows(**query)):
@@ -301,8 +295,8 @@ def where(world: recorded.World) -> None:
     """SFT length × learning rate as maps. Raises ValueError if the record is missing or damaged."""
     metrics = [label for label, name in METRICS.items() if name != "reward_win_rate"]  # which SFT does not have
     metric = METRICS[choose("Ranking", metrics, "of", RANKING, "HR@1")]
-    grid = recorded.grid(SETTINGS[world])
-    maps = settings_maps(SETTINGS[world], metric)
+    grid = recorded.grid(recorded.SETTINGS[world])
+    maps = settings_maps(recorded.SETTINGS[world], metric)
     st.markdown(collapse.settings_sentence(maps, metric))
     epochs = sorted(grid.table["sft_epochs"].unique())
     levels = {each: f"SFT {level(grid.baseline(sft_of(grid, each), metric)[None].mean(), metric)}" for each in epochs}

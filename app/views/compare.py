@@ -14,21 +14,24 @@ import streamlit as st
 from figures.compared import compared, compared_sentence
 from shell import WORDS, check_link, choose, draw, head, plain, viewer
 
-from minipo.course.figures.style import DYNAMIC_COLOUR, OBJECTIVE_COLOURS, OBJECTIVE_LABELS, in_points
+from minipo.course.figures.style import (
+    DYNAMIC_COLOUR,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_LABELS,
+    in_points,
+    level,
+)
 from minipo.evaluation import Interval
 from minipo.experiments import comparison
 from minipo.experiments.comparison import METRICS, Difference, Line
 from minipo.experiments.runs import Run
 
 KEYS = ("data", "runs", "run", "baseline", "metric", "repeat")
-# The grids of settings, beside those that recorded.WORLDS names.
-SETTINGS = {"catalog": ("settings", "strengths"), "ml-100k": ("ml-100k-settings", "ml-100k-smollm2-settings")}
 # The settings in which a grid's cells differ, the seed aside; and names of those that are rarely varied.
 CELL = ["model", "objective", "negatives", "dynamic", "select", "adjust_beta", "sft_epochs", "learning_rate", "beta"]
 UNUSUAL = {"sft_epochs": "SFT epochs", "learning_rate": "learning rate", "beta": "β"}
 Choice = tuple[str, str | None, dict[str, Any]]  # a grid, the baseline if it is one, the settings of its runs
 MOST = 10  # lines of each kind: what a figure and a table can still show
-SHARES = ("hr@1", "hr@5", "reward_win_rate")  # metrics that are shares of users; the others are means
 HIGHLIGHT = "background-color: rgba(0, 114, 178, 0.22); font-weight: 600"
 
 # Settings in a table's words; DynamicPO's three switches are one of them, `comparison.variant`.
@@ -40,6 +43,7 @@ NAMES = {
     "precision": "Precision",
 }  # fmt: skip
 SWITCHES = ("dynamic", "select", "adjust_beta")
+LOSSES = ("train_loss", "pair_loss")  # written as averages are
 HELP = {
     "objective": WORDS["objective"], "negatives": WORDS["K"], "dynamic": WORDS["DynamicPO"], "beta": WORDS["β"],
     "margin": WORDS["γ"], "clusters": WORDS["clusters"], "learning_rate": WORDS["learning rate"],
@@ -55,10 +59,8 @@ HELP = {
 
 def readable(dataset: str) -> Iterator[str]:
     """The readable recorded grids on a dataset; for others a warning says what is wrong."""
-    names = [name for world, grids in recorded.WORLDS.items() if world[0] == dataset for name in grids]
-    for number, name in enumerate((*names, *SETTINGS.get(dataset, ()))):
-        if number and not recorded.is_recorded(name):
-            continue
+    names = [name for world, grids in recorded.GRIDS.items() if world[0] == dataset for name in grids]
+    for name in (names[0], *filter(recorded.is_recorded, names[1:])):
         try:
             recorded.grid(name)
             yield name
@@ -245,10 +247,6 @@ def part(row: Any) -> str:
     return {"plain": "off", "DynamicPO": "on"}.get(name := comparison.variant(row), name)
 
 
-def number(metric: str, value: float) -> str:
-    return f"{value:.1%}".replace("%", " %") if metric in SHARES else f"{value:.3f}"
-
-
 def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     """The displayed table, its columns' configuration, and the settings that all lines share, in words."""
     differing, same = comparison.apart(table)
@@ -262,21 +260,20 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     for name in columns:
         values = table.apply(part, axis=1) if name == "dynamic" else table[name].map(partial(said, name))
         look[name] = values.astype(str)
-    measures = [*METRICS, "sft_hr@1", "train_loss", "pair_loss"]
+    measures = [*METRICS, "sft_hr@1", *LOSSES]
     look["seeds"] = table["seeds"].replace("", "–")
     look[measures] = table[measures]
     look["paired_over"] = table["paired_over"].where(table["difference"].notna(), "–")
     first = look[look["name"] == table["baseline"].iloc[0]]
-    styled = look.style.format(
-        {name: partial(number, "hr@1" if name in (*SHARES, "sft_hr@1") else name) for name in measures}, na_rep="–"
-    )
+    as_level: dict[Any, Any] = {name: partial(level, metric="mrr" if name in LOSSES else name) for name in measures}
+    styled = look.style.format(as_level, na_rep="–")
     settings: list[Any] = columns
     styled = styled.apply(
         lambda cells: [HIGHLIGHT if cell != first[cells.name].iloc[0] else "" for cell in cells], subset=settings
     )
     titles = {
         **NAMES, **METRICS, "name": "Run", "difference": f"Δ {METRICS[metric]}, points", "seeds": "Seeds",
-        "sft_hr@1": "SFT HR@1", "train_loss": "train_loss", "pair_loss": "pair_loss", "paired_over": "Paired over",
+        "sft_hr@1": "SFT HR@1", **{name: name for name in LOSSES}, "paired_over": "Paired over",
     }  # fmt: skip
     config: dict[str, Any] = {
         name: st.column_config.Column(titles[name], help=HELP.get(name)) for name in map(str, look)
@@ -380,9 +377,9 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
         reasons = sorted({str(found) for found in differences.values()})
         st.info(f"Nothing to compare with {plain(base.name)}: {'; '.join(reasons) or 'choose a second line'}.")
         return
-    level = sum(values.mean() for values in base.outcomes(metric).values()) / len(base.outcomes(metric))
+    mean = sum(values.mean() for values in base.outcomes(metric).values()) / len(base.outcomes(metric))
     escaped = {plain(name): interval for name, interval in intervals.items()}
-    st.markdown(compared_sentence(escaped, METRICS[metric], plain(base.name), number(metric, level)))
+    st.markdown(compared_sentence(escaped, METRICS[metric], plain(base.name), level(mean, metric)))
     colours = {
         line.name: DYNAMIC_COLOUR
         if line.settings.get("dynamic") == "on"

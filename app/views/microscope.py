@@ -316,7 +316,8 @@ def picture(who: str, every: float | None) -> None:
                 draw(microscope.pushes(table, step), "micro_push", "The push on each negative, and its parts.")
             st.caption(
                 f"{shown.caption}. Filled marks enter the loss, hollow ones do not, and negatives beyond K are "
-                "faint. Everything is computed now, from the log-probs that the run saved: another loss trains nothing."
+                "faint; tails begin at SFT. Each column of pushes has its own scale, the same for all steps. "
+                "Everything is computed now, from the log-probs that the run saved: another loss trains nothing."
             )
     state["micro_every"] = POLL if training else None
     if state["micro_every"] != every:

@@ -86,8 +86,7 @@ def test_unseen_users_stand_beside_test_users(recorded: Path):
     page = opened("about", part="Unseen users")
     assert "Of 4 headline differences" in text(page)
     traces = charts(page)["about_unseen"]["data"]
-    test, unseen = ([trace["x"][0] for trace in traces if trace["name"] == name]
-                    for name in ("300 test users", "4,000 unseen users"))  # fmt: skip
+    test, unseen = ([trace["x"][0] for trace in traces[place::2]] for place in (0, 1))
     assert unseen == pytest.approx([-0.7, -0.2, 0.8, 3.8])
     assert test[0] < 0 < test[1]  # made up so: DMPO falls with K, and DynamicPO rises
     assert test[3] == pytest.approx(100 * (0.65 - 0.5), abs=0.5)

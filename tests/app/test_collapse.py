@@ -170,8 +170,7 @@ def test_a_guess_comes_before_the_curve():
     assert "5 of 5 too high, 0 too low." in text(app)
     assert "it **collapses**" in text(app)
     table = load_recorded("objectives").rows(objective="dmpo", dynamic="off")
-    error = collapse.guess_error(table, dict.fromkeys((3, 5, 10, 15, 19), 90.0))
-    assert f"**{error:.1f} points** off" in text(app)
+    assert collapse.guess_sentence(table, dict.fromkeys((3, 5, 10, 15, 19), 90.0)) in text(app)
     assert {"your guess", "DynamicPO"} <= set(lines(app))
     app.button_group(key="curve").set_value("DPO").run()  # another curve is to be guessed
     assert "What will it be with more negatives?" in text(app)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -304,6 +305,6 @@ def test_commands_and_notebook_hold_every_chosen_run(recorded: Path, monkeypatch
     assert "--negatives 7" in shown[-1]
     assert shown[-1].startswith("minipo prefer ")
     app.segmented_control(key="repeat").set_value("notebook cell").run()
-    cells = json.loads(files["comparison.ipynb"])["cells"]
+    cells = nbformat.reads(files["comparison.ipynb"], 4)["cells"]
     assert [cell["source"].split("\n", 1)[1] for cell in cells] == commands(app)
     assert commands(app)[-1] == repeat.cell(asdict(make_config(PreferConfig, {"negatives": 7, "steps": 10})), [3])

@@ -331,7 +331,8 @@ def test_a_student_guesses_first_and_sees_the_class_then(
     assert "Your guess: **−2.0 points**" in text(app)
     dots = {trace["name"]: trace for trace in charts(app)["class_dots"]["data"]}
     assert dots["difference"]["text"] == ["Grace"]
-    assert set(dots) == {"difference", "guess", "guess above"}
+    assert set(dots) == {"difference", "guess"}
+    assert "triangle-up-open" in dots["guess"]["marker"]["symbol"]  # beyond the axis
     assert "<b on" not in json.dumps(dots)
     app.button(key="run").click().run()
     assert [job.settings["seed"] for job in jobs.of_viewer("ada", "pair")] == [102]
@@ -396,10 +397,11 @@ def test_sentences_say_what_the_interval_lets_one_say() -> None:
 def test_figures_hold_every_dot_and_every_interval() -> None:
     table = pd.DataFrame({"seed": [3, 1], "name": ["a", "b"], "guess": [-90.0, np.nan], "difference": [-0.02, -0.01]})
     dots = {trace.name: trace for trace in classroom.class_dots(table, Interval(-0.015, -0.02, -0.01), "#123456").data}
-    assert set(dots) == {"guess below", "difference"}
+    assert set(dots) == {"guess", "difference"}
     assert list(dots["difference"].x) == [3, 1]
     assert list(dots["difference"].y) == pytest.approx([-2, -1])
-    assert list(dots["guess below"].customdata) == [-90]
+    assert list(dots["guess"].customdata) == [-90]
+    assert list(dots["guess"].marker.symbol) == ["triangle-down-open"]
     figure = classroom.class_closing([Interval(0.0, -0.02, 0.02), Interval(0.01, 0.0, 0.02)], "#123456")
     assert figure.layout.title.text == "The interval narrows: 4.0 → 2.0 points wide"
     assert list(figure.data[0].y) == pytest.approx([0, 1])

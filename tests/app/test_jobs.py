@@ -225,10 +225,10 @@ def test_so_many_uploads_are_held_and_a_full_disk_takes_none(monkeypatch: pytest
     with pytest.raises(ValueError, match="disk is almost full"):
         submit(SLEEP, "another")
     monkeypatch.setattr(limits, "FREE_GB", 0)
-    monkeypatch.setattr(jobs, "enqueue", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(jobs, "_room", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ValueError, match=r"could not save it; its disk may be full\."):
         submit(SLEEP, "another")
-    assert [job.token for job in jobs.unfinished()] == []
+    assert jobs.begin() is None
     assert [folder.name for folder in first.folder.parent.iterdir()] == [first.token]  # nothing half-written
 
 

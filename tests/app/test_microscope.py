@@ -45,7 +45,7 @@ def looked(**link: str) -> AppTest:
 
 
 def parts(app: AppTest, number: int) -> list[float]:
-    """A column of the chart of pushes, by candidate: 1 dilution, 2 saturation, 3 β, -1 the push."""
+    """A column of the chart of pushes, by candidate: 0 dilution, 1 saturation, 2 β, -1 the push."""
     column = charts(app)["micro_push"]["data"][number]["x"]
     return np.frombuffer(base64.b64decode(column["bdata"]), column["dtype"]).tolist()
 
@@ -80,12 +80,12 @@ def test_the_loss_controls_change_what_is_pushed(probed):
     assert "plain DMPO would push it with" in text(app)
     assert app.slider("gamma").disabled
     app.toggle("adjust_beta").set_value(True).run()
-    adjusted = parts(app, 3)[7]
+    adjusted = parts(app, 2)[7]
     assert adjusted != pytest.approx(1.0)
     app.slider("gamma").set_value(0.0).run()
-    assert parts(app, 3)[7] > adjusted
+    assert parts(app, 2)[7] > adjusted
     app.select_slider("beta").set_value(0.5).run()
-    assert parts(app, 3)[7] < 0.75
+    assert parts(app, 2)[7] < 0.75
     app.selectbox("rule").select("all of them").run()
     app.slider("K").set_value(6).run()
     assert sum(push > 0 for push in pushes(app)) == 6
@@ -94,7 +94,7 @@ def test_the_loss_controls_change_what_is_pushed(probed):
     app.selectbox("objective").select("S-DPO").run()
     assert max(pushes(app)) > 2 * min(pushes(app)[1:])
     app.selectbox("objective").select("MPPO").run()
-    assert len(charts(app)["micro_push"]["data"]) == 6  # one more column
+    assert len(charts(app)["micro_push"]["data"]) == 5  # one more column
 
 
 def test_clusters_move_the_boundary_where_nobody_violates(probed):
@@ -103,7 +103,7 @@ def test_clusters_move_the_boundary_where_nobody_violates(probed):
     boxes = {}
     for clusters in (2, 5):
         app.slider("clusters").set_value(clusters).run()
-        boxes[clusters] = charts(app)["micro_line"]["layout"]["shapes"]
+        boxes[clusters] = charts(app)["micro_line"]["layout"]["shapes"][:-1]  # and the chosen item's row
     assert len(boxes[2]) == 2
     assert len(boxes[5]) == 5
 

@@ -110,9 +110,9 @@ def test_script_and_notebook_hold_every_run_and_a_name_is_no_code():
         "# two",
     ]
     assert all(repeat.command(settings, seeds) in script for _, settings, seeds in runs)
-    nbformat.validate(nbformat.reads(notebook, 4))
-    sources = [cell["source"] for cell in json.loads(notebook)["cells"]]
-    assert sources == [
+    made = nbformat.reads(notebook, 4)
+    nbformat.validate(made)
+    assert [cell["source"] for cell in made["cells"]] == [
         "# one import os boom\n" + repeat.cell(*runs[0][1:]), "# two\n" + repeat.cell(*runs[1][1:]),
     ]  # fmt: skip
 

@@ -104,20 +104,23 @@ def test_the_highest_group_is_the_boundary_whatever_the_number_of_groups():
 def test_the_figures_rows_stand_side_by_side(followed):
     table = course.examine(followed, select="on")
     line, bars = microscope.candidates(table, 100), microscope.pushes(table, 100)
-    for name in ("height", "margin"):
-        assert line.layout[name] == bars.layout[name]
-    assert line.layout.yaxis.range == bars.layout.yaxis.range
-    dots = next(trace for trace in line.data if trace.mode == "markers" and trace.ids is not None)
-    assert list(dots.x) == [-2, -3, -7, -12]
-    assert list(dots.y) == [1, 2, 3, 4]
-    assert list(dots.marker.color)[2:] == ["white", "white"]  # left out
-    assert len(line.layout.shapes) == 3  # the groups
+    assert line.layout.height == bars.layout.height
+    assert (line.layout.margin.t, line.layout.margin.b) == (bars.layout.margin.t, bars.layout.margin.b)
+    for name in ("range", "tickvals", "ticktext"):
+        assert list(line.layout.yaxis[name]) == list(bars.layout.yaxis[name])
+    assert list(line.layout.yaxis.ticktext) == ["<b>chosen</b>", "near", "middle", "far"]
+    dots = {trace.name: trace for trace in line.data if trace.mode == "markers" and len(trace.x)}
+    assert {name: (list(dot.x), list(dot.y)) for name, dot in dots.items()} == {
+        "chosen": ([-2], [1]), "top group": ([-3], [2]), "discriminative": ([-7, -12], [3, 4]),
+    }  # fmt: skip
+    assert list(dots["discriminative"].marker.color) == ["white", "white"]  # left out
+    assert len(line.layout.shapes) == 3 + 1  # the groups, and the chosen item's row
     pushed = bars.data[-1]
     assert list(pushed.y) == [1, 2, 3, 4]
     assert pushed.x[1] > 0
     assert list(pushed.x)[2:] == [0, 0]
-    headings = [note.text for note in bars.layout.annotations]
-    assert headings[:4] == ["dilution", "× saturation", "× β", "<b>= push</b>"]
+    headings = [axis.title.text for axis in bars.select_xaxes()]
+    assert headings == ["dilution", "× saturation", "× β", "<b>= push</b>"]
 
 
 def test_playing_ends_at_the_step_that_is_shown(followed):
@@ -125,7 +128,9 @@ def test_playing_ends_at_the_step_that_is_shown(followed):
     last, first = microscope.candidates(table, 100), microscope.candidates(table, 0)
     assert [frame.name for frame in last.frames] == ["0", "100"]
     assert len(last.layout.updatemenus) == 1
-    assert list(last.frames[0].data[2].x) == [-2, -1, -5, -9]
+    began, ended = ([list(trace.x) for trace in frame.data] for frame in last.frames)
+    assert began == [[-2, -2], [-2], [], [-1], [-5, -9], []]  # the line, and each kind
+    assert ended == [list(trace.x) for trace in last.data]
     assert not first.frames
     assert not first.layout.updatemenus
     assert first.layout.xaxis.range == last.layout.xaxis.range
@@ -133,7 +138,7 @@ def test_playing_ends_at_the_step_that_is_shown(followed):
 
 def test_mppo_shows_the_slope_too(followed):
     bars = microscope.pushes(course.examine(followed, "mppo", lengths=3.0), 100)
-    assert "× du/ds" in [note.text for note in bars.layout.annotations]
+    assert "× du/ds" in [axis.title.text for axis in bars.select_xaxes()]
 
 
 def test_names_are_text():

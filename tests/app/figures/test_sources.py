@@ -1,8 +1,10 @@
 """Where recorded numbers come from, as figures and sentences."""
 
+import base64
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from figures.sources import held, on_unseen, runs_by_grid, runs_sentence, unseen, unseen_sentence
@@ -31,15 +33,14 @@ def test_what_a_grid_holds_is_read_off_its_table():
 def test_every_run_of_every_grid_is_drawn_in_its_objectives_colour():
     figure = json.loads(runs_by_grid({"a": table(PLAIN, WHOLE, PART), "<b>": table(PLAIN, MORE)}).to_json())
     bars = {bar["name"]: bar for bar in figure["data"]}
-    assert {name: bar["x"] for name, bar in bars.items()} == {"DMPO": [2, 1], "S-DPO": [1, 0], "more SFT": [0, 1]}
+    first, second = "<b>a</b>, 3<br>catalog × pocket-gpt2", "<b>&lt;b&gt;</b>, 2<br>catalog × pocket-gpt2"
+    runs = {name: dict(zip(bar["y"], runs_of(bar), strict=True)) for name, bar in bars.items()}
+    assert runs == {"DMPO": {first: 2, second: 1}, "S-DPO": {first: 1}, "more SFT": {second: 1}}
     assert bars["DMPO"]["marker"]["color"] == OBJECTIVE_COLOURS["dmpo"]
-    texts = [note["text"] for note in figure["layout"]["annotations"]]
-    assert texts == [
-        "<b>a</b>  catalog × pocket-gpt2",
-        "<b>3</b>",
-        "<b>&lt;b&gt;</b>  catalog × pocket-gpt2",
-        "<b>2</b>",
-    ]
+
+
+def runs_of(bar: dict[str, Any]) -> list[int]:
+    return np.frombuffer(base64.b64decode(bar["x"]["bdata"]), bar["x"]["dtype"]).tolist()
 
 
 def test_the_sentence_counts_runs_and_what_is_absent():
@@ -78,14 +79,10 @@ def test_both_kinds_of_users_stand_under_each_other():
         ("C", "D", Interval(0.01, 0.002, 0.02), Interval(0.004, 0.0, 0.011)),
     ]
     figure = json.loads(on_unseen(pairs, (2000, 4000)).to_json())
-    shown = [(trace["name"], trace["x"][0]) for trace in figure["data"]]
-    tests, unseen_ = "2,000 test users", "4,000 unseen users"
-    assert [name for name, _ in shown] == [tests, tests, unseen_, unseen_]
-    assert [x for _, x in shown] == pytest.approx([-1.1, 1.0, -0.7, 0.4])
-    assert [trace["showlegend"] for trace in figure["data"]] == [True, False, True, False]
-    texts = [note["text"] for note in figure["layout"]["annotations"]]
-    assert "−0.7 [−1.2, −0.2]" in texts
-    assert "<b>A</b> minus &lt;B&gt;" in texts
+    assert [trace["x"][0] for trace in figure["data"]] == pytest.approx([-1.1, -0.7, 1.0, 0.4])
+    assert "2,000 test users; below, 4,000 unseen users" in figure["layout"]["title"]["text"]
+    assert "−0.7 [−1.2, −0.2]" in [note["text"] for note in figure["layout"]["annotations"]]
+    assert figure["layout"]["yaxis"]["ticktext"][:2] == ["<b>A</b> minus &lt;B&gt;", "unseen users"]
     assert unseen_sentence(pairs) == (
         "Of 2 headline differences, 2 exclude zero on test users and **1 of these** do so again, on the same side, "
         "on users that played no part in any choice. All of them are smaller there."
