@@ -79,7 +79,7 @@ def test_float32_lists_and_numpy_will_do(name):
         ("4.1 prediction", factors(19, 2, 38), "not within a factor of 2"),
         ("4.1 prediction", factors(1 / 19, 20, 1), "a factor above 1"),
         ("4.1 prediction", factors("much", 20, 1), "Give one number"),
-        ("4.1 prediction", dict, "return a dictionary with the keys"),
+        ("4.1 prediction", dict, "give a dict from each of 'dilution'"),
         ("4.2 margins", lambda p, r, b: -margins(p, r, b), "signs are turned round"),
         ("4.2 margins", lambda p, r, b: b * (p[0] - p[1:]), "differences of log-probs"),
         ("4.2 margins", lambda p, r, b: margins(p, r, 1), "β = 0.5: β is missing"),
