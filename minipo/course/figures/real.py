@@ -119,10 +119,9 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
         text=[level(hits[name]) for name in names], textposition="outside", cliponaxis=False,
         hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(showgrid=False)
-    title = f"{shown}: place {place} of {len(names)} by HR@1"
-    return lay_out(figure, 70 + 40 * len(names), title, "HR@1, % of test users", margin_r=60)
+    title, height = f"{shown}: place {place} of {len(names)} by HR@1", 70 + 40 * len(names)
+    axes: dict[str, Any] = {"xaxis_rangemode": "tozero", "yaxis_showgrid": False}
+    return lay_out(figure, height, title, "HR@1, % of test users", margin_r=60, **axes)
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
@@ -188,10 +187,8 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
     add_level(figure, 100 * sft, f"SFT, {level(sft)}", row=1, col=3)
     figure.update_xaxes(tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
     figure.update_yaxes(nticks=6)
-    for panel, unit in enumerate(("nats", "nats, validation users", "% of test users"), start=1):
-        figure.update_yaxes(title_text=unit, row=1, col=panel)
-    legend = {"y": -0.24, "yanchor": "top"}
-    return lay_out(figure, 380, x="K", margin={"t": 56, "r": 24}, legend=legend)
+    units, legend = ("nats", "nats, validation users", "% of test users"), {"y": -0.24, "yanchor": "top"}
+    return lay_out(figure, 380, x="K", y=units, margin={"t": 56, "r": 24}, legend=legend)
 
 
 def _seeds(values: pd.DataFrame, name: str) -> str:
