@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from minipo.course.figures.grid import VARIANTS
+from minipo.course.figures.grid import VARIANTS, changes
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
     FAINT,
@@ -170,8 +170,12 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
     """
     columns = {"train_loss": ("Training loss", 1), "pair_loss": ("pair_loss", 1), "hr@1": ("HR@1", 100)}
     objective = str(table["objective"].iloc[0])
-    plain = table[table["dynamic"] == "off"].pivot(index="negatives", columns="seed", values=list(columns)).sort_index()
-    figure = panels([_seeds(plain[[column]], name) for column, (name, _) in columns.items()])
+    titles = []
+    for column, (name, _) in columns.items():
+        change = changes(table[table["dynamic"] == "off"], column)
+        rises, falls = (change > 0).sum(), (change < 0).sum()
+        titles.append(f"{name}, plain:<br>rises in {rises}, falls in {falls} of {len(change)} seeds")
+    figure = panels(titles)
     for dynamic, variant in (("off", "plain"), ("on", "dynamic")):
         label, own, *_ = VARIANTS[variant]
         name = f"{label} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else label
@@ -189,10 +193,3 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
     figure.update_yaxes(nticks=6)
     units, legend = ("nats", "nats, validation users", "% of test users"), {"y": -0.24, "yanchor": "top"}
     return lay_out(figure, 380, x="K", y=units, margin={"t": 56, "r": 24}, legend=legend)
-
-
-def _seeds(values: pd.DataFrame, name: str) -> str:
-    """values: K by seeds."""
-    change = values.iloc[-1] - values.iloc[0]
-    rises, falls = int((change > 0).sum()), int((change < 0).sum())
-    return f"{name}, plain:<br>rises in {rises}, falls in {falls} of {len(change)} seeds"

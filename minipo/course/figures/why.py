@@ -23,7 +23,6 @@ from minipo.course.figures.style import (
     QUIET,
     SATURATION_COLOUR,
     SHADE,
-    TEMPLATE,
     as_text,
     lay_out,
     percent,
@@ -201,9 +200,8 @@ def margin_line(
         hovertemplate="mean margin %{x:.2f}<extra></extra>",
     )  # fmt: skip
 
-    def note(text: str, x: float, y: float, to: str = "center", shift: int = 0, color: str = QUIET) -> dict[str, Any]:
-        place = {"x": x, "y": y, "xanchor": to, "xshift": shift, "align": to}
-        return {"text": text, "font": {"size": 14, "color": color}, **place}
+    def note(text: str, x: float, y: float, to: str = "center", shift: int = 0, color: str = QUIET) -> None:
+        figure.add_annotation(text=text, x=x, y=y, xanchor=to, xshift=shift, align=to, font_color=color)
 
     def beside(x: float, shift: int) -> tuple[str, int]:
         """Towards the middle of the line, where there is room."""
@@ -213,43 +211,33 @@ def margin_line(
     width = 0.021 * (high - low)  # of a letter, on a phone
     half = width * max(11, lengths[0]) / 2
     mistake = min(max(margins[0], low + half), high - half)
-    notes = [
-        note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), INK),
-        note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK),
-    ]
+    note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), INK)
+    note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK)
     for text, room, to, shift in (("wrong side ◂", -low, "right", -6), ("▸ chosen item ahead", high, "left", 6)):
         if room > width * len(text):
-            notes.append(note(text, 0, 18.9, to, shift))
-    leaders = []
+            note(text, 0, 18.9, to, shift)
     rows = [mistake + half] * 2 + [low] * 3  # where each row of names is free
     lowest = 4 + max(0, heights[others].max(initial=0) - 2)  # above every stack of dots
     for place in np.unique(places[others]):
         stack = np.flatnonzero(others & (places == place))
-        index = stack[0]
+        at, name = margins[stack[0]], names[stack[0]]
         more = f"and {len(stack) - 1} more" if len(stack) > 3 else ""
         if more and len(stack) == others.sum():  # nothing else is in the way
-            text = f"{names[index]}<br>{more}"
-            notes.append(note(text, margins[index], heights[stack].max() / 2, *beside(margins[index], 12)))
+            note(f"{name}<br>{more}", at, heights[stack].max() / 2, *beside(at, 12))
             continue
-        half = width * (lengths[index] + len(more)) / 2
-        fits = margins[index] + half < high + width
-        free = [row for row, end in enumerate(rows) if fits and end < margins[index] - half]
+        half = width * (lengths[stack[0]] + len(more)) / 2
+        fits = at + half < high + width
+        free = [row for row, end in enumerate(rows) if fits and end < at - half]
         y = lowest + 2.7 * free[0] if free else np.inf
         if y < 17:  # else the name is shown only on hover
-            rows[free[0]] = margins[index] + half + width
-            notes.append(note(f"{names[index]} {more}", margins[index], y))
-            leaders.append({"type": "line", "x0": margins[index], "x1": margins[index], "y0": 1, "y1": y - 1.2})
-    line: dict[str, Any] = {"type": "line", "y0": -1.1, "y1": -1.1, "line": {"color": FAINT, "width": 2}}
-    wrong = {"type": "rect", "x0": low, "x1": 0, "y0": 0, "y1": 1, "yref": "y domain", "fillcolor": SHADE}
-    thin = {"line": {"color": GRID, "width": 1.5}, "layer": "below"}
-    return figure.update_layout(
-        template=TEMPLATE, height=205, showlegend=False, margin_t=4, annotations=notes,
-        shapes=[
-            {**wrong, "line": {"width": 0}, "layer": "below"}, {**line, "x0": low, "x1": high},
-            *({**leader, **thin} for leader in leaders),
-        ],
-        xaxis={"range": [low, high], "title": {"text": MARGIN}}, yaxis={"visible": False, "range": [-4.3, 20]},
-    )  # fmt: skip
+            rows[free[0]] = at + half + width
+            note(f"{name} {more}", at, y)
+            leader = {"x0": at, "x1": at, "y0": 1, "y1": y - 1.2, "line": {"color": GRID, "width": 1.5}}
+            figure.add_shape(type="line", layer="below", **leader)
+    figure.add_vrect(x0=low, x1=0, fillcolor=SHADE, line_width=0, layer="below")
+    figure.add_shape(type="line", x0=low, x1=high, y0=-1.1, y1=-1.1, line={"color": FAINT, "width": 2})
+    figure.update_yaxes(visible=False, range=[-4.3, 20])
+    return lay_out(figure, 205, "", MARGIN, showlegend=False, margin_t=4, xaxis_range=[low, high])
 
 
 def _bars(table: pd.DataFrame, dynamic: bool) -> tuple[list[str], list[str], dict[str, Any]]:
