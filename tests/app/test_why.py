@@ -17,7 +17,8 @@ STORY = (
 
 
 def notes(figure: dict[str, Any]) -> str:
-    return " ".join(note["text"] for note in figure["layout"]["annotations"])
+    texts = [note["text"] for note in figure["layout"].get("annotations", ())]
+    return " ".join([*texts, *(text for trace in figure["data"] for text in trace.get("text", ()))])
 
 
 def test_it_opens_drawn_and_read_aloud_and_says_what_the_picture_is_not():

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minipo.course.exercises.boundary import log_probs
-from minipo.course.exercises.checks import Wrong, caught, task
+from minipo.course.exercises.checks import Wrong, check_interval, check_reading, dictionary, in_points, plant, task
 from minipo.dynamic import boundary, dual_margin_beta
 from minipo.evaluation import Interval
-from minipo.experiments.records import Outcomes, difference, load_recorded
+from minipo.experiments.records import difference, load_recorded
 
 MARGIN = 6.0  # γ in the constructions
 BOUND = 1 - math.tanh(1) / 2  # 0.6192
@@ -26,10 +26,13 @@ class _Negative:
     """A boundary negative of a row, with the parts of its β."""
 
     column: int
-    violates: bool
     plus: float
     minus: float
     ratio: float  # β_k / β
+
+    @property
+    def violates(self) -> bool:
+        return self.plus <= 0
 
     @property
     def above_the_line(self) -> float:
@@ -51,27 +54,23 @@ def _number(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _kept(logps: Tensor) -> list[list[_Negative]]:
-    """Each row's boundary negatives."""
+def _kept(answer: Any, rows: int) -> list[list[_Negative]]:
+    """The boundary negatives of each row of an answer."""
+    logps = log_probs(answer, rows)
     kept = boundary(logps)
-    strength = dual_margin_beta(logps, kept, 1.0, MARGIN)
-    rows = []
-    for values, inside, ratio in zip(logps, kept, strength, strict=True):
-        chosen, negatives = values[0], values[1:]
-        discriminative = negatives if inside.all() else negatives[~inside]
-        plus, minus = chosen - negatives, (negatives - chosen) - (discriminative - chosen).mean()
-        rows.append(
-            [
-                _Negative(k + 1, bool(plus[k] <= 0), plus[k].item(), minus[k].item(), ratio[k].item())
-                for k in inside.nonzero().flatten().tolist()
-            ]
-        )
-    return rows
+    plus = logps[:, :1] - logps[:, 1:]
+    left_out = ~kept | kept.all(1, keepdim=True)  # where there is no discriminative one, m is the mean of all
+    minus = (plus * left_out).sum(1, keepdim=True) / left_out.sum(1, keepdim=True) - plus
+    parts = torch.stack([plus, minus, dual_margin_beta(logps, kept, 1.0, MARGIN)], dim=2).tolist()
+    return [
+        [_Negative(k + 1, *row[k]) for k in inside.nonzero().flatten().tolist()]
+        for row, inside in zip(parts, kept, strict=True)
+    ]
 
 
 @task("3.1 half")
 def _half(answer: Any) -> str:
-    (kept,) = _kept(log_probs(answer, rows=1))
+    (kept,) = _kept(answer, rows=1)
     least = min(kept, key=lambda negative: negative.ratio)
     if least.ratio > 0.51:
         graver = " Raising a violator further does not help: then x goes to −1, and β_k to 0.619 β."
@@ -85,7 +84,7 @@ def _half(answer: Any) -> str:
 
 @task("3.2 equal")
 def _equal(answer: Any) -> str:
-    zero_above, zero_below = _kept(log_probs(answer, rows=2))
+    zero_above, zero_below = _kept(answer, rows=2)
     nearest = min(zero_above, key=lambda negative: (negative.below_the_line == 0, abs(negative.ratio - 1)))
     if nearest.below_the_line == 0:
         raise Wrong(f"Row 0 has {nearest}. That is row 1's case: in row 0 the denominator must not be 0.")
@@ -106,7 +105,7 @@ def _equal(answer: Any) -> str:
 
 @task("3.3 above")
 def _above(answer: Any) -> str:
-    (kept,) = _kept(log_probs(answer, rows=1))
+    (kept,) = _kept(answer, rows=1)
     most = max(kept, key=lambda negative: negative.ratio)
     if most.ratio < 1.3:
         raise Wrong(
@@ -123,7 +122,7 @@ def _above(answer: Any) -> str:
 
 @task("3.4 exception")
 def _exception(answer: Any) -> str:
-    (kept,) = _kept(log_probs(answer, rows=1))
+    (kept,) = _kept(answer, rows=1)
     violators = [negative for negative in kept if negative.violates]
     if not violators:
         raise Wrong(
@@ -174,40 +173,26 @@ def _first(strength: Strength, row: list[float], beta: float, margin: float) -> 
     return f"{strength(torch.tensor([row], dtype=torch.float64), beta, margin)[0, 0].item() / beta:.3f} β"
 
 
-_ONE_VIOLATOR, _TWO_VIOLATORS = [0.0, 1.0, -3.0, -6.0], [0.0, 1.0, 30.0, -2.0]
-# Of each task: the planted strength, a row, β and γ at which it is wrong, and what to say before and after its value.
-_PLANTED: dict[str, tuple[Strength, list[float], float, str, str]] = {
-    "3.5 strength P": (
-        _strength_p, _ONE_VIOLATOR, 1.0,
-        "At γ = 0 it is right. At γ = 6 it gives the violator", "Which γ does your test use?",
-    ),
-    "3.6 strength Q": (
-        _strength_q, _TWO_VIOLATORS, 1.0,
-        "It keeps the bound in every row with one violator. With γ = 6 it gives the lower violator",
-        "Do your rows have several violators, far apart?",
-    ),
-    "3.7 strength R": (
-        _strength_r, _ONE_VIOLATOR, 2.0,
-        "At β = 1 it is right. At β = 2 and γ = 6 it gives the violator", "Which β does your test use?",
-    ),
-}  # fmt: skip
-
-
-def _caught(name: str, test: Callable[[Strength], Any]) -> str:
-    planted, row, beta, where, question = _PLANTED[name]
+def _plant(name: str, planted: Strength, row: list[float], beta: float, where: str, question: str) -> None:
+    """row, beta: where, with γ = 6, the planted strength is wrong. where, question: around its value in a message."""
     advice = (
         "The bound is claimed where Δ⁺ ≤ 0 ≤ Δ⁻ (not both 0) and γ ≥ 0, and nowhere else: not for negatives below the "
         "chosen item, and not for every violator where nobody is left out. Allow for rounding, too."
     )
     missed = (
-        f"The planted strength passed your test. {where} of the row {row} {_first(planted, row, beta, 6.0)}, where "
-        f"{_first(right, row, beta, 6.0)} is right and the bound is {BOUND:.3f} β. {question}"
+        f"The planted strength passed your test. {where} of the row {row} {_first(planted, row, beta, MARGIN)}, where "
+        f"{_first(right, row, beta, MARGIN)} is right and the bound is {BOUND:.3f} β. {question}"
     )
-    return caught(test, "test_bound(strength)", {"the right dual-margin β": right}, advice, planted, missed)
+    plant(name, "test_bound(strength)", planted, {"the right dual-margin β": right}, advice, missed)
 
 
-for _name in _PLANTED:
-    task(_name)(partial(_caught, _name))
+_where = "At γ = 0 it is right. At γ = 6 it gives the violator"
+_plant("3.5 strength P", _strength_p, [0.0, 1.0, -3.0, -6.0], 1.0, _where, "Which γ does your test use?")
+_where = "It keeps the bound in every row with one violator. With γ = 6 it gives the lower violator"
+_question = "Do your rows have several violators, far apart?"
+_plant("3.6 strength Q", _strength_q, [0.0, 1.0, 30.0, -2.0], 1.0, _where, _question)
+_where = "At β = 1 it is right. At β = 2 and γ = 6 it gives the violator"
+_plant("3.7 strength R", _strength_r, [0.0, 1.0, -3.0, -6.0], 2.0, _where, "Which β does your test use?")
 
 
 # ----------------------------------------------------------------------------------------------- the constant-β control
@@ -217,90 +202,45 @@ COMPARISONS = {
     "β with selection": "DynamicPO minus selection alone",
     "selection": "selection alone minus plain",
 }
-_WORDS = ("helps", "hurts", "no clear difference")
+UNDECIDED = "no clear difference"
 
 
 @cache
 def _recorded(negatives: int) -> dict[str, Interval]:
     """The three comparisons for DMPO, HR@1 on the test users, from the recorded grids."""
+    run: dict[str, Any] = {"objective": "dmpo", "negatives": negatives}
     objectives, parts = load_recorded("objectives"), load_recorded("parts")
-
-    def part(select: str, adjust_beta: str) -> Outcomes:
-        return parts.outcomes(objective="dmpo", negatives=negatives, select=select, adjust_beta=adjust_beta)
-
-    plain = objectives.outcomes(objective="dmpo", negatives=negatives, dynamic="off")
-    both = objectives.outcomes(objective="dmpo", negatives=negatives, dynamic="on")
+    plain, both = (objectives.outcomes(**run, dynamic=dynamic) for dynamic in ("off", "on"))
+    selection = parts.outcomes(**run, select="on", adjust_beta="off")
+    beta = parts.outcomes(**run, select="off", adjust_beta="on")
     return {
-        "β without selection": difference(part("off", "on"), plain),
-        "β with selection": difference(both, part("on", "off")),
-        "selection": difference(part("on", "off"), plain),
+        "β without selection": difference(beta, plain),
+        "β with selection": difference(both, selection),
+        "selection": difference(selection, plain),
     }
-
-
-def _points(interval: Interval) -> str:
-    values = (f"{100 * value:+.2f}" for value in (interval.mean, interval.low, interval.high))
-    return "{} [{}, {}] points".format(*values).replace("-", "−")
-
-
-def _dictionary(answer: Any, what: str) -> dict[str, Any]:
-    given = answer() if callable(answer) else answer
-    if not isinstance(given, dict) or set(given) != set(COMPARISONS):
-        raise Wrong(f"Give a dict from each of {', '.join(map(repr, COMPARISONS))} to {what}.")
-    return given
-
-
-def _interval(comparison: str, value: Any) -> Interval:
-    try:
-        return value if isinstance(value, Interval) else Interval(*(float(number) for number in value))
-    except (TypeError, ValueError):
-        raise Wrong(
-            f"Under {comparison!r} you give {value!r}: give what `difference` returns, or (mean, low, high)."
-        ) from None
 
 
 @task("3.8 intervals")
 def _intervals(answer: Any) -> str:
-    given = _dictionary(answer, "an interval")
+    given = dictionary(answer, COMPARISONS, "an interval")
     for comparison, wanted in _recorded(19).items():
-        found, other = _interval(comparison, given[comparison]), _recorded(5)[comparison]
-        off = abs(found.mean - wanted.mean)
-        says = f"For {comparison!r}, which is {COMPARISONS[comparison]}, you give {_points(found)}."
-        if off > 1e-6:
-            if abs(found.mean + wanted.mean) < 1e-6:
-                hint = "The size is right and the sign is turned: which side is subtracted?"
-            elif abs(found.mean - other.mean) < 1e-6:
-                hint = "Those are the runs with 5 negatives; take 19."
-            elif abs(found.mean - 100 * wanted.mean) < 1e-4:
-                hint = "Leave the numbers as `difference` returns them, in shares and not in points."
-            else:
-                hint = "The mean is another one: which runs are on either side? Print the settings of the two."
-            raise Wrong(f"{says} {hint}")
-        if max(abs(found.low - wanted.low), abs(found.high - wanted.high)) > 5e-4:
-            raise Wrong(
-                f"{says} The mean is right, the interval is {_points(wanted)}. Every user and seed is on both "
-                "sides: use the paired interval."
-            )
-    return "; ".join(f"{name}: {_points(interval)}" for name, interval in _recorded(19).items()) + "."
+        check_interval(
+            f"For {comparison!r}, which is {COMPARISONS[comparison]},", given[comparison], wanted,
+            {
+                "The size is right and the sign is turned: which side is subtracted?": [-wanted.mean],
+                "Those are the runs with 5 negatives; take 19.": [_recorded(5)[comparison].mean],
+                "Leave the numbers as `difference` returns them, in shares and not in points.": [100 * wanted.mean],
+            },
+            "which runs are on either side? Print the settings of the two.",
+            "every user and seed is on both sides: use the paired interval.",
+        )  # fmt: skip
+    return "; ".join(f"{name}: {in_points(interval)}" for name, interval in _recorded(19).items()) + "."
 
 
 @task("3.9 reading")
 def _reading(answer: Any) -> str:
-    given = _dictionary(answer, "one of " + ", ".join(map(repr, _WORDS)))
+    given = dictionary(answer, COMPARISONS, f"one of 'helps', 'hurts' and {UNDECIDED!r}")
     for comparison, interval in _recorded(19).items():
-        word = given[comparison]
-        if word not in _WORDS:
-            raise Wrong(f"Under {comparison!r} you give {word!r}: give one of {', '.join(map(repr, _WORDS))}.")
-        if word != _word(interval):
-            why = (
-                "The interval includes zero: the runs show neither a gain nor a loss, whatever the sign of the mean."
-                if _word(interval) == _WORDS[2]
-                else "The interval excludes zero: which way does it lie?"
-            )
-            raise Wrong(f"You read {comparison!r} as {word!r}; it is recorded as {_points(interval)}. {why}")
+        question = "What do the runs show of a gain or a loss, whatever the sign of the mean?"
+        check_reading(f"Of {comparison!r}", given[comparison], interval, UNDECIDED, question)
     return "This is what these runs show, with DMPO and 19 negatives, in this catalogue."
-
-
-def _word(interval: Interval) -> str:
-    if interval.low > 0:
-        return "helps"
-    return "hurts" if interval.high < 0 else "no clear difference"

@@ -1,8 +1,6 @@
 """Assignment 2, the boundary: constructions, judged by `minipo.dynamic.boundary` itself, and an exact k-means."""
 
-from collections.abc import Callable, Iterator
-from fractions import Fraction
-from itertools import combinations, pairwise
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -164,92 +162,71 @@ def _easy(answer: Any) -> str:
 # ------------------------------------------------------------------------------------------------ the exact k-means
 
 
-def brute_force_top(values: list[float], groups: int) -> list[bool]:
-    """The top group by trying every split of the sorted distinct values, in exact arithmetic. For few values only.
-
-    Of equally good splits the one with the largest top group; fewer groups where there are fewer distinct values.
-    """
-    levels = sorted(set(values), reverse=True)
-    groups = min(groups, len(levels))
-    best: tuple[Fraction, int] | None = None
-    lowest = levels[0]
-    for cuts in combinations(range(1, len(levels)), groups - 1):
-        edges = [0, *cuts, len(levels)]
-        groups_ = ([v for v in values if v in levels[start:end]] for start, end in pairwise(edges))
-        cost = sum(map(_cost, groups_), Fraction(0))
-        candidate = (cost, -sum(v >= levels[edges[1] - 1] for v in values))
-        if best is None or candidate < best:
-            best, lowest = candidate, levels[edges[1] - 1]
-    return [v >= lowest for v in values]
+Inputs = Iterable[tuple[str, str, list[float], int]]  # what is special about values, a hint, values, number of groups
 
 
-def _cost(group: list[float]) -> Fraction:
-    exact = [Fraction(v) for v in group]
-    mean = sum(exact, Fraction(0)) / len(exact)
-    return sum(((v - mean) ** 2 for v in exact), Fraction(0))
-
-
-def _inputs() -> Iterator[tuple[str, list[float], int]]:
-    """Inputs for an exact k-means: a word for what is special, values, number of groups."""
+def _inputs() -> Inputs:
+    hint = "A split is judged by the sum of squared distances to its groups' means, over all groups together."
     generator = torch.Generator().manual_seed(0)
     for groups in (1, 2, 3, 4):
         for number in (groups, 5, 7, 9):
             for _ in range(5):
-                yield "plain", (torch.randn(number, generator=generator).double() * 4).tolist(), groups
+                yield "plain", hint, (torch.randn(number, generator=generator).double() * 4).tolist(), groups
 
 
-def _special_inputs() -> Iterator[tuple[str, list[float], int]]:
-    yield "fewer values than groups", [-3.0], 3
-    yield "fewer distinct values than groups", [-3.0, -5.0, -3.0, -5.0], 3
-    yield "all values equal", [-2.0] * 4, 3
-    yield "equally good splits", [-1.0, -2.0, -3.0, -9.0], 3
-    yield "equally good splits", [0.0, -1.0, -2.0, -3.0, -4.0], 3
-    yield "equal values", [-1.0, -1.0, -4.0, -4.0, -4.0, -9.0, -1.0], 3
-    yield "values near −10,000", [-10000.0, -10000.5, -10001.25, -10003.0, -10003.5], 3
-    yield "values near −10,000", [-9999.125, -9999.25, -9999.75, -10000.5, -10000.625, -10002.0], 3
-    yield "one value far away", [-1.0, -1.5, -2.5, -4.0, -30000.0], 3
-    yield "equally good splits, near −10,000", [-10000.0, -10001.0, -10002.0, -10003.0, -10004.0], 3
-    for _, values, groups in _inputs():  # in eighths, so that the shift leaves every difference as it is
-        yield "values near −10,000", [round(value * 8) / 8 - 10000 for value in values], groups
+_TIE = "Two splits cost the same here: the one with the largest top group counts."
+_EQUAL = "Equal values are never separated."
+_SHIFT = (
+    "Shifting all values by the same number must change nothing: how large are the numbers that your sums subtract?"
+)
+# Values for three groups.
+_SPECIAL = [
+    ("fewer values than groups", "No group may be empty.", [-3.0]),
+    ("fewer distinct values than groups", "There are as many groups as distinct values then.", [-3.0, -5.0] * 2),
+    ("all values equal", _EQUAL, [-2.0] * 4),
+    ("equally good splits", _TIE, [-1.0, -2.0, -3.0, -9.0]),
+    ("equally good splits", _TIE, [0.0, -1.0, -2.0, -3.0, -4.0]),
+    ("equal values", _EQUAL, [-1.0, -1.0, -4.0, -4.0, -4.0, -9.0, -1.0]),
+    ("values near −10,000", _SHIFT, [-10000.0, -10000.5, -10001.25, -10003.0, -10003.5]),
+    ("values near −10,000", _SHIFT, [-9999.125, -9999.25, -9999.75, -10000.5, -10000.625, -10002.0]),
+    ("one value far away", "The far value's square must not drown the small differences.",
+     [-1.0, -1.5, -2.5, -4.0, -30000.0]),
+    ("equally good splits, near −10,000", "Two splits cost the same here: does rounding decide between them?",
+     [-10000.0, -10001.0, -10002.0, -10003.0, -10004.0]),
+]  # fmt: skip
 
 
-def _compare(function: Callable[[Tensor, int], Any], inputs: Iterator[tuple[str, list[float], int]]) -> int:
+def _special_inputs() -> Inputs:
+    for special, hint, values in _SPECIAL:
+        yield special, hint, values, 3
+    for _, _, values, groups in _inputs():  # in eighths, so that the shift leaves every difference as it is
+        yield "values near −10,000", _SHIFT, [round(value * 8) / 8 - 10000 for value in values], groups
+
+
+def _compare(function: Callable[[Tensor, int], Any], inputs: Inputs) -> int:
     function_of(function, "exact_kmeans_top(values, groups)")
     number = 0
-    for special, values, groups in inputs:
+    for special, hint, values, groups in inputs:
         number += 1
-        wanted = brute_force_top(values, groups)
+        logps = torch.tensor([[max(values) + 1, *values]], dtype=torch.float64)  # no violator: the groups decide
+        wanted = boundary(logps, clusters=groups)[0]
         case = f"On {values} with {groups} {'group' if groups == 1 else 'groups'} ({special})"
         try:
-            found = function(torch.tensor(values, dtype=torch.float64), groups)
+            found = function(logps[0, 1:].clone(), groups)
         except NotImplementedError:
             raise
         except Exception as error:
             raise Wrong(f"{case} your function stopped with {type(error).__name__}: {error}") from None
         found = torch.as_tensor(found)
-        if found.dtype != torch.bool or found.shape != (len(values),):
+        if found.dtype != torch.bool or found.shape != wanted.shape:
             raise Wrong(
                 f"{case} your function returned {found.dtype} of shape {tuple(found.shape)}: give a bool for each of "
                 f"the {len(values)} values, in their order."
             )
-        if found.tolist() != wanted:
-            mine, best = ([v for v, inside in zip(values, group, strict=True) if inside] for group in (found, wanted))
-            raise Wrong(f"{case} your top group is {mine}; trying every split gives {best}. {_HINTS[special]}")
+        if not torch.equal(found, wanted):
+            mine, best = (logps[0, 1:][group].tolist() for group in (found, wanted))
+            raise Wrong(f"{case} your top group is {mine}; of all splits the best has {best}. {hint}")
     return number
-
-
-_HINTS = {
-    "plain": "A split is judged by the sum of squared distances to its groups' means, over all groups together.",
-    "fewer values than groups": "No group may be empty.",
-    "fewer distinct values than groups": "There are as many groups as distinct values then.",
-    "all values equal": "Equal values are never separated.",
-    "equally good splits": "Two splits cost the same here: the one with the largest top group counts.",
-    "equal values": "Equal values are never separated.",
-    "values near −10,000": "Shifting all values by the same number must change nothing: how large are the numbers that "
-    "your sums subtract?",
-    "equally good splits, near −10,000": "Two splits cost the same here: does rounding decide between them?",
-    "one value far away": "The far value's square must not drown the small differences.",
-}
 
 
 @task("2.5 k-means")

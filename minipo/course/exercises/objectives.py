@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from minipo.course.exercises.checks import Wrong, caught, task
+from minipo.course.exercises.checks import Wrong, dictionary, plant, task
 from minipo.course.figures.style import INK, OBJECTIVE_LABELS, lay_out, short
 from minipo.names import lookup
 from minipo.preference import preference_loss, preference_push
@@ -93,9 +93,7 @@ def unlabelled(panel: str) -> go.Figure:
 
 
 def _matched(panel: _Panel, answer: Any) -> str:
-    given = answer() if callable(answer) else answer
-    if not isinstance(given, dict) or set(given) != set(panel.letters):
-        raise Wrong('Give a dict from each letter, "A" to "D", to the name of an objective.')
+    given = dictionary(answer, panel.letters, "the name of an objective")
     given = {letter: str(name).lower().replace("-", "") for letter, name in given.items()}
     if sorted(given.values()) != sorted(panel.letters.values()):
         raise Wrong(
@@ -163,67 +161,54 @@ def _loss_z(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1:].mean(1)))
 
 
-def _value(loss: Loss, policy: list[float], reference: list[float], beta: float) -> float:
-    return loss(torch.tensor([policy]).double(), torch.tensor([reference]).double(), beta).item()
+def _value(loss: Loss, policy: list[float], reference: list[float] | None = None, beta: float = 1.0) -> str:
+    """Loss of one row, by default under a reference that holds all candidates equal."""
+    logps, expected = torch.tensor([policy, reference or [0.0] * len(policy)]).double().split(1)
+    return f"{loss(logps, expected, beta).item():.3f}"
 
 
-def _caught(test: Any, planted: Loss, visible: str) -> str:
-    """Whether the student's test catches a planted loss; `visible` is what it could have seen."""
+def _gradient(loss: Loss, policy: list[float]) -> str:
+    logps = torch.tensor([policy], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(logps, torch.zeros_like(logps), 1.0).sum(), logps)
+    return ", ".join(f"{value:.2f}" for value in gradient[0].tolist()).replace("-", "−")
+
+
+def _plant(name: str, planted: Loss, visible: str) -> None:
+    """visible: what the test could have seen."""
+    rights = {"the right loss": right, "a right loss that sums in another order": _right_in_another_order}
     advice = (
         "A test that fails on everything catches nothing: check its numbers by hand, compare with a tolerance "
         "(torch.allclose), and remember that a push is minus a gradient."
     )
-    rights = {"the right loss": right, "a right loss that sums in another order": _right_in_another_order}
-    missed = f"The planted loss passed your test. {visible}"
-    return caught(test, "test_dmpo(loss)", rights, advice, planted, missed)
+    plant(name, "test_dmpo(loss)", planted, rights, advice, f"The planted loss passed your test. {visible}")
 
 
-@task("1.4 loss W")
-def _catch_w(test: Callable[[Loss], Any]) -> str:
-    one, two = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, 1.0, -4.0], [0.0, 0.0, 0.0], 1.0)
-    return _caught(
-        test,
-        _loss_w,
-        f"With one negative at margin 2 it gives {_value(_loss_w, *one):.3f}, as DMPO does. With two, at margins −1 "
-        f"and 4, it gives {_value(_loss_w, *two):.3f} and DMPO {_value(right, *two):.3f}. What does DMPO do with a "
-        "mistake beside an easy negative?",
-    )
-
-
-@task("1.5 loss X")
-def _catch_x(test: Callable[[Loss], Any]) -> str:
-    one, tenth = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, -2.0], [0.0, 0.0], 0.1)
-    return _caught(
-        test,
-        _loss_x,
-        f"At β = 1 it is DMPO: a log-ratio gap of 2 gives {_value(_loss_x, *one):.3f}. At β = 0.1 that gap gives "
-        f"{_value(_loss_x, *tenth):.3f}, and DMPO {_value(right, *tenth):.3f}. Which β does your test use?",
-    )
-
-
-@task("1.6 loss Y")
-def _catch_y(test: Callable[[Loss], Any]) -> str:
-    none, some = ([0.0, -2.0], [0.0, 0.0], 1.0), ([0.0, -2.0], [0.0, -2.0], 1.0)
-    return _caught(
-        test,
-        _loss_y,
-        f"Under a reference that holds all candidates equal it gives {_value(_loss_y, *none):.3f} for a gap of 2, as "
-        "DMPO does. Where policy and reference are the same model, with that gap in both, it gives "
-        f"{_value(_loss_y, *some):.3f} and DMPO {_value(right, *some):.3f}. What is the loss of a model that has not "
-        "moved?",
-    )
-
-
-@task("1.7 loss Z")
-def _catch_z(test: Callable[[Loss], Any]) -> str:
-    gradients = []
-    for loss in (_loss_z, right):
-        policy = torch.tensor([[0.0, 1.0, -1.0]], dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(loss(policy, torch.zeros_like(policy), 1.0).sum(), policy)
-        gradients.append(", ".join(f"{value:.2f}" for value in gradient[0].tolist()).replace("-", "−"))
-    return _caught(
-        test,
-        _loss_z,
-        "Its value is DMPO's everywhere. Its gradient is not: with log-ratios 0, 1, −1 and β = 1 the derivatives by "
-        f"the three log-probs are {gradients[0]}, and DMPO's are {gradients[1]}. What must they add up to, and why?",
-    )
+_ONE, _TWO, _ROW = [0.0, -2.0], [0.0, 1.0, -4.0], [0.0, 1.0, -1.0]
+_plant(
+    "1.4 loss W",
+    _loss_w,
+    f"With one negative at margin 2 it gives {_value(_loss_w, _ONE)}, as DMPO does. With two, at margins −1 and 4, it "
+    f"gives {_value(_loss_w, _TWO)} and DMPO {_value(right, _TWO)}. What does DMPO do with a mistake beside an easy "
+    "negative?",
+)
+_plant(
+    "1.5 loss X",
+    _loss_x,
+    f"At β = 1 it is DMPO: a log-ratio gap of 2 gives {_value(_loss_x, _ONE)}. At β = 0.1 that gap gives "
+    f"{_value(_loss_x, _ONE, beta=0.1)}, and DMPO {_value(right, _ONE, beta=0.1)}. Which β does your test use?",
+)
+_plant(
+    "1.6 loss Y",
+    _loss_y,
+    f"Under a reference that holds all candidates equal it gives {_value(_loss_y, _ONE)} for a gap of 2, as DMPO does. "
+    "Where policy and reference are the same model, with that gap in both, it gives "
+    f"{_value(_loss_y, _ONE, _ONE)} and DMPO {_value(right, _ONE, _ONE)}. What is the loss of a model that has not "
+    "moved?",
+)
+_plant(
+    "1.7 loss Z",
+    _loss_z,
+    "Its value is DMPO's everywhere. Its gradient is not: with log-ratios 0, 1, −1 and β = 1 the derivatives by the "
+    f"three log-probs are {_gradient(_loss_z, _ROW)}, and DMPO's are {_gradient(right, _ROW)}. What must they add up "
+    "to, and why?",
+)

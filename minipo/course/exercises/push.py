@@ -2,7 +2,7 @@
 with the results of common mistakes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minipo.course.exercises.checks import Wrong, function_of, task
+from minipo.course.exercises.checks import Wrong, dictionary, function_of, task
 from minipo.preference import preference_push
 
 USER, MISTAKE = 4036, "Twangy Compasses"  # stays above the chosen item in the recorded run
@@ -43,21 +43,61 @@ class Seen:
 
 def recorded(user: int = USER, step: int = 300) -> Seen:
     """The recorded run's log-probs of `user` at `step`. Raises ValueError if they were not recorded."""
-    probe = recorded_probe()
-    lines = probe[(probe["user"] == user) & (probe["step"] == step)].sort_values("candidate")
+    lines = recorded_probe().query("user == @user and step == @step").sort_values("candidate")
     if lines.empty:
-        users = probe["user"]
+        users = recorded_probe()["user"]
         raise ValueError(
             f"User {user} was not recorded at step {step}: take a user from {users.min()} to {users.max()} and a step "
             f"of {', '.join(map(str, STEPS))}."
         )
-    policy, reference = (torch.from_numpy(lines[name].to_numpy("float64")) for name in ("policy", "reference"))
+    policy, reference = torch.tensor(lines[["policy", "reference"]].to_numpy("float64")).T.contiguous()
     return Seen(tuple(lines["item"]), policy, reference)
 
 
 # ------------------------------------------------------------------------------------------------- comparing numbers
 
-Suspects = Sequence[tuple[Any, str]]  # the result of a mistake, and a message: {yours}, of negative {place}
+# By what is asked for: the numbers, and for each mistake its result and a message ({yours}, of negative {place}).
+Formula = Callable[[Seen, float], dict[str, tuple[Tensor, Sequence[tuple[Any, str]]]]]
+
+
+def _everywhere(formula: Formula, function: Any, signature: str) -> None:
+    """Compare a function with a formula of log-probs and β; one of several numbers is given the margins instead."""
+    function_of(function, signature)
+    for user, step, beta, negatives in [
+        (USER, 300, 1.0, 19),
+        (USER, 300, 0.5, 19),
+        (USER, 100, 2.0, 19),
+        *((user, step, 0.5, 19) for user in OTHERS for step in (100, 300)),
+        (USER, 300, 1.0, 5),
+        (USER, 300, 0.5, 1),
+    ]:
+        seen = recorded(user, step)
+        kept = slice(1 + negatives)
+        seen = Seen(seen.items[kept], seen.policy[kept], seen.reference[kept])
+        where = f"User {user}, step {step}, K = {negatives}, β = {beta:g}"
+        wanted = formula(seen, beta)
+        if len(wanted) == 1:
+            found = [function(seen.policy.clone(), seen.reference.clone(), beta)]
+        else:
+            found = function(_margins(seen, beta))
+            if not isinstance(found, (tuple, list)) or len(found) != len(wanted):
+                what = " and ".join(wanted)
+                raise Wrong(f"Your function returned {type(found).__name__}: return two things, {what}.")
+            where += f", z = {-wanted['saturation'][0][0].logit():.2f}".replace("-", "−")
+        for (what, (truth, mistakes)), answer in zip(wanted.items(), found, strict=True):
+            numbers = _numbers(answer, truth, f"The {what}")
+            if _same(numbers, truth):
+                continue
+            place = int((numbers - truth).abs().argmax())
+            yours = f"{numbers[place]:.4g}".replace("-", "−")
+            for result, why in mistakes:
+                if _same(numbers, result):
+                    raise Wrong(f"{where}: {why.format(yours=yours, place=place + 1)}")
+            ratio = (numbers[place] / truth[place]).item() if truth[place] else math.inf
+            raise Wrong(
+                f"{where}: the {what} of negative {place + 1} is {yours}, {ratio:.3g} times what the loss gives. Take "
+                "the formula apart, one factor at a time."
+            )
 
 
 def _numbers(answer: Any, wanted: Tensor, what: str) -> Tensor:
@@ -84,42 +124,6 @@ def _same(left: Tensor, right: Any) -> bool:
     return torch.allclose(left, torch.as_tensor(right).double().expand_as(left), rtol=ROUNDING, atol=1e-9)
 
 
-def _compare(what: str, where: str, answer: Any, truth: Tensor, suspects: Suspects) -> None:
-    """`Wrong`, with the likely mistake, unless `answer` is `truth`."""
-    numbers = _numbers(answer, truth, what)
-    if _same(numbers, truth):
-        return
-    place = int((numbers - truth).abs().argmax())
-    yours = f"{numbers[place]:.4g}".replace("-", "−")
-    for suspect, why in suspects:
-        if _same(numbers, suspect):
-            raise Wrong(f"{where}: {why.format(yours=yours, place=place + 1)}")
-    ratio = (numbers[place] / truth[place]).item() if truth[place] else math.inf
-    raise Wrong(
-        f"{where}: {what.lower()} of negative {place + 1} is {yours}, {ratio:.3g} times what the loss gives. Take the "
-        "formula apart, one factor at a time."
-    )
-
-
-def _cases() -> Iterator[tuple[str, Seen, float]]:
-    """Where answers are compared: what to call it, log-probs, β."""
-    for user, step, beta, negatives in [
-        (USER, 300, 1.0, 19),
-        (USER, 300, 0.5, 19),
-        (USER, 100, 2.0, 19),
-        *((user, step, 0.5, 19) for user in OTHERS for step in (100, 300)),
-        (USER, 300, 1.0, 5),
-        (USER, 300, 0.5, 1),
-    ]:
-        seen = recorded(user, step)
-        kept = slice(1 + negatives)
-        yield (
-            f"User {user}, step {step}, K = {negatives}, β = {beta:g}",
-            Seen(seen.items[kept], seen.policy[kept], seen.reference[kept]),
-            beta,
-        )
-
-
 def _margins(seen: Seen, beta: float) -> Tensor:
     ratio = seen.policy - seen.reference
     return beta * (ratio[0] - ratio[1:])
@@ -131,32 +135,20 @@ def _library(objective: str, seen: Seen, beta: float) -> tuple[Tensor, Tensor, T
     return found.push[0], found.dilution[0], found.saturation[0]
 
 
-def _dictionary(answer: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(answer, Mapping) or not set(keys) <= set(answer):
-        raise Wrong(
-            f"Your function returned {answer!r}: return a dictionary with the keys {', '.join(map(repr, keys))}."
-        )
-    return {key: answer[key] for key in keys}
-
-
-def _factors(answer: Any, keys: tuple[str, ...]) -> dict[str, float]:
-    given = _dictionary(answer, keys)
+def _factors(answer: Any, keys: Iterable[str]) -> dict[str, float]:
+    given = dictionary(answer, keys, "a number")
     try:
-        numbers = {key: float(value) for key, value in given.items()}
+        return {key: float(value) for key, value in given.items()}
     except (TypeError, ValueError, RuntimeError):
         raise Wrong(f"Give one number for each of {', '.join(keys)}.") from None
-    for key, number in numbers.items():
-        if not (math.isfinite(number) and number > 0):
-            raise Wrong(f"{key!r} is {number:g}: a factor is a finite number above 0.")
-    return numbers
 
 
 # ----------------------------------------------------------------------------------------------------------- the push
 
 
 @task("4.1 prediction")
-def _prediction(function: Any) -> str:
-    given = _factors(function_of(function, "prediction()")(), ("dilution", "saturation", "together"))
+def _prediction(answer: Any) -> str:
+    given = _factors(answer, ("dilution", "saturation", "together"))
     seen = recorded()
     number = seen.items.index(MISTAKE)
     only = Seen((seen.items[0], MISTAKE), seen.policy[[0, number]], seen.reference[[0, number]])
@@ -192,11 +184,10 @@ def _prediction(function: Any) -> str:
 
 @task("4.2 margins")
 def _check_margins(function: Any) -> str:
-    function = function_of(function, "margins(policy, reference, beta)")
-    for where, seen, beta in _cases():
+    def formula(seen: Seen, beta: float) -> Any:
         truth = _margins(seen, beta)
         one_side = beta * (seen.policy[0] - seen.reference[0]) - (seen.policy - seen.reference)[1:]
-        suspects = [
+        return {"margin": (truth, [
             (-truth, "the signs are turned round. An item that fell behind the chosen one since SFT has a margin above "
              "zero; yours of negative {place} is {yours}."),
             (beta * (seen.policy[0] - seen.policy[1:]), "these are differences of log-probs, {yours} for negative "
@@ -204,30 +195,23 @@ def _check_margins(function: Any) -> str:
             (truth / beta, "β is missing: yours are the same at any strength, {yours} for negative {place}."),
             (truth * beta, "β is in there twice: {yours} for negative {place}."),
             (one_side, "β multiplies only one side, {yours} for negative {place}: it scales the whole difference."),
-        ]  # fmt: skip
-        _compare("The margin", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
+        ])}  # fmt: skip
+
+    _everywhere(formula, function, "margins(policy, reference, beta)")
     seen = recorded()
     margins = _margins(seen, 1.0)
     own = margins[seen.items.index(MISTAKE) - 1]
     return f"At step 300 {MISTAKE} has {own:.2f} and the mean of all is {margins.mean():.2f}.".replace("-", "−")
 
 
-def _parts(answer: Any, first: str) -> tuple[Any, Any]:
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        raise Wrong(f"Your function returned {type(answer).__name__}: return two things, {first} and saturation.")
-    return answer[0], answer[1]
-
-
 @task("4.3 DMPO")
 def _check_dmpo_parts(function: Any) -> str:
-    function = function_of(function, "dmpo_parts(margins)")
-    for where, seen, beta in _cases():
+    def formula(seen: Seen, beta: float) -> Any:
         margins = _margins(seen, beta)
         number, z = len(margins), margins.mean()
         _, share, left = _library("dmpo", seen, beta)
-        dilution, saturation = _parts(function(margins.clone()), "dilution")
-        at = f"{where}, z = {z:.2f}".replace("-", "−")
-        diluted = [
+        return {
+            "dilution": (share, [
             (1.0, "your dilution is {yours}, so that no negative loses anything to the others. What is ∂z/∂d_k, when z "
              "is the mean?"),
             (1 / (number + 1), f"your dilution is {{yours}}, one part in {number + 1}: the chosen item is in each "
@@ -235,8 +219,8 @@ def _check_dmpo_parts(function: Any) -> str:
             (1 / 19, "your dilution is {yours}, whatever K is: count the margins."),
             (torch.softmax(-margins, 0), "your dilution is {yours} for negative {place}: it depends on the margins. A "
              "mean treats all alike; which objective does not?"),
-        ]  # fmt: skip
-        saturated = [
+            ]),
+            "saturation": (left, [
             (torch.sigmoid(z), "your saturation is σ(z), and it should fall as z grows: you have {yours}. What is the "
              "derivative of −log σ(z)?"),
             (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}, as "
@@ -245,20 +229,20 @@ def _check_dmpo_parts(function: Any) -> str:
              "DMPO's is the mean."),
             (torch.sigmoid(z) * torch.sigmoid(-z), "your saturation is {yours}, the derivative of σ(z). The loss is "
              "−log σ(z); differentiate that."),
-        ]  # fmt: skip
-        _compare("The dilution", at, dilution, share, diluted)
-        _compare("The saturation", at, saturation, left, saturated)
+            ]),
+        }  # fmt: skip
+
+    _everywhere(formula, function, "dmpo_parts(margins)")
     _, share, left = _library("dmpo", recorded(), 1.0)
     return f"At step 300: dilution {share[0]:.4f} for each negative, saturation {left[0]:.4f} for all of them."
 
 
 @task("4.4 push")
 def _check_push(function: Any) -> str:
-    function = function_of(function, "dmpo_push(policy, reference, beta)")
-    for where, seen, beta in _cases():
+    def formula(seen: Seen, beta: float) -> Any:
         truth, share, left = _library("dmpo", seen, beta)
         turned = share * beta * (1 - left)
-        suspects = [
+        return {"push": (truth, [
             (-truth, "you have minus the push, {yours}. Push is the speed at which descending the loss lowers a "
              "negative: positive, where training pushes down."),
             (truth / beta, "β is missing: {yours} for negative {place}. Before it reaches s_k, the chain rule goes "
@@ -270,8 +254,9 @@ def _check_push(function: Any) -> str:
             (truth / left, "the saturation is missing: {yours}, the same at every step of training."),
             (turned, "your push, {yours}, grows as the row gets easier: σ(z) in the place of σ(−z)."),
             (turned / share, "the dilution is missing, and σ(z) is in the place of σ(−z): {yours}."),
-        ]  # fmt: skip
-        _compare("The push", where, function(seen.policy.clone(), seen.reference.clone(), beta), truth, suspects)
+        ])}  # fmt: skip
+
+    _everywhere(formula, function, "dmpo_push(policy, reference, beta)")
     seen = recorded()
     number = seen.items.index(MISTAKE) - 1
     dmpo, dpo, sdpo = (float(_library(name, seen, 1.0)[0][number]) for name in ("dmpo", "dpo", "sdpo"))
@@ -283,14 +268,12 @@ def _check_push(function: Any) -> str:
 
 @task("4.5 S-DPO")
 def _check_sdpo_parts(function: Any) -> str:
-    function = function_of(function, "sdpo_parts(margins)")
-    for where, seen, beta in _cases():
+    def formula(seen: Seen, beta: float) -> Any:
         margins = _margins(seen, beta)
         z = -torch.logsumexp(-margins, 0)
-        _, wanted, left = _library("sdpo", seen, beta)
-        share, saturation = _parts(function(margins.clone()), "share")
-        at = f"{where}, z = {z:.2f}".replace("-", "−")
-        shares = [
+        _, share, left = _library("sdpo", seen, beta)
+        return {
+            "share": (share, [
             (torch.softmax(margins, 0), "your shares turn to the easy ones; negative {place} has {yours}. Which "
              "margins does a soft *minimum* listen to?"),
             (1 / len(margins), "your shares are equal, {yours}: that is the mean's. What is the derivative of "
@@ -299,8 +282,8 @@ def _check_sdpo_parts(function: Any) -> str:
              "derivative of the logarithm put below them?"),
             (torch.sigmoid(-margins), "your share of negative {place} is {yours}, its own saturation: that is DPO's. "
              "S-DPO's shares add up to 1."),
-        ]  # fmt: skip
-        saturated = [
+            ]),
+            "saturation": (left, [
             (torch.sigmoid(z), "your saturation is {yours}, which is σ(z): a sign is lost, either in σ(−z) or in "
              "z = −log Σ exp(−d)."),
             (torch.sigmoid(-margins.mean()), "your saturation takes the mean margin, {yours}: that is DMPO's z. "
@@ -309,9 +292,10 @@ def _check_sdpo_parts(function: Any) -> str:
              "soft, and the others pull it lower."),
             (torch.sigmoid(-margins), "your saturation takes each margin on its own, {yours} for negative {place}: "
              "here too one z is inside σ."),
-        ]  # fmt: skip
-        _compare("The share", at, share, wanted, shares)
-        _compare("The saturation", at, saturation, left, saturated)
+            ]),
+        }  # fmt: skip
+
+    _everywhere(formula, function, "sdpo_parts(margins)")
     seen = recorded()
     number = seen.items.index(MISTAKE) - 1
     _, share, left = _library("sdpo", seen, 1.0)
@@ -329,38 +313,39 @@ def _fall(function: Any) -> str:
         given = _factors(function(user, negative, start, end), keys)
         parts = zip(keys, _library("dmpo", before, 1.0), _library("dmpo", after, 1.0), strict=True)
         truth = {name: (left[negative - 1] / right[negative - 1]).item() for name, left, right in parts}
-        where = f"User {user}, negative {negative}, steps {start} to {end}"
-        if not math.isclose(given["dilution"], 1, rel_tol=ROUNDING):
+        hint = (
+            f"z goes from {_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Which way "
+            "must the saturation go then? And whose z is in it, the negative's own margin or the row's?"
+        )
+        for name in ("dilution", "saturation", "push"):
+            factor = given[name]
+            if math.isclose(factor, truth[name], rel_tol=ROUNDING):
+                continue
+            if name == "dilution":
+                hint = (
+                    "K is 19 before and after: within a run, what could change 1/K? (Between *runs* at K = 1 and "
+                    "K = 19 it differs. This is one run.)"
+                )
+            elif math.isclose(factor, 1 / truth[name], rel_tol=ROUNDING):
+                hint = "That is after over before. Asked is how many times smaller it became: before over after."
             raise Wrong(
-                f"{where}: you give dilution a factor of {given['dilution']:.3g}. K is 19 before and after: within a "
-                "run, what could change 1/K? (Between *runs* at K = 1 and K = 19 it differs. This is one run.)"
+                f"User {user}, negative {negative}, steps {start} to {end}: your factor of the {name} is {factor:.4g}. "
+                f"{hint}"
             )
-        for name in ("saturation", "push"):
-            if math.isclose(given[name], 1 / truth[name], rel_tol=ROUNDING):
-                raise Wrong(
-                    f"{where}: your factor of the {name} is {given[name]:.3g}, after over before. Asked is how many "
-                    "times smaller it became: before over after."
-                )
-            if not math.isclose(given[name], truth[name], rel_tol=ROUNDING):
-                raise Wrong(
-                    f"{where}: your factor of the {name} is {given[name]:.4g}, and z goes from "
-                    f"{_margins(before, 1.0).mean():.2f} to {_margins(after, 1.0).mean():.2f} at β = 1. Which way must "
-                    "the saturation go then? And whose z is in it, the negative's own margin or the row's?"
-                )
         said.append(f"{user}, {start} to {end}: {truth['push']:.3g}")
     return f"Push before over after, all of it saturation. {'; '.join(said)}. Below 1 the push has grown: z had fallen."
 
 
 # ------------------------------------------------------------------------------------------- the parameters' gradient
 
-COLUMNS = ("group", "push_share", "norm", "cosine", "share")
+COLUMNS = ["push_share", "norm", "cosine", "share"]
 
 
-def _two_groups(parts: Any) -> dict[str, dict[str, float]]:
-    """A table of `gradient_parts` by group and column."""
-    if not isinstance(parts, pd.DataFrame) or not set(COLUMNS) <= set(parts.columns) or len(parts) != 2:
+def _by_group(parts: Any) -> pd.DataFrame:
+    """A table of `gradient_parts`, by group."""
+    if not isinstance(parts, pd.DataFrame) or not {"group", *COLUMNS} <= set(parts.columns) or len(parts) != 2:
         raise Wrong("There is no table: run the cell above, which watches a run and calls gradient_parts.")
-    return {row["group"]: {name: float(row[name]) for name in COLUMNS[1:]} for _, row in parts.iterrows()}
+    return parts.set_index("group")[COLUMNS]
 
 
 def _made_up() -> Iterator[pd.DataFrame]:
@@ -369,31 +354,28 @@ def _made_up() -> Iterator[pd.DataFrame]:
     for _ in range(5):
         norm, cosine, push = 0.1 + torch.rand(3, 2, generator=generator).double()
         along = norm * cosine
-        columns = (("boundary", "discriminative"), push / push.sum(), norm, cosine / 1.2, along / along.sum())
-        yield pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+        columns = (push / push.sum(), norm, cosine / 1.2, along / along.sum())
+        yield pd.DataFrame({"group": ["boundary", "discriminative"], **dict(zip(COLUMNS, columns, strict=True))})
 
 
 @task("4.7 two views")
 def _two_views(function: Any, parts: Any) -> str:
     function = function_of(function, "two_views(parts)")
-    _two_groups(parts)
-    truth = 1.0
+    _by_group(parts)
+    truth: Any = 1.0
     for table in (*_made_up(), parts):
-        groups = _two_groups(table)
-        given = _dictionary(function(table.copy()), ("pushes", "gradient", "ratio"))
+        groups = _by_group(table)
+        given = dictionary(function(table.copy()), ("pushes", "gradient", "ratio"), "a group or a number")
         for view, column in (("pushes", "push_share"), ("gradient", "share")):
-            if given[view] not in groups:
-                raise Wrong(f"{view!r} is {given[view]!r}: name the group with the larger part, {' or '.join(groups)}.")
-            if given[view] != max(groups, key=lambda group: groups[group][column]):
-                shown = "; ".join(
-                    f"{group}: " + ", ".join(f"{name} {number:.3f}" for name, number in values.items())
-                    for group, values in groups.items()
-                )
+            if given[view] not in groups.index:
+                known = " or ".join(groups.index)
+                raise Wrong(f"{view!r} is {given[view]!r}: name the group with the larger part, {known}.")
+            if given[view] != groups[column].idxmax():
                 raise Wrong(
-                    f"On this table {view!r} is {given[view]!r}: {shown}. What counts is how far a part takes the "
-                    "whole; norm is the length of a part, in whatever direction."
+                    f"On this table {view!r} is {given[view]!r}: {groups.round(3).to_dict('index')}. What counts is "
+                    "how far a part takes the whole; norm is the length of a part, in whatever direction."
                 )
-        boundary = groups["boundary"]
+        boundary = groups.loc["boundary"]
         truth, ratio = boundary["share"] / boundary["push_share"], float(given["ratio"])
         if not math.isclose(ratio, truth, rel_tol=0.02):
             turned = " Yours is turned round." if math.isclose(ratio, 1 / truth, rel_tol=0.02) else ""
@@ -408,35 +390,29 @@ def _two_views(function: Any, parts: Any) -> str:
 @task("4.8 disagreement")
 def _disagreement(function: Any, parts: Any) -> str:
     function = function_of(function, "disagreement(parts)")
-    _two_groups(parts)
-    truth: dict[str, float] = {}
+    _by_group(parts)
+    hints = {
+        "length": "The groups were not pushed alike: length *per push* is asked, of the one over the other.",
+        "direction": "How do the groups compare in pointing along the whole?",
+        "total": "How far are the odds of share and those of push_share apart?",
+    }
+    truth: dict[str, Any] = {}
     for table in (*_made_up(), parts):
-        groups = _two_groups(table)
-        odds = {name: groups["boundary"][name] / groups["discriminative"][name] for name in COLUMNS[1:]}
+        groups = _by_group(table)
+        odds = groups.loc["boundary"] / groups.loc["discriminative"]
         truth = {
             "length": odds["norm"] / odds["push_share"],
             "direction": odds["cosine"],
             "total": odds["share"] / odds["push_share"],
         }
-        given = _dictionary(function(table.copy()), tuple(truth))
-        numbers = {name: float(value) for name, value in given.items()}
-        what = {name: f"{value:.3g} (boundary over discriminative)" for name, value in odds.items()}
-        if math.isclose(numbers["length"], odds["norm"], rel_tol=0.01):
-            raise Wrong(
-                f"Your length is {numbers['length']:.3g}, that of the two gradients: norm is {what['norm']}. But the "
-                f"groups were not pushed alike, push_share is {what['push_share']}: the question is length *per push*."
-            )
-        hints = {
-            "length": f"norm is {what['norm']}, push_share {what['push_share']}: length per push, of the one over the "
-            "other.",
-            "direction": f"cosine is {what['cosine']}. How do the groups compare in pointing along the whole?",
-            "total": f"share is {what['share']}, push_share {what['push_share']}: how far are the two odds apart?",
-        }
-        for name, value in truth.items():
-            if math.isclose(numbers[name], 1 / value, rel_tol=1e-3) and not math.isclose(value, 1, rel_tol=0.01):
-                raise Wrong(f"Your {name} is {numbers[name]:.3g}, the discriminative over the boundary: turn it round.")
-            if not math.isclose(numbers[name], value, rel_tol=1e-3):
-                raise Wrong(f"On a table in which {hints[name]} Your {name} is {numbers[name]:.3g}.")
+        for name, number in _factors(function(table.copy()), truth).items():
+            if not math.isclose(number, truth[name], rel_tol=1e-3):
+                turned = math.isclose(number, 1 / truth[name], rel_tol=1e-3)
+                shown = ", ".join(f"{column} {value:.3g}" for column, value in odds.items())
+                raise Wrong(
+                    f"Your {name} is {number:.3g}{', the discriminative over the boundary: turn it round' * turned}. "
+                    f"Boundary over discriminative, this table has {shown}. {hints[name]}"
+                )
     return (
         f"In your run {truth['total']:.2f} = {truth['length']:.2f} by length × {truth['direction']:.2f} by direction."
     )

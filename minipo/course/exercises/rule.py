@@ -6,7 +6,7 @@ from the interval; an interval that includes zero is not a fault.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -16,16 +16,23 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from minipo.course.exercises.checks import Wrong, function_of, task
+from minipo.course.exercises.checks import (
+    Wrong,
+    check_interval,
+    check_reading,
+    dictionary,
+    function_of,
+    in_points,
+    task,
+)
 from minipo.dynamic import DynamicPO, LogProbs, Selection, SelectionRule, boundary, random
-from minipo.evaluation import Interval, paired_interval, ranking_metrics
-from minipo.experiments.datasets.splits import Interaction
+from minipo.evaluation import paired_interval, ranking_metrics
 
 NEGATIVES = 19
 SEEDS, STEPS, USERS = (10, 11, 12, 13, 14), 300, 2000
 RECORDED_SEEDS = range(5)  # of the recorded grids, which many have seen
 PARTNERS: dict[str, bool | SelectionRule] = {"random": random, "boundary": True}
-VERDICTS = ("helps", "hurts", "undecided")
+RECORDED = "a recorded model's log-probs"  # of `cases`
 
 _tried: list[SelectionRule] = []  # rules that were given to `experiment` in this session
 
@@ -48,7 +55,7 @@ def cases() -> dict[str, LogProbs]:
     all_above = seen[:16].clone()
     all_above[:, 0] -= 60
     return {
-        "a recorded model's log-probs": seen,
+        RECORDED: seen,
         "some negatives are absent, at −inf": few,
         "many ties": (seen[:32] / 2).round() * 2,
         "all negatives above the chosen item": all_above,
@@ -76,7 +83,8 @@ def _selection(rule: SelectionRule, logps: LogProbs, case: str) -> Selection:
     return kept
 
 
-def _check_valid(rule: SelectionRule) -> int:
+@task("5.1 valid")
+def _valid(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         kept, again = _selection(rule, logps, case), _selection(rule, logps, case)
         if not torch.equal(kept, again):
@@ -93,11 +101,12 @@ def _check_valid(rule: SelectionRule) -> int:
                 f"{int(taken[row].sum())} absent ones, whose log-prob is −inf ({int(taken.any(1).sum())} such rows of "
                 f"{len(kept)}). What does your score make of −inf, and what is its place in the order?"
             )
-    return sum(map(len, cases().values()))
+    rows = sum(map(len, cases().values()))
+    return f"A bool for every negative, twice the same, and no absent one kept, in {rows} rows."
 
 
-def _check_number(rule: SelectionRule) -> int:
-    number = 0
+@task("5.2 same number")
+def _same_number(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         kept, wanted = _selection(rule, logps, case).sum(1), boundary(logps).sum(1)
         differs = kept != wanted
@@ -109,11 +118,11 @@ def _check_number(rule: SelectionRule) -> int:
                 f"{int(wanted.min())} to {int(wanted.max())} there. With another number, a difference in the end could "
                 "be the number's doing."
             )
-        number += len(kept)
-    return number
+    return f"As many negatives as the boundary in each of {sum(map(len, cases().values()))} rows."
 
 
-def _check_own_row(rule: SelectionRule) -> int:
+@task("5.3 own row")
+def _own_row(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         together = _selection(rule, logps, case)
         turned = _selection(rule, logps.flip(0), case).flip(0)
@@ -127,16 +136,16 @@ def _check_own_row(rule: SelectionRule) -> int:
                     f"in its batch of {len(logps)} and {_places(kept[row])} {how} ({case}). Along which axis do you "
                     "sort, count or average?"
                 )
-    return len(cases()["a recorded model's log-probs"])
+    return f"Each of {len(cases()[RECORDED])} recorded rows keeps the same negatives in any company."
 
 
 def _places(kept: Selection) -> str:
     return f"{{{', '.join(str(place + 1) for place in kept.nonzero().flatten().tolist())}}}"
 
 
-def _check_new(rule: SelectionRule) -> str:
-    case = "a recorded model's log-probs"
-    kept, same = _selection(rule, cases()[case], case), boundary(cases()[case])
+@task("5.4 new")
+def _new(rule: SelectionRule) -> str:
+    kept, same = _selection(rule, cases()[RECORDED], RECORDED), boundary(cases()[RECORDED])
     rows = int((kept != same).any(1).sum())
     if not rows:
         raise Wrong(
@@ -147,26 +156,6 @@ def _check_new(rule: SelectionRule) -> str:
         f"It differs from the boundary in {rows} of {len(kept)} recorded rows; "
         f"{(kept & same).sum() / same.sum():.0%} of what it keeps is in B."
     )
-
-
-@task("5.1 valid")
-def _valid(rule: SelectionRule) -> str:
-    return f"A bool for every negative, twice the same, and no absent one kept, in {_check_valid(rule)} rows."
-
-
-@task("5.2 same number")
-def _same_number(rule: SelectionRule) -> str:
-    return f"As many negatives as the boundary in each of {_check_number(rule)} rows."
-
-
-@task("5.3 own row")
-def _own_row(rule: SelectionRule) -> str:
-    return f"Each of {_check_own_row(rule)} recorded rows keeps the same negatives in any company."
-
-
-@task("5.4 new")
-def _new(rule: SelectionRule) -> str:
-    return _check_new(rule)
 
 
 # ---------------------------------------------------------------------------------------------------- the experiment
@@ -201,13 +190,14 @@ class Experiment:
 
 
 @dataclass
-class _Count:
-    """Selections over a run, counted: rows, negatives kept, and rows whose number is not the boundary's."""
+class _Run:
+    """A run's selection, which counts rows, negatives kept and rows whose number is not the boundary's; its hits."""
 
     select: bool | SelectionRule
     rows: int = 0
     kept: int = 0
     unequal: int = 0
+    hits: Float[NDArray[np.float64], " users"] = field(default_factory=lambda: np.empty(0), compare=False)
 
     def __call__(self, logps: LogProbs) -> Selection:
         census = boundary(logps)
@@ -216,12 +206,6 @@ class _Count:
         self.kept += int(selected.sum())
         self.unequal += int((selected.sum(1) != census.sum(1)).sum())
         return selected
-
-
-@dataclass(frozen=True)
-class _Trained:
-    hits: Float[NDArray[np.float64], " users"]
-    count: _Count = field(repr=False)
 
 
 def experiment(rule: SelectionRule, seeds: Sequence[int] = SEEDS, steps: int = STEPS, users: int = USERS) -> Experiment:
@@ -236,54 +220,46 @@ def experiment(rule: SelectionRule, seeds: Sequence[int] = SEEDS, steps: int = S
     seeds = tuple(seeds)
     _check_seeds(seeds)
     try:
-        for checked in (_check_valid, _check_number, _check_own_row, _check_new):
+        for checked in (_valid, _same_number, _own_row, _new):
             checked(rule)
     except NotImplementedError:
         raise Wrong("There is no rule yet: write it first, then run the experiment once.") from None
     except Wrong as error:
         raise Wrong(f"The experiment was not started, for the rule is not ready. {error}") from None
     _tried.append(rule)
-    hits: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("rule", *PARTNERS)}
-    counts: dict[str, list[_Count]] = {name: [] for name in hits}
+    runs: dict[str, list[_Run]] = {name: [] for name in ("rule", *PARTNERS)}
     for seed in seeds:
-        trained = {"rule": _train(rule, seed, steps, users)}
-        trained |= {name: _partner(name, seed, steps, users) for name in PARTNERS}
-        for name, run in trained.items():
-            hits[name].append(run.hits)
-            counts[name].append(run.count)
-        print(f"seed {seed}: HR@1 " + ", ".join(f"{name} {run.hits.mean():.3f}" for name, run in trained.items()))
+        runs["rule"].append(_train(rule, seed, steps, users))
+        for name in PARTNERS:
+            runs[name].append(_partner(name, seed, steps, users))
+        print(f"seed {seed}: HR@1 " + ", ".join(f"{name} {each[-1].hits.mean():.3f}" for name, each in runs.items()))
     return Experiment(
         seeds=seeds,
         steps=steps,
         users=users,
-        hits={name: np.stack(runs) for name, runs in hits.items()},
-        kept={name: sum(run.kept for run in runs) / sum(run.rows for run in runs) for name, runs in counts.items()},
-        unequal=sum(run.unequal for run in counts["rule"]),
+        hits={name: np.stack([run.hits for run in each]) for name, each in runs.items()},
+        kept={name: sum(run.kept for run in each) / sum(run.rows for run in each) for name, each in runs.items()},
+        unequal=sum(run.unequal for run in runs["rule"]),
         tried=len(_tried),
     )
 
 
 @cache
-def _fresh(users: int) -> tuple[Interaction, ...]:
-    from minipo.experiments.datasets.catalog import fresh_users
-
-    return fresh_users(0, users)
-
-
-@cache
-def _partner(name: str, seed: int, steps: int, users: int) -> _Trained:
+def _partner(name: str, seed: int, steps: int, users: int) -> _Run:
     return _train(PARTNERS[name], seed, steps, users)
 
 
-def _train(select: bool | SelectionRule, seed: int, steps: int, users: int) -> _Trained:
+def _train(select: bool | SelectionRule, seed: int, steps: int, users: int) -> _Run:
     from minipo.course.diagnostics import watch
+    from minipo.experiments.datasets.catalog import fresh_users
 
-    count = _Count(select)
+    run = _Run(select)
     watched = watch(
-        "dmpo", DynamicPO(select=count, adjust_beta=False), negatives=NEGATIVES, seed=seed, steps=steps, every=steps,
-        probed=1, users=_fresh(users),
+        "dmpo", DynamicPO(select=run, adjust_beta=False), negatives=NEGATIVES, seed=seed, steps=steps, every=steps,
+        probed=1, users=fresh_users(0, users),
     )  # fmt: skip
-    return _Trained(ranking_metrics(watched.test.ranks)["hr@1"], count)
+    run.hits = ranking_metrics(watched.test.ranks)["hr@1"]
+    return run
 
 
 # ------------------------------------------------------------------------------------------------- what it shows
@@ -343,91 +319,50 @@ def _difference(result: Experiment, other: str) -> Float[NDArray[np.float64], "s
     return result.hits["rule"] - result.hits[other]
 
 
-def _three(answer: Any, other: str) -> NDArray[np.float64]:
-    if isinstance(answer, Interval):
-        answer = (answer.mean, answer.low, answer.high)
-    try:
-        three = np.asarray(answer, dtype=np.float64)
-    except (TypeError, ValueError):
-        three = np.empty(0)
-    if three.shape != (3,):
-        raise Wrong(
-            f"Against {other!r} your function returned {type(answer).__name__}: return an Interval, or the three "
-            "numbers mean, low, high."
-        )
-    return three
-
-
 @task("5.6 interval")
 def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
     found = _result(result)
     function_of(function, "interval(result, other)")
     said = []
     for other in PARTNERS:
-        three = _three(function(found, other), other)
-        difference = _difference(found, other)
-        truth = _three(paired_interval(difference), other)
-        said.append(f"rule minus {other}: {_points(truth)}")
-        if _close(three, truth, 1e-9):
-            continue
-        own, its = (_three(paired_interval(found.hits[name]), other) for name in ("rule", other))
-        suspects = {
-            "is the partner minus the rule: a rule that helps would come out below zero": -truth[[0, 2, 1]],
-            "is in points; leave it as a difference of HR@1, a number between −1 and 1": 100 * truth,
-            "subtracts the ends of two intervals, as if the two sides had nothing in common. They share every user and "
-            "every seed: what should be subtracted first?": np.array([truth[0], own[1] - its[2], own[2] - its[1]]),
-            "resamples users but not seeds, as if five runs were all that could ever be": _three(
-                paired_interval(difference.mean(0)), other
+        pairs = _difference(found, other)
+        truth, own, its = map(paired_interval, (pairs, found.hits["rule"], found.hits[other]))
+        mistakes = {
+            "This is the partner minus the rule: a rule that helps would come out below zero.": (
+                -truth.mean, -truth.high, -truth.low
             ),
-            "resamples seeds but not users, as if there were no others": _three(
-                paired_interval(difference.mean(1, keepdims=True)), other
+            "This is in points; leave it as a difference of HR@1, a number between −1 and 1.": (
+                100 * truth.mean, 100 * truth.low, 100 * truth.high
+            ),
+            "This subtracts the ends of two intervals, as if the two sides had nothing in common. They share every "
+            "user and every seed: what should be subtracted first?": (
+                truth.mean, own.low - its.high, own.high - its.low
+            ),
+            "This resamples users but not seeds, as if five runs were all that could ever be.": (
+                astuple(paired_interval(pairs.mean(0)))
+            ),
+            "This resamples seeds but not users, as if there were no others.": (
+                astuple(paired_interval(pairs.mean(1, keepdims=True)))
             ),
         }  # fmt: skip
-        shown = f"Against {other} you have {_points(three)}. This"
-        for why, suspect in suspects.items():
-            if _close(three, suspect, 1e-9):
-                raise Wrong(f"{shown} {why}.")
-        # A bootstrap of one's own draws otherwise: its ends may be off by a tenth of the width.
-        if not _close(three[:1], truth[:1], 1e-9):
-            raise Wrong(
-                f"{shown} has another mean than the differences, {100 * truth[0]:+.2f} points over {difference.size:,} "
-                "pairs of user and seed: subtract user by user and seed by seed, then average."
-            )
-        if not _close(three, truth, 0.1 * (truth[2] - truth[1])):
-            raise Wrong(
-                f"{shown} has the right mean, but ends that resampling users and seeds does not give. Which paired "
-                "numbers does `paired_interval` want, and in which shape?"
-            )
+        check_interval(
+            f"Against {other}", function(found, other), truth, mistakes,
+            f"the differences over {pairs.size:,} pairs of user and seed have {100 * truth.mean:+.2f} points. Subtract "
+            "user by user and seed by seed, then average.",
+            "which paired numbers does `paired_interval` want, users and seeds, and in which shape?",
+        )  # fmt: skip
+        said.append(f"rule minus {other}: {in_points(truth)}")
     return f"Paired by user and seed. {'; '.join(said).capitalize()}."
-
-
-def _close(left: NDArray[np.float64], right: NDArray[np.float64], within: float) -> bool:
-    return bool((np.abs(left - right) <= within).all())
-
-
-def _points(three: NDArray[np.float64]) -> str:
-    mean, low, high = (100 * three).tolist()
-    return f"{mean:+.2f} points, interval {low:+.2f} to {high:+.2f}".replace("-", "−")
 
 
 @task("5.7 verdict")
 def _verdict(function: Any, result: Any) -> str:
     found = _result(result)
-    verdicts = function_of(function, "verdicts()")()
-    if not isinstance(verdicts, dict) or not set(PARTNERS) <= set(verdicts):
-        raise Wrong("Return a verdict for each partner: a dictionary with the keys 'random' and 'boundary'.")
+    verdicts = dictionary(function_of(function, "verdicts()"), PARTNERS, "a verdict")
     said = []
-    for other in PARTNERS:
-        verdict = verdicts[other]
-        if verdict not in VERDICTS:
-            raise Wrong(f"Against {other} your verdict is {verdict!r}: say one of {', '.join(map(repr, VERDICTS))}.")
-        three = _three(paired_interval(_difference(found, other)), other)
-        follows = "helps" if three[1] > 0 else "hurts" if three[2] < 0 else "undecided"
-        if verdict != follows:
-            where = {"helps": "lies above zero", "hurts": "lies below zero", "undecided": "includes zero"}[follows]
-            raise Wrong(
-                f"Against {other} you say {verdict!r}, and the rule minus {other} is {_points(three)}: the interval "
-                f"{where}. What would another five seeds and other users be likely to show?"
-            )
-        said.append(f"against {other}: {verdict} ({_points(three)})")
+    for other, verdict in verdicts.items():
+        interval = paired_interval(_difference(found, other))
+        question = "What would another five seeds and other users be likely to show?"
+        check_reading(f"Against {other}", verdict, interval, "undecided", question)
+        said.append(f"against {other}: {verdict} ({in_points(interval)})")
     return "The verdicts follow from the intervals. " + "; ".join(said).capitalize() + "."

@@ -1,6 +1,7 @@
 """Figures of notebook 07: dual-margin β over its two margins, and its effect on the push."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,10 +51,9 @@ def beta_map(
     figure.add_shape(type="rect", line={"color": INK, "width": 1.5}, **box)
     corner = {"x": plus[0], "y": minus[-1], "xanchor": "left", "yanchor": "top", "xshift": 6}
     figure.add_annotation(text="violations are here", font={"color": "white"}, **corner)
-    figure.update_xaxes(range=[plus[0], plus[-1]])
-    figure.update_yaxes(range=[minus[0], minus[-1]])
+    ranges: dict[str, Any] = {"xaxis_range": [plus[0], plus[-1]], "yaxis_range": [minus[0], minus[-1]]}
     axes = "Δ⁺ = s<sub>w</sub> − s<sub>k</sub>, nats", "Δ⁻ = s<sub>k</sub> − m, nats"
-    return lay_out(figure, 440, title, *axes, width=680, margin_t=66)
+    return lay_out(figure, 440, title, *axes, width=680, margin_t=66, **ranges)
 
 
 def push_by_rule(pushes: pd.DataFrame) -> go.Figure:
@@ -70,8 +70,7 @@ def push_by_rule(pushes: pd.DataFrame) -> go.Figure:
         )  # fmt: skip
     *_, before, last = ((rule, short(row[one] / row[other])) for rule, row in pushes.iterrows())
     title = f"{one.capitalize()} over {other}: {before[0]} {before[1]} times, {last[0]} {last[1]} times"
-    figure.update_yaxes(rangemode="tozero")
-    return lay_out(figure, 330, title, y="mean push per negative", barmode="group")
+    return lay_out(figure, 330, title, y="mean push per negative", barmode="group", yaxis_rangemode="tozero")
 
 
 def push_against_gap(gap: Float[np.ndarray, " gaps"], push: Mapping[float, np.ndarray], crossing: float) -> go.Figure:
@@ -80,10 +79,9 @@ def push_against_gap(gap: Float[np.ndarray, " gaps"], push: Mapping[float, np.nd
     for beta, colour in zip(sorted(push, reverse=True), (VIOLATION, TOP, QUIET), strict=False):
         add_line(figure, gap, push[beta], f"β<sub>k</sub> = {beta:.2f}", colour)
     figure.add_vline(x=crossing, line=MARK)
-    figure.update_yaxes(rangemode="tozero")
     title = f"A smaller β pushes less up to a gap of {crossing:.1f} nats, and more beyond"
     axes = "log-ratio gap ρ<sub>w</sub> − ρ<sub>k</sub>, nats", "push β<sub>k</sub> σ(−β<sub>k</sub> gap)"
-    return lay_out(figure, 300, title, *axes)
+    return lay_out(figure, 300, title, *axes, yaxis_rangemode="tozero")
 
 
 def beta_against_margin(table: pd.DataFrame, marked: Sequence[float]) -> go.Figure:
@@ -94,10 +92,10 @@ def beta_against_margin(table: pd.DataFrame, marked: Sequence[float]) -> go.Figu
     for value in marked:
         figure.add_vline(x=value, line=MARK, annotation_text=f"γ = {value:g}")
     figure.add_hline(y=0.5, line={"color": QUIET, "dash": "dot", "width": 1.5})
-    figure.update_yaxes(range=[0.45, max(1.1, table.max().max() + 0.05)])
+    ends = [0.45, max(1.1, table.max().max() + 0.05)]
     first, last = (short(abs(row.iloc[0] - row.iloc[1])) for _, row in table.iloc[[0, -1]].iterrows())
     title = f"The groups' β are {first} apart at γ = {table.index[0]:g}, {last} at γ = {table.index[-1]:g}"
-    return lay_out(figure, 320, title, "margin γ, nats", f"mean {RATIO}", margin_t=70)
+    return lay_out(figure, 320, title, "margin γ, nats", f"mean {RATIO}", margin_t=70, yaxis_range=ends)
 
 
 def beta_over_training(table: pd.DataFrame) -> go.Figure:
@@ -107,5 +105,5 @@ def beta_over_training(table: pd.DataFrame) -> go.Figure:
         add_line(figure, table.index, table[name], name, colour, dash, marker={})
     last = table.iloc[:, -1]
     first, end = (f"{last.iloc[at]:.2f} at step {last.index[at]}" for at in (0, -1))
-    figure.update_yaxes(range=[0.45, 1.05])
-    return lay_out(figure, 320, f"The boundary's mean β<sub>k</sub>/β: {first}, {end}", "step", RATIO)
+    title = f"The boundary's mean β<sub>k</sub>/β: {first}, {end}"
+    return lay_out(figure, 320, title, "step", RATIO, yaxis_range=[0.45, 1.05])

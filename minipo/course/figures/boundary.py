@@ -53,9 +53,9 @@ def candidates_line(
     )  # fmt: skip
     why = "by violation" if violates.any() else "the top group"
     title = f"{int(boundary.sum())} of {len(negatives)} negatives at the boundary, {why}"
-    figure.update_yaxes(visible=False, range=[len(negatives) + 0.4, -0.7])
-    figure.update_xaxes(range=[low, high])
-    return lay_out(figure, 135 + 26 * len(negatives), title, "log-prob s, nats")
+    rows_axis = {"visible": False, "range": [len(negatives) + 0.4, -0.7]}
+    height = 135 + 26 * len(negatives)
+    return lay_out(figure, height, title, "log-prob s, nats", xaxis_range=[low, high], yaxis=rows_axis)
 
 
 def cost_of_cuts(
@@ -87,9 +87,9 @@ def missed_optimum(shares: Mapping[int, float], starts: int) -> go.Figure:
         marker_color=QUIET, text=[percent(share) for share in shares.values()], textposition="outside",
         cliponaxis=False,
     )  # fmt: skip
-    figure.update_yaxes(rangemode="tozero")
     missed = f"in up to {percent(shares[worst])} of rows (K = {worst}, {starts:,} rows)"
-    return lay_out(figure, 280, f"One start misses the best top group {missed}", y="% of random rows", margin_t=50)
+    title = f"One start misses the best top group {missed}"
+    return lay_out(figure, 280, title, y="% of random rows", margin_t=50, yaxis_rangemode="tozero")
 
 
 def truth_by_group(likelier: Mapping[str, tuple[int, int]]) -> go.Figure:

@@ -71,8 +71,7 @@ def guessed_curve(
         f"From K = {first} to {last} {label}'s HR@1 {motion};<br>"
         f"{below} of {len(spread)} means are below the SFT model that every run starts from"
     )
-    figure.update_xaxes(tickvals=spread.index)
-    return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", margin_r=80)
+    return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", margin_r=80, xaxis_tickvals=spread.index)
 
 
 # ------------------------------------------------------------------------------ what a loss at another K can show
@@ -92,9 +91,9 @@ def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
     motion = _moves(losses[objective].iloc[0], losses[objective].iloc[-1])
     span = f"from K = {losses.index[0]} to {losses.index[-1]}"
     title = f"{OBJECTIVE_LABELS[objective]}'s loss {motion} {span},<br>and the model is the same"
-    figure.update_xaxes(tickvals=losses.index)
-    figure.update_yaxes(type="log", tickvals=[0.05, 0.1, 0.2, 0.5, 1, 2, 5])
-    return lay_out(figure, 400, title, "K, negatives in the loss", "loss of the same model, nats (log scale)")
+    axes = "K, negatives in the loss", "loss of the same model, nats (log scale)"
+    decades = {"type": "log", "tickvals": [0.05, 0.1, 0.2, 0.5, 1, 2, 5]}
+    return lay_out(figure, 400, title, *axes, xaxis_tickvals=losses.index, yaxis=decades)
 
 
 def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1, 5, 19)) -> go.Figure:
@@ -118,8 +117,7 @@ def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1,
     title = f"{OBJECTIVE_LABELS[objective]}: {title}"
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
-    lay_out(figure, 420, title, "step", "nats", margin_t=126, legend_y=1.1)
-    return figure.update_yaxes(title_text="nats, validation users", col=2)
+    return lay_out(figure, 420, title, "step", ("nats", "nats, validation users"), margin_t=126, legend_y=1.1)
 
 
 def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
@@ -155,8 +153,7 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
         f"Across K, a lower training loss goes with a lower HR@1 in {lower};<br>"
         f"a lower pair_loss with a higher one in {higher} (rank correlations beyond ±0.9)"
     )
-    figure.update_yaxes(title_text="HR@1, % of test users", col=1)
-    return lay_out(figure, 390, title)
+    return lay_out(figure, 390, title, y=["HR@1, % of test users"])
 
 
 # ------------------------------------------------------------------------------------------------ paired differences

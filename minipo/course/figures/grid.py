@@ -84,19 +84,18 @@ def loss_motion(plain: pd.DataFrame) -> str:
     means = plain.groupby("negatives")["train_loss"].mean()
     falls = means.iloc[-1] < means.iloc[0]
     text = f"{'falls' if falls else 'rises'} {abs(means.iloc[-1] / means.iloc[0] - 1):.0%}".replace("%", " %")
-    against, seeds = _seeds_against(plain)
-    if against:
-        text += f" on average, but {'rises' if falls else 'falls'} in {against} of {seeds} seeds"
+    change = changes(plain, "train_loss")
+    if against := int((change * change.mean() < 0).sum()):
+        text += f" on average, but {'rises' if falls else 'falls'} in {against} of {len(change)} seeds"
     return text
 
 
-def _seeds_against(plain: pd.DataFrame) -> tuple[int, int]:
-    """In how many seeds the training loss changes against the mean from smallest to largest K, and of how many."""
-    if "seed" not in plain:
-        return 0, 0
-    seeds = plain.pivot_table(index="seed", columns="negatives", values="train_loss").sort_index(axis=1)
-    change = (seeds.iloc[:, -1] - seeds.iloc[:, 0]).dropna()
-    return int((change * change.mean() < 0).sum()), len(change)
+def changes(runs: pd.DataFrame, column: str) -> pd.Series:
+    """How much each seed's runs change from the smallest K to the largest; empty if the table has no seeds."""
+    if "seed" not in runs:
+        return pd.Series(dtype=float)
+    seeds = runs.pivot_table(index="seed", columns="negatives", values=column)
+    return (seeds.iloc[:, -1] - seeds.iloc[:, 0]).dropna()
 
 
 def _motion(values: pd.Series, name: str) -> str:
@@ -139,7 +138,7 @@ def collapse_grid(
     means = plain.groupby("negatives")[["train_loss", "pair_loss", metric]].mean()
     ticks = sorted(table["negatives"].unique())
     loss = _motion(means["train_loss"], "Training loss")
-    if _seeds_against(plain)[0]:
+    if "on average" in loss_motion(plain):
         loss = loss.replace(":", " on average:")
     ends = f"{level(means[metric].iloc[0], metric)} → {level(means[metric].iloc[-1], metric)}"
     shown = {

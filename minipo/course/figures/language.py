@@ -69,10 +69,10 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
         figure, [steps.iloc[0], steps.iloc[-1]], [start, start], f"SFT, where both start: {start:.1f} %", QUIET,
         LEVELS["SFT"], width=1.5, hoverinfo="skip", row=1, col=3,
     )  # fmt: skip
-    for column, (unit, ticks) in enumerate((("nats", 5), ("nats", 5), ("% of users", 6)), start=1):
-        figure.update_yaxes(title_text=unit, nticks=ticks, row=1, col=column)
-    figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    return lay_out(figure, 350, x="step", margin_t=104, legend_y=1.32)
+    figure.update_yaxes(nticks=5)
+    figure.update_yaxes(rangemode="tozero", col=1)
+    figure.update_yaxes(nticks=6, col=3)
+    return lay_out(figure, 350, x="step", y=("nats", "nats", "% of users"), margin_t=104, legend_y=1.32)
 
 
 def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, float]) -> go.Figure:
@@ -106,9 +106,10 @@ def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, 
             yanchor="bottom", font={"size": 13, "color": QUIET},
         )  # fmt: skip
     figure.update_xaxes(type="log", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
-    figure.update_yaxes(title_text="nats per token", rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(title_text="% of validation users", range=[0, 88], row=1, col=2)
-    return lay_out(figure, 360, x="epochs (log scale)", margin_t=72, legend_y=1.12)
+    figure.update_yaxes(rangemode="tozero", col=1)
+    figure.update_yaxes(range=[0, 88], col=2)
+    axes = "epochs (log scale)", ("nats per token", "% of validation users")
+    return lay_out(figure, 360, "", *axes, margin_t=72, legend_y=1.12)
 
 
 def ranking_levels(intervals: Mapping[str, Interval]) -> go.Figure:
@@ -129,10 +130,9 @@ def ranking_levels(intervals: Mapping[str, Interval]) -> go.Figure:
     for label, middle, start, end in zip(labels, mean, low, high, strict=True):
         text = f"<b>{middle:.1f}</b> [{start:.1f}, {end:.1f}]"
         figure.add_annotation(text=text, x=end, y=label, xanchor="left", xshift=8)
-    figure.update_xaxes(range=[0, 102])
-    figure.update_yaxes(showgrid=False)
     title = f"SFT's HR@1 is {level(sft)}: {markov}, {gap:.1f} below the oracle"
-    return lay_out(figure, 300, title, "HR@1, % of test users, with 95 % interval over users")
+    axis = "HR@1, % of test users, with 95 % interval over users"
+    return lay_out(figure, 300, title, axis, xaxis_range=[0, 102], yaxis_showgrid=False)
 
 
 def gaps_to_chosen(
@@ -168,10 +168,9 @@ def gaps_to_chosen(
         figure.add_annotation(
             text=text, x=0, xanchor=to, xshift=shift, y=1, yref="paper", yanchor="top", align=to, font={"color": QUIET}
         )
-    figure.update_xaxes(range=[low, high])
-    figure.update_yaxes(range=[0, 125 * total.max()])  # room for the words above
+    room = [0, 125 * total.max()]  # for the words above
     axes = "s<sub>chosen</sub> − s<sub>negative</sub>, nats", "% of all negatives"
-    return lay_out(figure, 380, title, *axes, barmode="stack")
+    return lay_out(figure, 380, title, *axes, barmode="stack", xaxis_range=[low, high], yaxis_range=room)
 
 
 def candidates(

@@ -4,6 +4,7 @@ Pure functions from arrays or tables to Plotly figures; every title is made from
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,10 +60,8 @@ def leash(
         f"β = {beta:g}: most on {names[first]}, {percent(policy[first])}; mean reward "
         f"{reference @ reward:.2f} → {policy @ reward:.2f}, KL {abs(distance):.2f} nats"
     )
-    figure.update_yaxes(range=[0, 1])
-    figure.update_xaxes(tickangle=-40, tickfont_size=12)
     axes = "candidate (reward), by the reference's probability", "probability among the candidates"
-    return lay_out(figure, 430, title, *axes)
+    return lay_out(figure, 430, title, *axes, yaxis_range=[0, 1], xaxis_tickangle=-40, xaxis_tickfont_size=12)
 
 
 def pair_curves(betas: Sequence[float]) -> go.Figure:
@@ -73,12 +72,12 @@ def pair_curves(betas: Sequence[float]) -> go.Figure:
         colour = OBJECTIVE_COLOURS["dpo"] if dash == "solid" else QUIET
         for column, values in enumerate((np.logaddexp(0, -beta * gap), beta / (1 + np.exp(beta * gap))), start=1):
             add_line(figure, gap, values, f"β = {beta:g}", colour, dash, panel=column)
-    for column, unit in enumerate(("nats", "∂loss/∂s<sub>k</sub>"), start=1):
-        figure.update_yaxes(title_text=unit, rangemode="tozero", row=1, col=column)
+    figure.update_yaxes(rangemode="tozero")
     pushes = ", ".join(f"{beta / (1 + np.exp(3 * beta)):.2g}" for beta in betas)
     listed = ", ".join(f"{beta:g}" for beta in betas)
     title = f"A pair that is won is let go: push at a gap of 3 nats is {pushes} for β = {listed}"
-    return lay_out(figure, 330, title, "gap ρ<sub>w</sub> − ρ<sub>k</sub>, nats", margin_t=94, legend_y=1.08)
+    axes = "gap ρ<sub>w</sub> − ρ<sub>k</sub>, nats", ("nats", "∂loss/∂s<sub>k</sub>")
+    return lay_out(figure, 330, title, *axes, margin_t=94, legend_y=1.08)
 
 
 def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
@@ -104,11 +103,10 @@ def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
             hovertemplate=f"{OBJECTIVE_LABELS[name]}: %{{y:.3f}} nats<extra></extra>",
         )  # fmt: skip
     figure.add_shape(type="line", x0=mean, x1=mean, y0=dmpo, y1=dpo, line={"color": QUIET, "width": 2, "dash": "dot"})
-    figure.update_xaxes(range=[low, high])
-    figure.update_yaxes(range=[-0.3, max(6.5, heights.max() + 0.5)])
+    ranges: dict[str, Any] = {"xaxis_range": [low, high], "yaxis_range": [-0.3, max(6.5, heights.max() + 0.5)]}
     loss = "the same loss" if dpo - dmpo < 5e-4 else f"DMPO's loss is {short(dpo - dmpo)} nats below DPO's"
     spread = f"from {margins.min():.2g} to {margins.max():.2g}" if np.ptp(margins) else f"all {mean:.2g}"
-    return lay_out(figure, 380, f"Margins {spread.replace('-', '−')}: {loss}", MARGIN, "nats")
+    return lay_out(figure, 380, f"Margins {spread.replace('-', '−')}: {loss}", MARGIN, "nats", **ranges)
 
 
 def push_by_margin(
@@ -134,9 +132,9 @@ def push_by_margin(
             text=None if names is None else [names[place] for place in order],
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": GRID, "width": 2}, layer="below")
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     title = f"Push on the lowest margin over that on the highest: {', '.join(ratios)}"
-    return lay_out(figure, 380, title, MARGIN, "push on the negative")
+    decades = {"type": "log", "exponentformat": "power", "dtick": 1}
+    return lay_out(figure, 380, title, MARGIN, "push on the negative", yaxis=decades)
 
 
 # -------------------------------------------------------------------------------------------------- 05: who resists

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from minipo.course.figures.grid import VARIANTS
+from minipo.course.figures.grid import VARIANTS, changes
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
     FAINT,
@@ -119,10 +119,9 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
         text=[level(hits[name]) for name in names], textposition="outside", cliponaxis=False,
         hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(rangemode="tozero")
-    figure.update_yaxes(showgrid=False)
-    title = f"{shown}: place {place} of {len(names)} by HR@1"
-    return lay_out(figure, 70 + 40 * len(names), title, "HR@1, % of test users", margin_r=60)
+    title, height = f"{shown}: place {place} of {len(names)} by HR@1", 70 + 40 * len(names)
+    axes: dict[str, Any] = {"xaxis_rangemode": "tozero", "yaxis_showgrid": False}
+    return lay_out(figure, height, title, "HR@1, % of test users", margin_r=60, **axes)
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
@@ -171,8 +170,12 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
     """
     columns = {"train_loss": ("Training loss", 1), "pair_loss": ("pair_loss", 1), "hr@1": ("HR@1", 100)}
     objective = str(table["objective"].iloc[0])
-    plain = table[table["dynamic"] == "off"].pivot(index="negatives", columns="seed", values=list(columns)).sort_index()
-    figure = panels([_seeds(plain[[column]], name) for column, (name, _) in columns.items()])
+    titles = []
+    for column, (name, _) in columns.items():
+        change = changes(table[table["dynamic"] == "off"], column)
+        rises, falls = (change > 0).sum(), (change < 0).sum()
+        titles.append(f"{name}, plain:<br>rises in {rises}, falls in {falls} of {len(change)} seeds")
+    figure = panels(titles)
     for dynamic, variant in (("off", "plain"), ("on", "dynamic")):
         label, own, *_ = VARIANTS[variant]
         name = f"{label} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else label
@@ -188,14 +191,5 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
     add_level(figure, 100 * sft, f"SFT, {level(sft)}", row=1, col=3)
     figure.update_xaxes(tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
     figure.update_yaxes(nticks=6)
-    for panel, unit in enumerate(("nats", "nats, validation users", "% of test users"), start=1):
-        figure.update_yaxes(title_text=unit, row=1, col=panel)
-    legend = {"y": -0.24, "yanchor": "top"}
-    return lay_out(figure, 380, x="K", margin={"t": 56, "r": 24}, legend=legend)
-
-
-def _seeds(values: pd.DataFrame, name: str) -> str:
-    """values: K by seeds."""
-    change = values.iloc[-1] - values.iloc[0]
-    rises, falls = int((change > 0).sum()), int((change < 0).sum())
-    return f"{name}, plain:<br>rises in {rises}, falls in {falls} of {len(change)} seeds"
+    units, legend = ("nats", "nats, validation users", "% of test users"), {"y": -0.24, "yanchor": "top"}
+    return lay_out(figure, 380, x="K", y=units, margin={"t": 56, "r": 24}, legend=legend)

@@ -111,10 +111,13 @@ def percent(share: float) -> str:
 # ---------------------------------------------------------------------------------------------- parts of many figures
 
 
-def lay_out(figure: go.Figure, height: int, title: str = "", x: str = "", y: str = "", **layout: Any) -> go.Figure:
+def lay_out(
+    figure: go.Figure, height: int, title: str = "", x: str = "", y: str | Sequence[str] = "", **layout: Any
+) -> go.Figure:
     """The template, the height in pixels, the title and the axes' titles, with room for title and legend at the top.
 
-    layout: further arguments of `update_layout`; they win over the defaults.
+    y: the same for all panels, or one for each. layout: further arguments of `update_layout`; they win over the
+    defaults.
     """
     traces = [trace for trace in figure.data if trace.type not in ("heatmap", "contour")]
     legend = len(traces) > 1 and any(trace.showlegend is not False for trace in traces)
@@ -125,7 +128,8 @@ def lay_out(figure: go.Figure, height: int, title: str = "", x: str = "", y: str
     if x:
         figure.update_xaxes(title_text=x)
     if y:
-        figure.update_yaxes(title_text=y)
+        for column, axis in ((None, y),) if isinstance(y, str) else enumerate(y, start=1):
+            figure.update_yaxes(title_text=axis, col=column)
     return figure
 
 

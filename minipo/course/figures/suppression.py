@@ -71,10 +71,9 @@ def push_parts(shared: pd.DataFrame, own: pd.DataFrame) -> go.Figure:
     begin, end = (shared[shared["step"] == step].set_index("group")["push"] for step in (0, shared["step"].max()))
     falls = [f"{short(begin[group] / end[group])}-fold on {label} negatives" for group, (label, _, _) in GROUPS.items()]
     figure.update_yaxes(rangemode="tozero", nticks=5)
-    for column, axis in enumerate(("share of z", "σ(−z), or σ(−d<sub>k</sub>)", "∂loss / ∂s<sub>k</sub>"), start=1):
-        figure.update_yaxes(title_text=axis, row=1, col=column)
+    axes = ("share of z", "σ(−z), or σ(−d<sub>k</sub>)", "∂loss / ∂s<sub>k</sub>")
     title, legend = f"DMPO's push falls {falls[0]}, {falls[1]}: all of it saturation", {"y": -0.2, "yanchor": "top"}
-    return lay_out(figure, 370, title, "step", margin_t=84, legend=legend)
+    return lay_out(figure, 370, title, "step", axes, margin_t=84, legend=legend)
 
 
 def one_user(negatives: pd.DataFrame, objective: str, beta: float) -> go.Figure:
@@ -139,8 +138,7 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
         add_line(figure, steps, values, name, colour, dash, f"%{{y:.0f}} % {name}", marker={"size": 7})
     few, push, whole = (percent(values.iloc[-1] / 100) for values, _, _ in shares.values())
     title = f"The boundary at step {steps[-1]}: {few} of the negatives, {push} of the pushes, {whole} of the gradient"
-    figure.update_yaxes(range=[0, 100])
-    return lay_out(figure, 340, title, "step", "boundary negatives' part, %")
+    return lay_out(figure, 340, title, "step", "boundary negatives' part, %", yaxis_range=[0, 100])
 
 
 def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:
@@ -181,21 +179,16 @@ def swap_sentence(swap: Interval, full_weight: Interval | None = None, pairwise:
         added += ", a point at most either way"
     text += f" {added}: {_points(full_weight)}. With all negatives pushed, by pairwise weights (DPO), against DMPO "
     text += f"{_described(pairwise)}."
-    if swap.low > 0 and full_weight.low <= 0:
-        ruled_out = "does not hold" if full_weight.high <= SAME else "is not shown to hold"
-        but = "" if full_weight.high <= SAME else ", but may"
-        return text + (
-            f" So in these runs the boundary's small weight by itself {ruled_out} DMPO back{but}. The pushes on "
-            "the easy negatives beside it do."
-        )
-    if full_weight.low > 0 and swap.low <= 0:
-        return text + (
-            " So in these runs the boundary's small weight holds the ranking down, with or without the easy negatives' "
-            "pushes beside it."
-        )
-    if full_weight.low > 0:
-        return text + " So in these runs both count: the easy negatives' pushes, and the boundary's small weight."
-    return text + " So these runs do not show which of the two holds DMPO back."
+    ruled_out = "does not hold DMPO back" if full_weight.high <= SAME else "is not shown to hold DMPO back, but may"
+    conclusions = {  # by whether the swap helps, and whether the full weight does
+        (True, False): f"in these runs the boundary's small weight by itself {ruled_out}. The pushes on the easy "
+        "negatives beside it do.",
+        (False, True): "in these runs the boundary's small weight holds the ranking down, with or without the easy "
+        "negatives' pushes beside it.",
+        (True, True): "in these runs both count: the easy negatives' pushes, and the boundary's small weight.",
+        (False, False): "these runs do not show which of the two holds DMPO back.",
+    }
+    return f"{text} So {conclusions[swap.low > 0, full_weight.low > 0]}"
 
 
 def alone_sentence(against_sft: Interval, against_dmpo: Interval) -> str:

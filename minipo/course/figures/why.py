@@ -23,8 +23,8 @@ from minipo.course.figures.style import (
     QUIET,
     SATURATION_COLOUR,
     SHADE,
-    TEMPLATE,
     as_text,
+    lay_out,
     percent,
     short,
 )
@@ -69,15 +69,15 @@ def push_table(
     reference: Float[Tensor, "1 candidates"],
     beta: float = 1.0,
     dynamic: DynamicPO | None = None,
-    objectives: Sequence[str] = ("dmpo", "dpo", "sdpo"),
 ) -> pd.DataFrame:
     """Loss and push on one mistake, column 1, among the other negatives of one user, and without them.
 
-    One row per objective: `negatives`, `kept` (those that entered the loss), `loss`, `push`, `dilution`, `saturation`,
-    and `alone_loss`, `alone_push`, `alone_dilution`, `alone_saturation` for the same mistake without other negatives.
+    One row for each of DMPO, DPO and S-DPO: `negatives`, `kept` (those that entered the loss), `loss`, `push`,
+    `dilution`, `saturation`, and `alone_loss`, `alone_push`, `alone_dilution`, `alone_saturation` for the same mistake
+    without other negatives.
     """
     rows = {}
-    for objective in objectives:
+    for objective in ("dmpo", "dpo", "sdpo"):
         row: dict[str, float] = {"negatives": policy.shape[1] - 1}
         for prefix, columns in (("", policy.shape[1]), ("alone_", 2)):
             arguments = (objective, policy[:, :columns], reference[:, :columns], beta)
@@ -92,12 +92,12 @@ def push_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None, objective: str = "dmpo") -> str:
-    """Describe `push_table`, in Markdown; with `selected`, the table under selection, what that changed."""
-    row = plain.to_dict("index")[objective]
+def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None) -> str:
+    """Describe DMPO's row of a `push_table`, in Markdown; with `selected`, that under selection, what it changed."""
+    row = plain.to_dict("index")["dmpo"]
     negatives = row["negatives"]
     if selected is not None:
-        kept = selected.to_dict("index")[objective]
+        kept = selected.to_dict("index")["dmpo"]
         out = negatives - kept["kept"]
         if out == 0:
             return f"Boundary only: nothing is left out, the push on the mistake is **{short(kept['push'])}**."
@@ -109,7 +109,7 @@ def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None, obj
         )
     if negatives == 1:
         return (
-            f"The mistake is alone: {OBJECTIVE_LABELS[objective]}'s loss is {short(row['loss'])} and its push on the "
+            f"The mistake is alone: DMPO's loss is {short(row['loss'])} and its push on the "
             f"mistake {short(row['push'])}. Add easy negatives and watch."
         )
     change, fall = _changes(row)
@@ -132,24 +132,22 @@ def _factors(row: dict[Any, Any]) -> str:
     return ", ".join(found)
 
 
-def push_product(table: pd.DataFrame, objective: str = "dmpo") -> str:
-    """The push on the mistake as a product, from `push_table`."""
-    row = table.to_dict("index")[objective]
+def push_product(table: pd.DataFrame) -> str:
+    """DMPO's push on the mistake as a product, from `push_table`."""
+    row = table.to_dict("index")["dmpo"]
     parts = f"{short(row['dilution'])} (averaging: dilution) × {short(row['saturation'])} (shared sigmoid: saturation)"
     strength = row["push"] / (row["dilution"] * row["saturation"]) if row["push"] > 0 else 1.0
     times = f" × {short(strength)} (β)" if abs(strength - 1) > 0.005 else ""
-    return f"{OBJECTIVE_LABELS[objective]}'s push {short(row['push'])} = {parts}{times}."
+    return f"DMPO's push {short(row['push'])} = {parts}{times}."
 
 
-def guess_sentence(
-    plain: pd.DataFrame, times: float | None = None, loss: str | None = None, objective: str = "dmpo"
-) -> str:
-    """The truth beside a guess, in Markdown, from `push_table`.
+def guess_sentence(plain: pd.DataFrame, times: float | None = None, loss: str | None = None) -> str:
+    """The truth about DMPO beside a guess, in Markdown, from `push_table`.
 
     times: the guess of how many times smaller the push on the mistake becomes when the other negatives are added; loss:
     the guess of what the loss does, "falls" or "rises"; None without a guess.
     """
-    row = plain.to_dict("index")[objective]
+    row = plain.to_dict("index")["dmpo"]
     change, fall = _changes(row)
     push = f"falls **{short(fall)}-fold**" if fall >= 1 else f"grows **{short(1 / fall)}-fold**"
     text = f"The push {push} ({_factors(row)})"
@@ -182,7 +180,7 @@ def margin_line(
     names = [as_text(name, 24) for name in names]
     low, high = span or (min(margins.min(), 0) - 1, max(margins.max(), 0) + 1)
     places = np.round((margins - low) / (high - low) * 60).astype(int)
-    heights = np.array([(places[:index] == place).sum() for index, place in enumerate(places)])
+    heights = pd.Series(places).groupby(places).cumcount().to_numpy()
     others = np.arange(len(margins)) > 0
     colour = OBJECTIVE_COLOURS["dmpo"] if used.all() else DYNAMIC_COLOUR
 
@@ -202,9 +200,8 @@ def margin_line(
         hovertemplate="mean margin %{x:.2f}<extra></extra>",
     )  # fmt: skip
 
-    def note(text: str, x: float, y: float, to: str = "center", shift: int = 0, color: str = QUIET) -> dict[str, Any]:
-        place = {"x": x, "y": y, "xanchor": to, "xshift": shift, "align": to}
-        return {"text": text, "font": {"size": 14, "color": color}, **place}
+    def note(text: str, x: float, y: float, to: str = "center", shift: int = 0, color: str = QUIET) -> None:
+        figure.add_annotation(text=text, x=x, y=y, xanchor=to, xshift=shift, align=to, font_color=color)
 
     def beside(x: float, shift: int) -> tuple[str, int]:
         """Towards the middle of the line, where there is room."""
@@ -214,66 +211,52 @@ def margin_line(
     width = 0.021 * (high - low)  # of a letter, on a phone
     half = width * max(11, lengths[0]) / 2
     mistake = min(max(margins[0], low + half), high - half)
-    notes = [
-        note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), INK),
-        note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK),
-    ]
+    note(f"{averaged}: <b>{mean:.2f}</b>".replace("-", "−"), mean, -2.9, *beside(mean, 13), INK)
+    note(f"the mistake<br><b>{names[0]}</b>", mistake, 4, color=INK)
     for text, room, to, shift in (("wrong side ◂", -low, "right", -6), ("▸ chosen item ahead", high, "left", 6)):
         if room > width * len(text):
-            notes.append(note(text, 0, 18.9, to, shift))
-    leaders = []
+            note(text, 0, 18.9, to, shift)
     rows = [mistake + half] * 2 + [low] * 3  # where each row of names is free
     lowest = 4 + max(0, heights[others].max(initial=0) - 2)  # above every stack of dots
-    for index in np.argsort(margins):
-        stack = np.flatnonzero(others & (places == places[index]))
-        if not len(stack) or index != stack[0]:
-            continue
+    for place in np.unique(places[others]):
+        stack = np.flatnonzero(others & (places == place))
+        at, name = margins[stack[0]], names[stack[0]]
         more = f"and {len(stack) - 1} more" if len(stack) > 3 else ""
         if more and len(stack) == others.sum():  # nothing else is in the way
-            text = f"{names[index]}<br>{more}"
-            notes.append(note(text, margins[index], heights[stack].max() / 2, *beside(margins[index], 12)))
+            note(f"{name}<br>{more}", at, heights[stack].max() / 2, *beside(at, 12))
             continue
-        half = width * (lengths[index] + len(more)) / 2
-        fits = margins[index] + half < high + width
-        free = [row for row, end in enumerate(rows) if fits and end < margins[index] - half]
+        half = width * (lengths[stack[0]] + len(more)) / 2
+        fits = at + half < high + width
+        free = [row for row, end in enumerate(rows) if fits and end < at - half]
         y = lowest + 2.7 * free[0] if free else np.inf
         if y < 17:  # else the name is shown only on hover
-            rows[free[0]] = margins[index] + half + width
-            notes.append(note(f"{names[index]} {more}", margins[index], y))
-            leaders.append({"type": "line", "x0": margins[index], "x1": margins[index], "y0": 1, "y1": y - 1.2})
-    line: dict[str, Any] = {"type": "line", "y0": -1.1, "y1": -1.1, "line": {"color": FAINT, "width": 2}}
-    wrong = {"type": "rect", "x0": low, "x1": 0, "y0": 0, "y1": 1, "yref": "y domain", "fillcolor": SHADE}
-    thin = {"line": {"color": GRID, "width": 1.5}, "layer": "below"}
-    return figure.update_layout(
-        template=TEMPLATE, height=205, showlegend=False, margin_t=4, annotations=notes,
-        shapes=[
-            {**wrong, "line": {"width": 0}, "layer": "below"}, {**line, "x0": low, "x1": high},
-            *({**leader, **thin} for leader in leaders),
-        ],
-        xaxis={"range": [low, high], "title": {"text": MARGIN}}, yaxis={"visible": False, "range": [-4.3, 20]},
-    )  # fmt: skip
+            rows[free[0]] = at + half + width
+            note(f"{name} {more}", at, y)
+            leader = {"x0": at, "x1": at, "y0": 1, "y1": y - 1.2, "line": {"color": GRID, "width": 1.5}}
+            figure.add_shape(type="line", layer="below", **leader)
+    figure.add_vrect(x0=low, x1=0, fillcolor=SHADE, line_width=0, layer="below")
+    figure.add_shape(type="line", x0=low, x1=high, y0=-1.1, y1=-1.1, line={"color": FAINT, "width": 2})
+    figure.update_yaxes(visible=False, range=[-4.3, 20])
+    return lay_out(figure, 205, "", MARGIN, showlegend=False, margin_t=4, xaxis_range=[low, high])
 
 
-ROWS = {"autorange": "reversed", "showgrid": False, "ticksuffix": "  "}
-BARS = {"template": TEMPLATE, "height": 190, "barmode": "overlay", "margin": {"t": 26, "b": 54}, "yaxis": ROWS}
-
-
-def _painted(table: pd.DataFrame, dynamic: bool) -> tuple[list[str], list[str]]:
-    """Labels and colours of the rows of `push_table`."""
+def _bars(table: pd.DataFrame, dynamic: bool) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Labels and colours of the rows of `push_table`, and what all their bars share."""
+    labels = [OBJECTIVE_LABELS[name] for name in table.index]
     colours = [DYNAMIC_COLOUR if dynamic else OBJECTIVE_COLOURS[name] for name in table.index]
-    return [OBJECTIVE_LABELS[name] for name in table.index], colours
+    return labels, colours, {"orientation": "h", "y": labels, "width": 0.55, "constraintext": "none"}
 
 
-def _heading(text: str) -> dict[str, Any]:
-    place = {"x": 0, "xref": "x domain", "xanchor": "left", "y": 1, "yref": "y domain", "yanchor": "bottom"}
-    return {"text": text, "font": {"size": 15}, **place}
-
-
-def _alone(at: pd.Series, labels: list[str], **more: Any) -> dict[str, Any]:
-    """A tick at each row's value for the mistake as the only negative."""
-    mark = {"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}}
-    words = {"name": "alone", "hovertemplate": "mistake alone: %{x:.3f}<extra></extra>"}
-    return {"type": "scatter", "mode": "markers", "x": at, "y": labels, "marker": mark, **words, **more}
+def _lay_bars_out(figure: go.Figure, title: str, alone: pd.Series, **layout: Any) -> go.Figure:
+    """The common layout, with a tick in each row at the value for the mistake as the only negative."""
+    figure.add_scatter(
+        x=alone, y=figure.data[0].y, mode="markers", name="alone",
+        marker={"symbol": "line-ns", "size": 26, "line": {"width": 2, "color": INK}},
+        hovertemplate="mistake alone: %{x:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(tickfont_size=12)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
+    return lay_out(figure, 190, title, barmode="overlay", margin={"t": 32, "b": 54}, title_font_size=15, **layout)
 
 
 def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
@@ -281,22 +264,15 @@ def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
 
     `dynamic`: draw the bars in DynamicPO's blue.
     """
-    labels, colours = _painted(table, dynamic)
-    bars = {"type": "bar", "orientation": "h", "x": table["loss"], "y": labels, "width": 0.55, "showlegend": False}
-    words = {"marker": {"color": colours}, "hovertemplate": "%{y}: loss %{x:.4g}<extra></extra>"}
-    notes = [
-        {"text": f"<b>{short(value)}</b>", "x": value, "y": label, "xanchor": "left", "xshift": 7}
-        for value, label in zip(table["loss"], labels, strict=True)
-    ]
+    _, colours, bars = _bars(table, dynamic)
+    figure = go.Figure()
+    figure.add_bar(
+        x=table["loss"], marker_color=colours, text=[f" <b>{short(value)}</b>" for value in table["loss"]],
+        textposition="outside", hovertemplate="%{y}: loss %{x:.4g}<extra></extra>", **bars,
+    )  # fmt: skip
     top = 1.4 * max(table["loss"].max(), table["alone_loss"].max())
-    return go.Figure(
-        data=[{**bars, **words}, _alone(table["alone_loss"], labels, showlegend=False)],
-        layout={
-            **BARS,
-            "annotations": [_heading("<b>Loss</b>"), *notes],
-            "xaxis": {"range": [0, top], "nticks": 4, "showgrid": False, "tickfont": {"size": 12}},
-        },
-    )
+    figure.update_xaxes(range=[0, top], nticks=4, showgrid=False)
+    return _lay_bars_out(figure, "<b>Loss</b>", table["alone_loss"], showlegend=False)
 
 
 def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = None) -> go.Figure:
@@ -306,7 +282,7 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
     averaging (dilution) and the shared sigmoid (saturation) took. `dynamic`: draw the bars in DynamicPO's blue. guess:
     how many times smaller the first row's push was guessed to become, drawn as a diamond.
     """
-    labels, colours = _painted(table, dynamic)
+    labels, colours, bars = _bars(table, dynamic)
     pushed = table["push"][table["push"] > 0]
     guessed = table["alone_push"].iloc[0] / guess if guess else np.inf
     # the shortest bar has room for its number
@@ -320,47 +296,32 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
         f"= {row['dilution']:.3g} (dilution) × {row['saturation']:.3g} (saturation), times β"
         for label, row in zip(labels, table.to_dict("records"), strict=True)
     ]
-
-    def bar(start: Any, end: Any, color: Any, **more: Any) -> dict[str, Any]:
-        """A horizontal bar; on the log axis it needs a base."""
-        place = {"type": "bar", "orientation": "h", "y": labels, "width": 0.55, "showlegend": False}
-        place |= {"base": start, "x": np.maximum(end - start, 0), "marker": {"color": color}}
-        return {**place, "hoverinfo": "text", "hovertext": hover, **more}
-
-    lost = {
-        "averaging": (diluted, alone, DILUTION_COLOUR, table["alone_dilution"] / table["dilution"]),
-        "shared sigmoid": (push, diluted, SATURATION_COLOUR, table["alone_saturation"] / table["saturation"]),
-    }
-    bars = [bar(floor, push, colours)]
-    notes = []
-    for what, (start, end, colour, factor) in lost.items():
-        bars.append(bar(start, end, colour, name=what, showlegend=True))
-        notes += [
-            {"text": f"÷ {short(by)}", "x": (np.log10(left) + np.log10(right)) / 2, "y": label}
-            for label, left, right, by in zip(labels, start, end, factor, strict=True)
-            if right / left > 2.5  # otherwise there is no room
-        ]
-    notes += [
-        {
-            "text": f"<b>{short(value)}</b>", "x": exponent, "y": label, "xanchor": "left", "xshift": 5,
-            "font": {"size": 14, "color": INK if value <= floor else "white" if dynamic else "black"},
-        }
-        for value, label in zip(table["push"], labels, strict=True)
-    ]  # fmt: skip
-    marks = [_alone(alone, labels)]
-    if guess:
-        mark = {"symbol": "diamond", "size": 15, "color": "white", "line": {"width": 2.5, "color": INK}}
-        words = {"name": "your guess", "hovertemplate": "your guess: %{x:.3g}<extra></extra>"}
-        marks.append({"type": "scatter", "mode": "markers", "x": [max(guessed, floor)], "y": labels[:1],
-                      "marker": mark, **words})  # fmt: skip
-    last = np.log10(max(alone.max(), push.max(), guessed if guess else 0, 1)) + 0.1
-    return go.Figure(
-        data=[*bars, *marks],
-        layout={
-            **BARS,
-            "annotations": [_heading("<b>Push on the mistake</b> (log scale)"), *notes],
-            "legend": {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"},
-            "xaxis": {"type": "log", "range": [exponent, last], "dtick": 1 if exponent > -7 else 2,
-                      "exponentformat": "power", "tickfont": {"size": 12}},
-        },
+    bars |= {"hoverinfo": "text", "hovertext": hover}
+    figure = go.Figure()
+    for name, part, start, end, colour in (
+        ("averaging", "dilution", diluted, alone, DILUTION_COLOUR),
+        ("shared sigmoid", "saturation", push, diluted, SATURATION_COLOUR),
+    ):
+        factors = (table[f"alone_{part}"] / table[part]).where(end / start > 2.5)  # otherwise there is no room
+        figure.add_bar(
+            base=start, x=(end - start).clip(lower=0), name=name, marker_color=colour, **bars,
+            text=["" if np.isnan(by) else f"÷ {short(by)}" for by in factors], textposition="inside",
+            insidetextanchor="middle", textfont={"size": 14, "color": INK},
+        )  # fmt: skip
+    # On the log axis a bar needs a base; one of no length at all would be drawn without its number.
+    figure.add_bar(
+        base=floor, x=(push - floor).clip(lower=0.01 * floor), marker_color=colours, showlegend=False, **bars,
+        text=[f"<b>{short(value)}</b>" for value in table["push"]], textposition="inside", insidetextanchor="start",
+        textfont={"size": 14, "color": np.where(push <= floor, INK, "white" if dynamic else "black").tolist()},
     )  # fmt: skip
+    if guess:
+        figure.add_scatter(
+            x=[max(guessed, floor)], y=labels[:1], mode="markers", name="your guess",
+            marker={"symbol": "diamond", "size": 15, "color": "white", "line": {"width": 2.5, "color": INK}},
+            hovertemplate="your guess: %{x:.3g}<extra></extra>",
+        )  # fmt: skip
+    last = np.log10(max(alone.max(), push.max(), guessed if guess else 0, 1)) + 0.1
+    dtick = 1 if exponent > -7 else 2
+    figure.update_xaxes(type="log", range=[exponent, last], dtick=dtick, exponentformat="power")
+    legend = {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"}
+    return _lay_bars_out(figure, "<b>Push on the mistake</b> (log scale)", alone, legend=legend)

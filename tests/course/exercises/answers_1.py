@@ -48,7 +48,7 @@ def test_dmpo(loss):
         },
         "messages": {
             "test-one": ["A is not DPO", "dilution 0.053 × saturation 0.73"],
-            "test-three": "Give a dict from each letter",
+            "test-three": "give a dict from each of 'A'",
             "test-z": "Its value is DMPO's everywhere. Its gradient is not",
         },
     },

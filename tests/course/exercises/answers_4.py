@@ -42,7 +42,7 @@ def fall(user, negative, start, end):
         "messages": {
             "test-prediction": ["19 and 20, and together you have 39", "two reductions in turn"],
             "test-push": ["K = 19, β = 1: the dilution is missing", "0.03525"],
-            "test-fall": ["you give dilution a factor of 19", "within a run, what could change 1/K?"],
+            "test-fall": ["your factor of the dilution is 19", "within a run, what could change 1/K?"],
         },
     },
     "β twice, and log-probs for log-ratios": {
