@@ -1,4 +1,4 @@
-"""How long a viewer waits on a shared server: `python benchmarks/load.py [--seconds 120]` (needs chromium on the PATH).
+"""How long a viewer waits on a shared server: `python benchmarks/load.py` (needs chromium on the PATH).
 
 Starts the app as `make app` does and opens 30 sessions on it: 29 that speak Streamlit's own protocol, as a browser does
 (they load a page, move a control or turn to another page every five seconds, and let live parts refresh themselves),
@@ -7,7 +7,6 @@ training. A wait is the time from an action to the end of the page's answer; in 
 screen. All of it shares this machine's cores. Prints a table and writes load.json beside this file.
 """
 
-import argparse
 import asyncio
 import math
 import os
@@ -16,22 +15,18 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import websockets
-from page import ROOT, SIZE, paint, slide
+from measure import Report, run
+from page import ROOT, SIZE, made, paint, slide
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.proto.WidgetStates_pb2 import WidgetState
-
-from minipo.experiments.files import write_json
-from minipo.experiments.runs import versions
 
 sys.path.insert(0, str(ROOT / "app"))
 import forms
@@ -171,42 +166,9 @@ async def class_of_viewers(address: str, seconds: float) -> tuple[dict[str, list
     return waits, seen
 
 
-def summary(waits: list[float]) -> dict[str, float]:
-    found = pd.Series(waits)
-    ends = {"median": found.median(), "p95": found.quantile(0.95), "slowest": found.max()}
-    return {"actions": len(found), **{name: round(float(value), 3) for name, value in ends.items()}}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the two parts")
-    seconds = parser.parse_args().seconds
-    parts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, served_app(Path(folder)) as address:
-        os.environ["MINIPO_HOME"] = str(Path(folder) / "home")  # of `hand_in`: the server's queue
-        server = next(child for child in psutil.Process().children() if "--server.port" in child.cmdline())
-        for part, training in (("no run", False), ("two runs training", True)):
-            runs = hand_in(seconds) if training else []
-            waits, seen = asyncio.run(class_of_viewers(address, seconds))
-            everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
-            parts[part] = {
-                "all": summary(everything) | {"within 1 s": round(float((pd.Series(everything) <= 1).mean()), 4)},
-                "in Chromium": summary(seen),
-                **{kind: summary(waits[kind]) for kind in sorted(waits)},
-            }
-            parts[part]["server's memory (MB)"] = round(server.memory_info().rss / 1e6)
-            if training:
-                parts[part]["runs at the end"] = dict(Counter(jobs.find(run).state for run in runs))
-    content = {
-        "date": date.today().isoformat(),
-        "versions": versions() | {"streamlit": version("streamlit")},
-        "sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts,
-    }  # fmt: skip
-    for part, table in parts.items():
-        print(f"\n{SESSIONS} sessions, {part}")
-        for kind, numbers in table.items():
-            print(f"  {kind:28}", numbers)
-    write_json(Path(__file__).with_suffix(".json"), content)
+def summary(waits: pd.Series) -> dict[str, float]:
+    ends = {"median": waits.median(), "p95": waits.quantile(0.95), "slowest": waits.max()}
+    return {"actions": len(waits), **{name: round(float(value), 3) for name, value in ends.items()}}
 
 
 def hand_in(seconds: float) -> list[str]:
@@ -217,10 +179,31 @@ def hand_in(seconds: float) -> list[str]:
         jobs.submit("prefer", {**settings, "seed": seed}, f"viewer {seed // limits.RUNS_AT_ONCE}", "load").token
         for seed in range(count)
     ]
-    while any(jobs.find(run).state != "running" for run in runs[:2]):
+    while any(jobs.find(each).state != "running" for each in runs[:2]):
         time.sleep(0.5)
     return runs
 
 
+def benchmark(quick: bool) -> Report:
+    """First with the server otherwise idle, then with two runs training."""
+    seconds = 10.0 if quick else 120.0  # of each part
+    parts: Report = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, served_app(Path(folder)) as address:
+        os.environ["MINIPO_HOME"] = str(Path(folder) / "home")  # of `hand_in`: the server's queue
+        server = next(child for child in psutil.Process().children() if "--server.port" in child.cmdline())
+        for part, training in (("no run", False), ("two runs training", True)):
+            runs = hand_in(seconds) if training else []
+            waits, seen = asyncio.run(class_of_viewers(address, seconds))
+            everything = pd.Series([wait for kind, times in waits.items() if kind != ARRIVAL for wait in times])
+            parts[part] = {
+                "all": summary(everything) | {"within 1 s": round(float((everything <= 1).mean()), 4)},
+                "in Chromium": summary(pd.Series(seen)),
+                **{kind: summary(pd.Series(waits[kind])) for kind in sorted(waits)},
+                "server's memory (MB)": round(server.memory_info().rss / 1e6),
+                "runs at the end": dict(Counter(jobs.find(each).state for each in runs)),
+            }
+    return made() | {"sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts}
+
+
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark)

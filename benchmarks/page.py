@@ -14,9 +14,9 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from measure import Report, run
 from playwright.sync_api import Page, expect
 
-from minipo.experiments.files import write_json
 from minipo.experiments.runs import versions
 
 ROOT = Path(__file__).parents[1]
@@ -79,18 +79,17 @@ def measure(address: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def made() -> Report:
+    """With what, and when."""
+    return {"date": date.today().isoformat(), "versions": versions() | {"streamlit": version("streamlit")}}
+
+
+def benchmark(quick: bool) -> Report:
+    """With a server of its own; a smoke run is as long, and only writes nothing."""
     with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
-        measured = measure(address)
-    for name, seconds in measured.items():
-        print(f"{name:80}  {seconds:6.2f}")
-    content = {
-        "date": date.today().isoformat(),
-        "versions": versions() | {"streamlit": version("streamlit")},
-        "seconds": {name: round(seconds, 3) for name, seconds in measured.items()},
-    }
-    write_json(Path(__file__).with_suffix(".json"), content)
+        seconds = measure(address)
+    return made() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark)

@@ -7,6 +7,7 @@ Checks that they agree, prints a table and writes selection.json beside this fil
 import math
 import timeit
 from functools import partial
+from itertools import combinations
 
 import torch
 from measure import Report, run
@@ -54,15 +55,11 @@ def top_of_three(values: list[float]) -> list[bool]:
         return squares[stop] - squares[start] - (sums[stop] - sums[start]) ** 2 / (stop - start)
 
     least, size = math.inf, 0
-    for first in range(1, len(ordered) - 1):
-        if ordered[first] == ordered[first - 1]:
-            continue
-        for second in range(first + 1, len(ordered)):
-            if ordered[second] == ordered[second - 1]:
-                continue
-            total = cost(0, first) + cost(first, second) + cost(second, len(ordered))
-            if total <= least * (1 + 1e-9):
-                least, size = min(total, least), first
+    between = [place for place in range(1, len(ordered)) if ordered[place] != ordered[place - 1]]
+    for first, second in combinations(between, 2):
+        total = cost(0, first) + cost(first, second) + cost(second, len(ordered))
+        if total <= least * (1 + 1e-9):
+            least, size = min(total, least), first
     return [value >= ordered[size - 1] for value in values]
 
 
