@@ -22,7 +22,7 @@ import pandas as pd
 import psutil
 import websockets
 from measure import Report, run
-from page import ROOT, SIZE, made, paint, slide
+from page import ROOT, SIZE, paint, slide
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
@@ -202,8 +202,8 @@ def benchmark(quick: bool) -> Report:
                 "server's memory (MB)": round(server.memory_info().rss / 1e6),
                 "runs at the end": dict(Counter(jobs.find(each).state for each in runs)),
             }
-    return made() | {"sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts}
+    return {"sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts}
 
 
 if __name__ == "__main__":
-    run(__file__, __doc__, benchmark)
+    run(__file__, __doc__, benchmark, packages=["streamlit"])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tables
+import report as readme
 import torch
 
 from minipo.compatibility.forwards import reuse_memory
@@ -27,6 +27,7 @@ from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.files import write_json
 from minipo.experiments.models import load_model
+from minipo.experiments.runs import versions
 from minipo.prompts import TEMPLATES, answer, render
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -57,7 +58,7 @@ def run(
         print(json.dumps(measured(given.measure)))
         return None
     report = {"provenance": provenance(packages)} | benchmark(given.quick)
-    print("", *getattr(tables, Path(script).stem)(report), sep="\n\n")
+    print("", *getattr(readme, Path(script).stem)(report), sep="\n\n")
     if given.quick:
         print("\nA smoke run: tiny models and settings, whatever the text says; nothing was written.")
         return None
@@ -125,13 +126,11 @@ def provenance(packages: Sequence[str] = ()) -> Report:
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": THREADS,
         "threads": torch.get_num_threads(),
-        "load": round(
-            os.getloadavg()[0], 2
-        ),  # of the last minute: at most about the number of threads, or the timings suffer
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "numpy", *packages)},
+        # Of the last minute: at most about the number of threads, or the timings suffer.
+        "load": round(os.getloadavg()[0], 2),
+        **versions(),
+        **{name: version(name) for name in packages},
     }
 
 

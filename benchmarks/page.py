@@ -10,14 +10,10 @@ import statistics
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 from measure import Report, run
 from playwright.sync_api import Page, expect
-
-from minipo.experiments.runs import versions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -79,17 +75,12 @@ def measure(address: str) -> dict[str, float]:
     }
 
 
-def made() -> Report:
-    """With what, and when."""
-    return {"date": date.today().isoformat(), "versions": versions() | {"streamlit": version("streamlit")}}
-
-
 def benchmark(quick: bool) -> Report:
     """With a server of its own; a smoke run is as long, and only writes nothing."""
     with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
         seconds = measure(address)
-    return made() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    return {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
 if __name__ == "__main__":
-    run(__file__, __doc__, benchmark)
+    run(__file__, __doc__, benchmark, packages=["streamlit"])

@@ -1,16 +1,163 @@
-"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py"""
+"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py
+
+What it says of each benchmark comes from a function under the script's name.
+"""
 
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-import tables
-
-from minipo.experiments.files import whole_file
+from minipo.experiments.files import read_json, whole_file
 
 README = Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- made by: python benchmarks/report.py -->", "<!-- end -->")
+WAYS = ("minipo", "plain", "generate")  # of scoring
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
+
+
+def step(found: dict[str, Any]) -> list[str]:
+    results, made = found["results"], found["provenance"]
+    lines = [
+        [
+            result["model"],
+            str(result["negatives"]),
+            *(f"{result['seconds'][side]:.3g} s" for side in ("as it comes", "plain", "fresh", "cached")),
+            *(
+                f"{result['seconds'][their] / result['seconds'][side]:.1f} ×"
+                for side in ("fresh", "cached")
+                for their in ("as it comes", "plain")
+            ),
+            *(f"{result['peak_gb'][side]:.1f} GB" for side in ("plain", "fresh")),
+            f"{result['peak_gb']['fresh'] / result['peak_gb']['plain']:.0%}",
+        ]
+        for result in results
+    ]
+    header = [
+        "model", "K", "plain as it comes", "plain", "fresh", "cached", "fresh against plain as it comes",
+        "fresh against plain", "cached against plain as it comes", "cached against plain", "plain, peak memory",
+        "fresh, peak memory", "fresh of plain memory",
+    ]  # fmt: skip
+    return [
+        "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
+        "answer a full row, logits of the whole vocabulary at every position, a reference forward each step, as the "
+        "papers' releases do it. Fresh: minipo with a reference forward each step; cached: with the reference's "
+        "log-probs kept. Plain as it comes returns freed memory to the system and requests it again, as processes do "
+        "by default; the others keep it (`reuse_memory`), as minipo does by itself. float32; "
+        f"SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
+        f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
+        f"the catalogue. {made['processor']}, {made['threads']} threads, torch {made['torch']}, transformers "
+        f"{made['transformers']}, {made['date'][:10]}.",
+        markdown(header, lines),
+        f"DynamicPO's selection and β take {100 * found['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at K = "
+        f"15. Plain and packed log-probs differ by at most {max(each['largest_difference'] for each in results):.0e}.",
+    ]
+
+
+def trl_step(found: dict[str, Any]) -> list[str]:
+    seconds = found["seconds"]
+    ours = {side: seconds["minipo, cached" if "cached" in side else "minipo, fresh"] for side in seconds}
+    lines = [
+        [side, f"{seconds[side]:.2f} s", f"{seconds[side] / ours[side]:.2f} ×", f"{found['peak_gb'][side]:.1f} GB"]
+        for side in seconds
+    ]
+    return [
+        f"**One negative, against TRL's `DPOTrainer`** ({found['provenance']['trl']}), the same model, data, LoRA and "
+        "precision, `python benchmarks/trl_step.py`.",
+        markdown(["", "a step", "time, of minipo's", "peak memory"], lines),
+    ]
+
+
+def scoring(found: dict[str, Any]) -> list[str]:
+    lines = [
+        [
+            result["model"],
+            *(f"{result['seconds_a_user'][way]:.3g} s" for way in WAYS),
+            *(f"{result['seconds_a_user'][way] / result['seconds_a_user']['minipo']:.1f} ×" for way in WAYS[1:]),
+        ]
+        for result in found["results"]
+    ]
+    header = ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"]
+    return [
+        "**Scoring 20 candidates per user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
+        markdown(header, lines),
+    ]
+
+
+def growth(found: dict[str, Any]) -> list[str]:
+    rate = sorted(1000 * point["seconds"] / point["tokens"] for point in found["growth"])
+    loose, tight, worst = (
+        max(point[name] for point in found["padding"]) for name in ("padding_one", "padding_groups", "largest_groups")
+    )
+    return [
+        "**As it grows**, `python benchmarks/growth.py`: K from 1 to 63, prompts of 32 to 512 tokens, batches of 1 to "
+        f"64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand real tokens (median "
+        f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
+        f"grouped by length, {worst:.0%} in the worst batch.",
+        "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
+    ]
+
+
+def shapes(found: dict[str, Any]) -> list[str]:
+    count, sides = found["shown"], found["sides"]
+    least, few = (
+        f"{median(side['seconds'][:count]):.2g} s at first and {median(side['seconds'][-count:]):.2g} s after "
+        f"{len(side['seconds'])} steps ({side['padding']:.0%} padding)"
+        for side in (sides["least padding"], sides["few shapes"])
+    )
+    return [
+        "**In bfloat16 on a CPU** steps of ever new shapes get slower and slower, so the trainers pad to a few shapes "
+        f"there. A step of SmolLM2-135M on ragged rows takes {few} so, and {least} otherwise. "
+        "`python benchmarks/shapes.py`, one run of each."
+    ]
+
+
+def load(found: dict[str, Any]) -> list[str]:
+    lines = [
+        [part, *(f"{table[kind][number]:.2f} s" for kind in ("all", "in Chromium") for number in ("median", "p95")),
+         f"{table['all']['actions']:,}", f"{100 * table['all']['within 1 s']:.1f} %"]
+        for part, table in found["parts"].items()
+    ]  # fmt: skip
+    header = ["", "median", "95th percentile", "in Chromium, median", "95th percentile", "actions", "within 1 s"]
+    return [
+        f"**{found['sessions']} viewers of the app at once**, each acting every {found['an action every (s)']:.0f} s ("
+        "a control moved, a page turned), from the action to the end of the answer, `python benchmarks/load.py`: "
+        f"{found['sessions'] - 1} sessions that speak Streamlit's protocol and one headless Chromium, on the same "
+        f"machine ({found['provenance']['machine']}, {found['provenance']['date'][:10]}). By page: "
+        "benchmarks/load.json.",
+        markdown(header, lines),
+    ]
+
+
+def page(found: dict[str, Any]) -> list[str]:
+    lines = [[name, f"{seconds:.2f} s"] for name, seconds in found["seconds"].items()]
+    return [
+        "**How long things take on the page**, one viewer in headless Chromium and no others, `python "
+        f"benchmarks/page.py` ({found['provenance']['machine']}, {found['provenance']['date'][:10]}).",
+        markdown(["", ""], lines),
+    ]
+
+
+def selection(found: dict[str, Any]) -> list[str]:
+    return [
+        f"**DynamicPO's selection and β** for {found['rows']:,} rows of {found['negatives']} negatives take "
+        f"{1000 * found['seconds']['vectorised']:.0f} ms on one thread, {found['ratio']:.0f} times less than an exact "
+        "loop over the rows in the same run, `python benchmarks/selection.py`."
+    ]
+
+
+def readme() -> str:
+    """All of it, from the reports that there are beside this file."""
+    parts = (step, trl_step, scoring, growth, shapes, selection, page, load)
+    there = [(part, Path(__file__).with_name(f"{part.__name__}.json")) for part in parts]
+    return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
+
 
 if __name__ == "__main__":
     before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     with whole_file(README) as draft:
-        draft.write_text(f"{before}{MARKS[0]}\n{tables.readme()}\n{MARKS[1]}{after}", encoding="utf-8")
+        draft.write_text(f"{before}{MARKS[0]}\n{readme()}\n{MARKS[1]}{after}", encoding="utf-8")

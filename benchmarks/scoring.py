@@ -24,10 +24,7 @@ MODELS = {
     "smollm2-135m": {"users": 16, "batch_size": 8, "runs": 2, "repeats": 3},
     "pocket-gpt2": {"users": 256, "batch_size": 64, "runs": 5, "repeats": 3},
 }
-QUICK = {
-    "pocket-qwen2": {"users": 3, "batch_size": 2, "runs": 1, "repeats": 1},
-    "pocket-gpt2": {"users": 3, "batch_size": 2, "runs": 1, "repeats": 1},
-}
+QUICK = {name: {"users": 3, "batch_size": 2, "runs": 1, "repeats": 1} for name in ("pocket-qwen2", "pocket-gpt2")}
 
 
 def measured(settings: Report) -> Report:

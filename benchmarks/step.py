@@ -42,10 +42,7 @@ MODELS = {
     "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 3, "repeats": 2},
     "pocket-gpt2": {"rows": 32, "warm_up": 5, "steps": 20, "repeats": 3},
 }
-QUICK = {
-    "pocket-qwen2": {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 1},
-    "pocket-gpt2": {"rows": 4, "warm_up": 1, "steps": 2, "repeats": 1},
-}
+QUICK = {name: {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 1} for name in ("pocket-qwen2", "pocket-gpt2")}
 
 
 def plain_logps(

