@@ -1,27 +1,28 @@
 """Time a step as it grows: `python benchmarks/growth.py` (about 5 minutes).
 
 Forward and backward of SmolLM2-135M with LoRA, float32, as K, the prompt's tokens or the rows grow, one of them at a
-time, in micro-batches of at most 4 rows whose gradients add up, as in a run with `accumulation`. And ragged rows,
-histories of 3 to 10 and 1 to 19 negatives, packed in their order (one batch) and in groups of similar length
-(`pack_groups`): the share of padding among the tokens, and its cost.
+time, in micro-batches of at most 4 rows whose gradients add up, as in a run with `accumulation`. And padding's share of
+the tokens in batches of ragged rows, histories of 3 to 10 and 1 to 19 negatives, packed as they come (`pack_ids`) and
+in groups of similar length (`pack_groups`).
 
-Prints tables, writes growth.json beside this file and, with kaleido installed (`pip install 'minipo[benchmarks]'`, and
-Chrome or Chromium), the figure docs/growth.svg: time against the number of real tokens.
+Prints what the README says, writes growth.json beside this file and, with kaleido installed
+(`pip install 'minipo[benchmarks]'`, and Chrome or Chromium), docs/growth.svg: time against the number of real tokens.
 """
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
-from measure import FOLDER, arguments, lastfm_shaped, prepare, provenance, smollm2, table, texts, write
-from plotly.subplots import make_subplots
+from measure import Report, lastfm_shaped, prepare, run, smollm2, texts
 
-from minipo.compatibility.tokenizers import tokenize, tokenize_answers
-from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, OBJECTIVE_COLOURS, TEMPLATE
+from minipo.compatibility.tokenizers import tokenize_rows
+from minipo.course.figures.style import DYNAMIC_COLOUR, FAINT, INK, OBJECTIVE_COLOURS, QUIET, TEMPLATE
 from minipo.experiments.models import add_lora
 from minipo.packing import TokenIds, pack_groups, pack_ids, padding_share
 from minipo.scoring import packed_logps
@@ -35,27 +36,16 @@ AXES: dict[str, tuple[int, ...]] = {
 QUICK: dict[str, tuple[int, ...]] = {"K": (1, 3), "prompt": (32, 64), "batch": (1, 8)}
 REPEATS, TOGETHER = 3, 4
 RAGGED, RAGGED_ROWS = (2, 4, 8, 16, 32), 128  # rows in a batch; rows in all
-TICKS = [digit * 10**power for power in range(-2, 5) for digit in (1, 2, 5)]
 LABELS = {"K": "negatives K", "prompt": "prompt tokens", "batch": "rows"}
-COLOURS = dict(zip(AXES, (OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR, OBJECTIVE_COLOURS["sdpo"]), strict=True))
+COLOURS = [FAINT, OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR, OBJECTIVE_COLOURS["sdpo"], QUIET, INK]
+PACKINGS: dict[str, Callable[..., Any]] = {"one": pack_ids, "groups": pack_groups}
 Row = tuple[TokenIds, list[TokenIds]]
-Packing = Callable[[list[TokenIds], list[list[TokenIds]], int], Any]
-
-
-def tokens(rows: list[Row]) -> dict[str, int]:
-    """The number of tokens of the rows: packed, and with a full row for each candidate. The last of each answer, its
-    end token, is predicted and not read."""
-    return {
-        "tokens": sum(len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in rows),
-        "plain_tokens": sum(len(prompt) + len(answer) - 1 for prompt, answers in rows for answer in answers),
-    }
 
 
 def encoded(tokenizer: Any, negatives: int, count: int, history: tuple[int, int]) -> list[Row]:
     """LastFM-shaped rows as token ids."""
-    prompts, candidates = texts(lastfm_shaped(count, negatives, history), "music")
-    answers = [tokenize_answers(tokenizer, row) for row in candidates]
-    return list(zip(tokenize(tokenizer, prompts, special=True), answers, strict=True))
+    users = lastfm_shaped(count, negatives, history)
+    return list(zip(*tokenize_rows(tokenizer, *texts(users, "music")), strict=True))
 
 
 def shaped(rows: list[Row], setting: dict[str, int]) -> list[Row]:
@@ -67,22 +57,6 @@ def shaped(rows: list[Row], setting: dict[str, int]) -> list[Row]:
     ]
 
 
-def packings(rows: list[Row], together: int, packing: Packing) -> list[Any]:
-    """The rows in micro-batches of `together`, packed."""
-    parts = [rows[start : start + together] for start in range(0, len(rows), together)]
-    return [packing([prompt for prompt, _ in part], [answers for _, answers in part], 0) for part in parts]
-
-
-def step(model: Any, rows: list[Row], packing: Packing) -> float:
-    """Seconds of forward and backward over all rows, packing included."""
-    start = time.perf_counter()
-    for packed in packings(rows, TOGETHER, packing):
-        logps = packed_logps(model, packed)
-        logps[packed["mask"]].mean().backward()
-    model.zero_grad()
-    return time.perf_counter() - start
-
-
 def ragged(tokenizer: Any, count: int) -> list[Row]:
     """Rows of 1 to 19 negatives and prompts of any length, in no order."""
     rows = encoded(tokenizer, 19, count, (3, 10))
@@ -90,125 +64,78 @@ def ragged(tokenizer: Any, count: int) -> list[Row]:
     return [(prompt, answers[:number]) for (prompt, answers), number in zip(rows, numbers, strict=True)]
 
 
+def packed(rows: list[Row], together: int, packing: Callable[..., Any] = pack_groups) -> list[Any]:
+    """The rows in batches of `together`."""
+    parts = [rows[start : start + together] for start in range(0, len(rows), together)]
+    return [packing(*zip(*part, strict=True), pad_token_id=0) for part in parts]
+
+
+def step(model: Any, rows: list[Row]) -> float:
+    """Seconds of forward and backward over all rows, packing included."""
+    start = time.perf_counter()
+    for batch in packed(rows, TOGETHER):
+        packed_logps(model, batch)[batch["mask"]].mean().backward()
+    model.zero_grad()
+    return time.perf_counter() - start
+
+
 def padding(rows: list[Row], together: int) -> dict[str, float]:
-    """The share of padding in batches of `together` rows, in their order and grouped, and the groups per batch."""
+    """Padding's share of all tokens in batches of `together` rows, and the largest share of a batch, by packing."""
     report: dict[str, float] = {"rows_together": together}
-    for name, packing in (("one", pack_ids), ("groups", pack_groups)):
-        made = packings(rows, together, packing)
-        shares = [padding_share(packed) for packed in made]
-        batches = [packed.get("groups", [packed]) for packed in made]
-        padded = [sum(batch["segments"].numel() for batch in part) for part in batches]
-        report[f"padding_{name}"], report[f"largest_{name}"] = float(np.average(shares, weights=padded)), max(shares)
-        report["groups_a_batch"] = statistics.fmean(map(len, batches))  # of the grouped ones, which come last
+    for name, packing in PACKINGS.items():
+        batches = packed(rows, together, packing)
+        shares = [padding_share(batch) for batch in batches]
+        tokens = [sum(part["segments"].numel() for part in batch.get("groups", [batch])) for batch in batches]
+        report |= {f"padding_{name}": float(np.average(shares, weights=tokens)), f"largest_{name}": max(shares)}
     return report
 
 
-def figure(report: dict[str, Any]) -> go.Figure:
-    """Time against real tokens, and padding against rows in a batch."""
-    drawn = make_subplots(1, 2, column_widths=[0.6, 0.4], horizontal_spacing=0.12)
-    grown = report["growth"]
-    rate = statistics.median(point["seconds"] / point["tokens"] for point in grown)
-    ends = [min(point["tokens"] for point in grown), max(point["tokens"] for point in grown)]
-    line = {"color": FAINT, "dash": "dash"}
-    drawn.add_scatter(x=ends, y=[rate * end for end in ends], mode="lines", line=line, name="proportional")
-    for axis, colour in COLOURS.items():
-        of = [point for point in grown if point["axis"] == axis]
-        drawn.add_scatter(
-            x=[point["tokens"] for point in of],
-            y=[point["seconds"] for point in of],
-            mode="lines+markers",
-            line={"color": colour},
-            marker={"size": 8},
-            name=f"{LABELS[axis]}, {min(point[axis] for point in of)} to {max(point[axis] for point in of)}",
-        )
-    for name, label, dash in (("one", "as they come", "dot"), ("groups", "grouped by length", "solid")):
-        drawn.add_scatter(
-            x=[point["rows_together"] for point in report["padding"]],
-            y=[point[f"padding_{name}"] for point in report["padding"]],
-            mode="lines+markers",
-            line={"color": "#1B2430", "dash": dash},
-            name=f"padding, rows {label}",
-            xaxis="x2",
-            yaxis="y2",
-        )
-    drawn.update_xaxes(type="log", title="tokens that are really there", tickvals=TICKS, col=1)
-    drawn.update_yaxes(type="log", title="seconds, forward and backward", tickvals=TICKS, col=1)
-    drawn.update_xaxes(type="log", title="ragged rows in a batch", tickvals=RAGGED, col=2)
-    drawn.update_yaxes(title="padding's share of all tokens", tickformat=".0%", rangemode="tozero", col=2)
-    return drawn.update_layout(template=TEMPLATE, width=1000, height=460)
-
-
-def measured(axes: dict[str, tuple[int, ...]], repeats: int, small: bool) -> dict[str, Any]:
-    """Every point and the ragged rows, in turns, all in this process, because memory is not measured here."""
-    made = provenance()
+def benchmark(quick: bool) -> Report:
+    """Every point in turns, all in this process, because memory is not measured here."""
     prepare()
-    base, tokenizer, what = smollm2(small)
-    model: Any = add_lora(base)
+    model, tokenizer = smollm2(quick)
+    model = add_lora(model)
     rows = encoded(tokenizer, max(AXES["K"]), 16, (3, 5))
-    ragged_rows = ragged(tokenizer, RAGGED_ROWS)
-    timed = ragged_rows[: 4 * TOGETHER]
-    settings = [(axis, BASE | {axis: value}) for axis, values in axes.items() for value in values]
-    ways: dict[str, Packing] = {"one": pack_ids, "groups": pack_groups}
-    tasks: list[tuple[list[Row], Packing]] = [(shaped(rows, setting), pack_groups) for _, setting in settings]
-    tasks += [(timed, packing) for packing in ways.values()]
-    for of, packing in tasks:
-        step(model, of[:TOGETHER], packing)  # untimed
-    turns = [[step(model, of, packing) for of, packing in tasks] for _ in range(repeats)]
-    seconds = [statistics.median(times) for times in zip(*turns, strict=True)]
+    axes, base, repeats = (QUICK, BASE | {"prompt": 64}, 1) if quick else (AXES, BASE, REPEATS)
+    settings = [{"axis": axis, **base, axis: value} for axis, values in axes.items() for value in values]
+    points = [shaped(rows, setting) for setting in settings]
+    for point in points:
+        step(model, point[:TOGETHER])  # untimed
+    turns = [[step(model, point) for point in points] for _ in range(repeats)]
     growth = []
-    for (axis, setting), (of, _), taken in zip(settings, tasks, seconds, strict=False):
-        share = padding(of, TOGETHER)["padding_groups"]
-        growth.append({"axis": axis, **setting, **tokens(of), "padding": share, "seconds": taken})
-    return {
-        "provenance": made,
-        "model": f"{what}, LoRA of rank 8",
-        "growth": growth,
-        "ragged": {
-            **tokens(timed),
-            **padding(timed, TOGETHER),
-            **{f"seconds_{name}": taken for name, taken in zip(ways, seconds[-2:], strict=True)},
-        },
-        "padding": [padding(ragged_rows, together) for together in RAGGED],
-    }
+    for setting, point, times in zip(settings, points, zip(*turns, strict=True), strict=True):
+        # The last token of an answer, its end, is predicted and not read.
+        tokens = sum(len(prompt) + sum(len(answer) - 1 for answer in answers) for prompt, answers in point)
+        growth.append({**setting, "tokens": tokens, "seconds": statistics.median(times)})
+    ragged_rows = ragged(tokenizer, RAGGED_ROWS)
+    return {"growth": growth, "padding": [padding(ragged_rows, together) for together in RAGGED]}
 
 
-def shown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    columns = ["axis", "K", "prompt", "batch", "tokens", "plain_tokens", "seconds"]
-    points = [
-        [*(point[column] for column in columns), 1000 * point["seconds"] / point["tokens"], f"{point['padding']:.1%}"]
-        for point in report["growth"]
-    ]
-    names = ["padding_one", "largest_one", "padding_groups", "largest_groups"]
-    batches = [
-        [point["rows_together"], *(f"{point[name]:.1%}" for name in names), f"{point['groups_a_batch']:.1f}"]
-        for point in report["padding"]
-    ]
-    ragged, made = report["ragged"], report["provenance"]
-    return "\n".join(
-        [
-            f"Forward and backward, {made['threads']} threads, {made['processor']}; {report['model']}",
-            table([*columns, "s per 1,000 tokens", "padding"], points),
-            f"\nRagged rows, {ragged['tokens']} tokens in micro-batches of {TOGETHER}: as they come "
-            f"{ragged['padding_one']:.1%} padding and {ragged['seconds_one']:.3g} s, grouped "
-            f"{ragged['padding_groups']:.1%} and {ragged['seconds_groups']:.3g} s",
-            table(["rows in a batch", "padding", "its worst batch", "grouped", "its worst batch", "groups"], batches),
-        ]
-    )
-
-
-def main() -> None:
-    given = arguments(__doc__)
-    report = measured(QUICK, 1, small=True) if given.quick else measured(AXES, REPEATS, small=False)
-    print(shown(report))
-    if given.quick:
-        return
-    write(__file__, report)
-    if importlib.util.find_spec("kaleido") is None:
-        print("The figure docs/growth.svg was not drawn: pip install 'minipo[benchmarks]'.")
-        return
-    figure(report).write_image(FOLDER.parent / "docs" / "growth.svg")
+def figure(report: Report) -> go.Figure:
+    """Time against real tokens, and padding against rows in a batch."""
+    rate = statistics.median(point["seconds"] / point["tokens"] for point in report["growth"])
+    ends = [end(point["tokens"] for point in report["growth"]) for end in (min, max)]
+    lines = [("time", "proportional", end, rate * end) for end in ends]
+    for axis, values in AXES.items():
+        label = f"{LABELS[axis]}, {values[0]} to {values[-1]}"
+        of = [point for point in report["growth"] if point["axis"] == axis]
+        lines += [("time", label, point["tokens"], point["seconds"]) for point in of]
+    for name, label in (("one", "padding, rows as they come"), ("groups", "padding, rows grouped by length")):
+        lines += [("padding", label, point["rows_together"], point[f"padding_{name}"]) for point in report["padding"]]
+    drawn = px.line(
+        pd.DataFrame(lines, columns=["panel", "what", "x", "y"]),
+        x="x", y="y", color="what", facet_col="panel", facet_col_spacing=0.1, markers=True, template=TEMPLATE,
+        color_discrete_sequence=COLOURS, labels={"what": ""}, width=1000, height=460,
+    )  # fmt: skip
+    drawn.layout.annotations = ()  # the panels' names: their axes say more
+    drawn.update_layout(margin_t=60).update_traces(line_dash="dot", selector=0)
+    drawn.update_xaxes(type="log", dtick="D2", matches=None, title="tokens that are really there", col=1)
+    drawn.update_yaxes(type="log", dtick="D2", title="seconds, forward and backward", col=1)
+    drawn.update_xaxes(type="log", tickvals=RAGGED, matches=None, title="ragged rows in a batch", col=2)
+    title = {"matches": None, "showticklabels": True, "title": "padding's share of all tokens"}
+    return drawn.update_yaxes(title, tickformat=".0%", rangemode="tozero", col=2)
 
 
 if __name__ == "__main__":
-    main()
+    if report := run(__file__, __doc__, benchmark):
+        figure(report).write_image(Path(__file__).parents[1] / "docs" / "growth.svg")

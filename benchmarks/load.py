@@ -1,4 +1,4 @@
-"""How long a viewer waits on a shared server: `python benchmarks/load.py [--seconds 120]` (needs chromium on the PATH).
+"""How long a viewer waits on a shared server: `python benchmarks/load.py` (needs chromium on the PATH).
 
 Starts the app as `make app` does and opens 30 sessions on it: 29 that speak Streamlit's own protocol, as a browser does
 (they load a page, move a control or turn to another page every five seconds, and let live parts refresh themselves),
@@ -7,47 +7,37 @@ training. A wait is the time from an action to the end of the page's answer; in 
 screen. All of it shares this machine's cores. Prints a table and writes load.json beside this file.
 """
 
-import argparse
 import asyncio
-import json
 import math
 import os
 import random
-import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import websockets
-from playwright.async_api import async_playwright
+from measure import Report, run
+from page import ROOT, SIZE, paint, slide
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 
-from minipo.experiments.runs import versions
+sys.path.insert(0, str(ROOT / "app"))
+import forms
+import jobs
+import limits
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "app")]
-import forms  # noqa: E402
-import jobs  # noqa: E402
-import limits  # noqa: E402
-
-from tests.browser import served_app  # noqa: E402
+from tests.browser import chromium, served_app
 
 SESSIONS, EVERY = 30, 5.0  # sessions; seconds between a session's actions
 ARRIVAL = "arrival, all at once"
 TURN = 0.15  # share of actions that turn to another page
-BROWSER = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-MOVED = """before => [...document.querySelectorAll('p')].some(
-    p => p.innerText.startsWith('The loss fell') && p.innerText !== before)"""
 
 
 class Session:
@@ -157,77 +147,28 @@ class Session:
                 self.finished.set()
 
 
-async def look(address: str, seconds: float, waits: list[float]) -> None:
-    """A viewer in Chromium who moves the slider of the first page."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        raise SystemExit("No browser: install chromium.")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=BROWSER)
-        page = await browser.new_page(viewport={"width": 1280, "height": 720})
-        await page.goto(address)
-        await page.get_by_text("600-fold").wait_for(timeout=60_000)
-        end, key = time.monotonic() + seconds, "ArrowLeft"
-        for number in range(1000):
-            await asyncio.sleep(EVERY)
-            if time.monotonic() > end:
-                break
-            key = "ArrowRight" if number % 20 >= 10 else "ArrowLeft"
-            await page.get_by_role("slider").first.focus()
-            before = await page.locator("p", has_text="The loss fell").first.inner_text()
-            start = time.perf_counter()
-            await page.keyboard.press(key)
-            await page.wait_for_function(MOVED, arg=before, polling=10)
-            waits.append(time.perf_counter() - start)
-        await browser.close()
+def look(address: str, seconds: float) -> list[float]:
+    """The waits of a viewer in Chromium who moves the slider of the first page to and fro."""
+    with chromium() as browser:
+        page = browser.new_page(viewport=SIZE)
+        paint(page, address)
+        end, waits = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            time.sleep(EVERY)
+            waits.append(slide(page, "ArrowRight" if len(waits) % 20 >= 10 else "ArrowLeft"))
+    return waits
 
 
 async def class_of_viewers(address: str, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     waits: dict[str, list[float]] = defaultdict(list)
-    seen: list[float] = []
     sessions = [Session(address, waits, seed).live(seconds) for seed in range(SESSIONS - 1)]
-    await asyncio.gather(look(address, seconds, seen), *sessions)
+    seen, *_ = await asyncio.gather(asyncio.to_thread(look, address, seconds), *sessions)
     return waits, seen
 
 
-def summary(waits: list[float]) -> dict[str, float]:
-    cut = statistics.quantiles(waits, n=100, method="inclusive") if len(waits) > 1 else waits * 99
-    return {
-        "actions": len(waits), "median": round(cut[49], 3), "p95": round(cut[94], 3), "slowest": round(max(waits), 3),
-    }  # fmt: skip
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the two parts")
-    seconds = parser.parse_args().seconds
-    parts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
-        os.environ["MINIPO_HOME"] = str(Path(folder) / "home")  # of `hand_in`: the server's queue
-        server = next(child for child in psutil.Process().children() if "--server.port" in child.cmdline())
-        for part, training in (("no run", False), ("two runs training", True)):
-            runs = hand_in(seconds) if training else []
-            waits, seen = asyncio.run(class_of_viewers(address, seconds))
-            everything = [wait for kind, times in waits.items() if kind != ARRIVAL for wait in times]
-            parts[part] = {
-                "all": summary(everything)
-                | {"within 1 s": round(statistics.mean(wait <= 1 for wait in everything), 4)},
-                "in Chromium": summary(seen),
-                **{kind: summary(waits[kind]) for kind in sorted(waits)},
-            }
-            parts[part]["server's memory (MB)"] = round(server.memory_info().rss / 1e6)
-            if training:
-                parts[part]["runs at the end"] = dict(Counter(jobs.find(run).state for run in runs))
-    content = {
-        "date": date.today().isoformat(),
-        "versions": versions() | {"streamlit": version("streamlit")},
-        "sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts,
-    }  # fmt: skip
-    for part, table in parts.items():
-        print(f"\n{SESSIONS} sessions, {part}")
-        for kind, numbers in table.items():
-            print(f"  {kind:28}", numbers)
-    Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def summary(waits: pd.Series) -> dict[str, float]:
+    ends = {"median": waits.median(), "p95": waits.quantile(0.95), "slowest": waits.max()}
+    return {"actions": len(waits), **{name: round(float(value), 3) for name, value in ends.items()}}
 
 
 def hand_in(seconds: float) -> list[str]:
@@ -238,10 +179,31 @@ def hand_in(seconds: float) -> list[str]:
         jobs.submit("prefer", {**settings, "seed": seed}, f"viewer {seed // limits.RUNS_AT_ONCE}", "load").token
         for seed in range(count)
     ]
-    while any(jobs.find(run).state != "running" for run in runs[:2]):
+    while any(jobs.find(each).state != "running" for each in runs[:2]):
         time.sleep(0.5)
     return runs
 
 
+def benchmark(quick: bool) -> Report:
+    """First with the server otherwise idle, then with two runs training."""
+    seconds = 10.0 if quick else 120.0  # of each part
+    parts: Report = {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, served_app(Path(folder)) as address:
+        os.environ["MINIPO_HOME"] = str(Path(folder) / "home")  # of `hand_in`: the server's queue
+        server = next(child for child in psutil.Process().children() if "--server.port" in child.cmdline())
+        for part, training in (("no run", False), ("two runs training", True)):
+            runs = hand_in(seconds) if training else []
+            waits, seen = asyncio.run(class_of_viewers(address, seconds))
+            everything = pd.Series([wait for kind, times in waits.items() if kind != ARRIVAL for wait in times])
+            parts[part] = {
+                "all": summary(everything) | {"within 1 s": round(float((everything <= 1).mean()), 4)},
+                "in Chromium": summary(pd.Series(seen)),
+                **{kind: summary(pd.Series(waits[kind])) for kind in sorted(waits)},
+                "server's memory (MB)": round(server.memory_info().rss / 1e6),
+                "runs at the end": dict(Counter(jobs.find(each).state for each in runs)),
+            }
+    return {"sessions": SESSIONS, "an action every (s)": EVERY, "seconds": seconds, "parts": parts}
+
+
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark, packages=["streamlit"])

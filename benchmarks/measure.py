@@ -1,4 +1,4 @@
-"""Shared by the benchmarks, not one itself: a process for each measurement, models and rows, provenance, tables.
+"""Shared by the benchmarks, not one itself: command line, a process for each measurement, models and users, provenance.
 
 A measurement in a separate process has its own peak memory and does not affect the next one.
 """
@@ -8,34 +8,45 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import report as readme
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from minipo.compatibility.forwards import reuse_memory
 from minipo.experiments.datasets import catalog
+from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Interaction
-from minipo.experiments.fetch import present
+from minipo.experiments.files import write_json
 from minipo.experiments.models import load_model
+from minipo.experiments.runs import versions
 from minipo.prompts import TEMPLATES, answer, render
 
-FOLDER = Path(__file__).parent
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+TOLERANCE = 1e-3  # nats, on summed log-probs; float32 rounding is about a hundredth of it
+Report = dict[str, Any]
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """The command line that all benchmarks have; sets the number of threads.
+def run(
+    script: str,
+    description: str | None,
+    benchmark: Callable[[bool], Report],
+    measured: Callable[[Report], Report] | None = None,
+    packages: Sequence[str] = (),
+) -> Report | None:
+    """What each script does: measure, print what the README is to say, and write that report as JSON beside the script.
 
-    measure: the settings of one measurement, if this process is to make one.
+    benchmark: measures everything; its argument says whether on tiny settings. measured: makes one measurement, in a
+    separate process, from the settings that `alone` was given. packages: more whose versions matter.
+    Returns what was written, if it was.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run on tiny settings that writes no file")
@@ -43,10 +54,19 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    return given
+    if given.measure and measured:
+        print(json.dumps(measured(given.measure)))
+        return None
+    report = {"provenance": provenance(packages)} | benchmark(given.quick)
+    print("", *getattr(readme, Path(script).stem)(report), sep="\n\n")
+    if given.quick:
+        print("\nA smoke run: tiny models and settings, whatever the text says; nothing was written.")
+        return None
+    write_json(Path(script).with_suffix(".json"), report)
+    return report
 
 
-def alone(script: str, settings: dict[str, Any]) -> dict[str, Any]:
+def alone(script: str, settings: Report) -> Report:
     """The output of `script --measure settings` in a separate process with this one's number of threads."""
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--measure", json.dumps(settings)]
     child = subprocess.run(command, capture_output=True, text=True)
@@ -56,8 +76,32 @@ def alone(script: str, settings: dict[str, Any]) -> dict[str, Any]:
             reason = "it was killed, probably because memory ran out; free some"
         raise SystemExit(f"The measurement {settings} failed: {reason}.")
     print(".", end="", file=sys.stderr, flush=True)
-    result: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    result: Report = json.loads(child.stdout.splitlines()[-1])
     return result
+
+
+def in_turns(script: str, sides: Mapping[str, Report], repeats: int) -> dict[str, list[Report]]:
+    """The measurements of each side, `repeats` times one side after the other."""
+    turns = [{side: alone(script, settings) for side, settings in sides.items()} for _ in range(repeats)]
+    return {side: [turn[side] for turn in turns] for side in sides}
+
+
+def summary(runs: Mapping[str, Sequence[Report]], steps: int = 1) -> Report:
+    """Of each side's runs: the median seconds and peak memory, and the seconds of them all, divided by `steps`."""
+    times = {side: [seconds / steps for run in each for seconds in run["seconds"]] for side, each in runs.items()}
+    return {
+        "seconds": {side: statistics.median(each) for side, each in times.items()},
+        "peak_gb": {side: statistics.median(run["peak_gb"] for run in each) for side, each in runs.items()},
+        "all_seconds": times,
+    }
+
+
+def largest_difference(left: Sequence[Any], right: Sequence[Any]) -> float:
+    """Between two sides' log-probs, in nats; SystemExit if they are not the same up to rounding."""
+    difference = (torch.tensor(left) - torch.tensor(right)).abs().max().item()
+    if not difference < TOLERANCE:
+        raise SystemExit(f"The sides' log-probs differ by {difference:.2g}: the timings would be meaningless.")
+    return difference
 
 
 def prepare(reuse: bool = True) -> None:
@@ -74,83 +118,36 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def provenance() -> dict[str, Any]:
+def provenance(packages: Sequence[str] = ()) -> Report:
     """Where and with what the numbers were made."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": THREADS,
         "threads": torch.get_num_threads(),
-        "load": round(
-            os.getloadavg()[0], 2
-        ),  # of the last minute: at most about the number of threads, or the timings suffer
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+        # Of the last minute: at most about the number of threads, or the timings suffer.
+        "load": round(os.getloadavg()[0], 2),
+        **versions(),
+        **{name: version(name) for name in packages},
     }
 
 
-def write(script: str, report: dict[str, Any]) -> None:
-    """Write `report` beside the script, under its name."""
-    text = json.dumps(report, indent=2, ensure_ascii=False)
-    Path(script).with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+def smollm2(small: bool = False) -> tuple[Any, Any]:
+    """SmolLM2-135M in float32 with its tokenizer, fetched on first use. small: a pocket model, for a smoke run."""
+    if small:
+        return load_model("pocket-qwen2", items=[*NAMES, render(TEMPLATES["music"], NAMES, NAMES)])
+    return load_model("smollm2-135m")
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """Lines of text in columns, numbers with three significant digits."""
-    cells = [list(header), *([_cell(value) for value in line] for line in lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(line))
-        for line in (list(zip(line, widths, strict=True)) for line in cells)
-    )
-
-
-def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def smollm2(small: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """SmolLM2-135M in float32 with its tokenizer, and a description of its weights: those that `minipo fetch` gives,
-    or random ones of the same shape, which take as long. small: two narrow layers, for a smoke run."""
-    if not small and present("smollm2-135m"):
-        return (*load_model("smollm2-135m"), "SmolLM2-135M-Instruct as fetched")
-    tokenizer = _stand_in()
-    config = LlamaConfig(
-        vocab_size=1024 if small else 49152,
-        hidden_size=36 if small else 576,
-        intermediate_size=96 if small else 1536,
-        num_hidden_layers=2 if small else 30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=4 if small else 64,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    shape = "two narrow Llama layers" if small else "SmolLM2-135M's architecture"
-    return LlamaForCausalLM(config).eval(), tokenizer, f"{shape}, random weights"
-
-
-def _stand_in() -> PreTrainedTokenizerFast:
-    """Tokens of up to four letters: names have about as many as with SmolLM2's tokenizer."""
-    splitter = pre_tokenizers.Split(Regex(r" ?\w{1,4}| ?[^\w\s]|\s"), behavior="isolated")
-    text = render(TEMPLATES["music"], NAMES, NAMES)
-    pieces = sorted({piece for piece, _ in splitter.pre_tokenize_str(text)})
-    vocabulary = {piece: number for number, piece in enumerate(["<pad>", "<eos>", "<unk>", *pieces])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+def setting(name: str, count: int) -> tuple[Any, Any, Sequence[Interaction], Sequence[str], str]:
+    """A model and its tokenizer, users, the items' names and the template: the catalogue's for pocket-gpt2, and
+    LastFM's shape for smollm2-135m, or for what stands in for it in a smoke run."""
+    if name != "pocket-gpt2":
+        return *smollm2(small=name != "smollm2-135m"), lastfm_shaped(count), NAMES, "music"
+    splits = load_dataset("catalog")
+    return *load_model(name, items=splits.items), splits.train[:count], splits.items, "line"
 
 
 NAMES = (*catalog.SHARED_WORDS, *catalog.world(0).items)  # of one word and of two: 3 tokens, like the names in LastFM

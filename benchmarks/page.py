@@ -5,26 +5,21 @@ warm server, the slider from key to new sentence, and a live run of 300 steps at
 Prints a table, writes page.json beside this file, and keeps the picture that README.md shows in docs/first-page.png.
 """
 
-import json
 import re
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
-
-from minipo.experiments.runs import versions
+from measure import Report, run
+from playwright.sync_api import Page, expect
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.browser import served_app  # noqa: E402
+from tests.browser import chromium, served_app  # noqa: E402
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+SIZE = {"width": 1280, "height": 720}
 DRAWN = "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 6"  # two figures of three layers
 CHANGED = """before => [...document.querySelectorAll('p')].some(
     p => p.innerText.startsWith('The loss fell') && p.innerText !== before)"""
@@ -39,11 +34,12 @@ def paint(page: Page, address: str) -> float:
     return time.perf_counter() - start
 
 
-def slide(page: Page) -> float:
-    """Seconds from a key on the slider to the new sentence."""
-    before = page.locator("p", has_text="The loss fell").inner_text()
+def slide(page: Page, key: str = "ArrowLeft") -> float:
+    """Seconds from a key on the first slider to the new sentence."""
+    page.get_by_role("slider").first.focus()
+    before = page.locator("p", has_text="The loss fell").first.inner_text()
     start = time.perf_counter()
-    page.keyboard.press("ArrowLeft")
+    page.keyboard.press(key)
     page.wait_for_function(CHANGED, arg=before, polling=10)
     seconds = time.perf_counter() - start
     page.wait_for_timeout(400)
@@ -60,23 +56,15 @@ def train(page: Page, number: int) -> float:
 
 def measure(address: str) -> dict[str, float]:
     """Open, slide and train."""
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        raise SystemExit("No browser: install chromium.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+    with chromium() as browser:
+        page = browser.new_page(viewport=SIZE)
         cold = paint(page, address)
         warm = [paint(page, address) for _ in range(5)]
         page.wait_for_timeout(1000)
-        (ROOT / "docs").mkdir(exist_ok=True)
         page.screenshot(path=ROOT / "docs" / "first-page.png")
-        page.get_by_role("slider").first.focus()
         answers = [slide(page) for _ in range(12)]
         page.goto(f"{address}/lab")
         runs = [train(page, number) for number in (1, 2)]
-        page.screenshot(path=Path(tempfile.gettempdir()) / "minipo-live-run.png", full_page=True)
-        browser.close()
     return {
         "first paint, first session of the server": cold,
         "first paint, warm server, median of 5": statistics.median(warm),
@@ -87,19 +75,12 @@ def measure(address: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def benchmark(quick: bool) -> Report:
+    """With a server of its own; a smoke run is as long, and only writes nothing."""
     with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
-        measured = measure(address)
-    width = max(map(len, measured))
-    for name, seconds in measured.items():
-        print(f"{name:{width}}  {seconds:6.2f}")
-    content = {
-        "date": date.today().isoformat(),
-        "versions": versions() | {"streamlit": version("streamlit")},
-        "seconds": {name: round(seconds, 3) for name, seconds in measured.items()},
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        seconds = measure(address)
+    return {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark, packages=["streamlit"])

@@ -1,4 +1,7 @@
-"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py"""
+"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py
+
+What it says of each benchmark comes from a function under the script's name.
+"""
 
 from pathlib import Path
 from statistics import median
@@ -6,8 +9,9 @@ from typing import Any
 
 from minipo.experiments.files import read_json, whole_file
 
-FOLDER = Path(__file__).parent
+README = Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- made by: python benchmarks/report.py -->", "<!-- end -->")
+WAYS = ("minipo", "plain", "generate")  # of scoring
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
@@ -15,27 +19,20 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
-def where(made: dict[str, Any]) -> str:
-    return (
-        f"{made['processor']}, {made['threads']} threads, torch {made['torch']}, transformers {made['transformers']}, "
-        f"{made['date'][:10]}"
-    )
-
-
 def step(found: dict[str, Any]) -> list[str]:
-    results = found["results"]
+    results, made = found["results"], found["provenance"]
     lines = [
         [
             result["model"],
             str(result["negatives"]),
             *(f"{result['seconds'][side]:.3g} s" for side in ("as it comes", "plain", "fresh", "cached")),
             *(
-                f"{result['times_as_fast'][side][their]:.1f} ×"
+                f"{result['seconds'][their] / result['seconds'][side]:.1f} ×"
                 for side in ("fresh", "cached")
                 for their in ("as it comes", "plain")
             ),
             *(f"{result['peak_gb'][side]:.1f} GB" for side in ("plain", "fresh")),
-            f"{result['memory_share']['fresh']['plain']:.0%}",
+            f"{result['peak_gb']['fresh'] / result['peak_gb']['plain']:.0%}",
         ]
         for result in results
     ]
@@ -52,7 +49,8 @@ def step(found: dict[str, Any]) -> list[str]:
         "by default; the others keep it (`reuse_memory`), as minipo does by itself. float32; "
         f"SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
         f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
-        f"the catalogue. {where(found['provenance'])}.",
+        f"the catalogue. {made['processor']}, {made['threads']} threads, torch {made['torch']}, transformers "
+        f"{made['transformers']}, {made['date'][:10]}.",
         markdown(header, lines),
         f"DynamicPO's selection and β take {100 * found['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at K = "
         f"15. Plain and packed log-probs differ by at most {max(each['largest_difference'] for each in results):.0e}.",
@@ -60,9 +58,11 @@ def step(found: dict[str, Any]) -> list[str]:
 
 
 def trl_step(found: dict[str, Any]) -> list[str]:
+    seconds = found["seconds"]
+    ours = {side: seconds["minipo, cached" if "cached" in side else "minipo, fresh"] for side in seconds}
     lines = [
-        [side, f"{seconds:.2f} s", f"{found['times_minipo'][side]:.2f} ×", f"{found['peak_gb'][side]:.1f} GB"]
-        for side, seconds in found["seconds"].items()
+        [side, f"{seconds[side]:.2f} s", f"{seconds[side] / ours[side]:.2f} ×", f"{found['peak_gb'][side]:.1f} GB"]
+        for side in seconds
     ]
     return [
         f"**One negative, against TRL's `DPOTrainer`** ({found['provenance']['trl']}), the same model, data, LoRA and "
@@ -75,8 +75,8 @@ def scoring(found: dict[str, Any]) -> list[str]:
     lines = [
         [
             result["model"],
-            *(f"{result['seconds_a_user'][way]:.3g} s" for way in ("minipo", "plain", "generate")),
-            *(f"{result['times_as_fast'][way]:.1f} ×" for way in ("plain", "generate")),
+            *(f"{result['seconds_a_user'][way]:.3g} s" for way in WAYS),
+            *(f"{result['seconds_a_user'][way] / result['seconds_a_user']['minipo']:.1f} ×" for way in WAYS[1:]),
         ]
         for result in found["results"]
     ]
@@ -126,7 +126,8 @@ def load(found: dict[str, Any]) -> list[str]:
         f"**{found['sessions']} viewers of the app at once**, each acting every {found['an action every (s)']:.0f} s ("
         "a control moved, a page turned), from the action to the end of the answer, `python benchmarks/load.py`: "
         f"{found['sessions'] - 1} sessions that speak Streamlit's protocol and one headless Chromium, on the same "
-        f"machine ({found['versions']['machine']}, {found['date']}). By page: benchmarks/load.json.",
+        f"machine ({found['provenance']['machine']}, {found['provenance']['date'][:10]}). By page: "
+        "benchmarks/load.json.",
         markdown(header, lines),
     ]
 
@@ -135,7 +136,7 @@ def page(found: dict[str, Any]) -> list[str]:
     lines = [[name, f"{seconds:.2f} s"] for name, seconds in found["seconds"].items()]
     return [
         "**How long things take on the page**, one viewer in headless Chromium and no others, `python "
-        f"benchmarks/page.py` ({found['versions']['machine']}, {found['date']}).",
+        f"benchmarks/page.py` ({found['provenance']['machine']}, {found['provenance']['date'][:10]}).",
         markdown(["", ""], lines),
     ]
 
@@ -148,20 +149,15 @@ def selection(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def report() -> str:
-    """The README's tables of the benchmarks that have a JSON file."""
+def readme() -> str:
+    """All of it, from the reports that there are beside this file."""
     parts = (step, trl_step, scoring, growth, shapes, selection, page, load)
-    there = [(part, FOLDER / f"{part.__name__}.json") for part in parts]
+    there = [(part, Path(__file__).with_name(f"{part.__name__}.json")) for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 
 
-def main() -> None:
-    readme = FOLDER.parent / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    with whole_file(readme) as draft:
-        draft.write_text(f"{before}{MARKS[0]}\n{report()}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    with whole_file(README) as draft:
+        draft.write_text(f"{before}{MARKS[0]}\n{readme()}\n{MARKS[1]}{after}", encoding="utf-8")

@@ -4,14 +4,13 @@ Minipo's vectorised selection and a plain loop over rows and negatives, both exa
 Checks that they agree, prints a table and writes selection.json beside this file. Takes about 30 seconds.
 """
 
-import json
 import math
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
+import timeit
+from functools import partial
+from itertools import combinations
 
 import torch
+from measure import Report, run
 
 from minipo.dynamic import boundary, dual_margin_beta
 
@@ -56,15 +55,11 @@ def top_of_three(values: list[float]) -> list[bool]:
         return squares[stop] - squares[start] - (sums[stop] - sums[start]) ** 2 / (stop - start)
 
     least, size = math.inf, 0
-    for first in range(1, len(ordered) - 1):
-        if ordered[first] == ordered[first - 1]:
-            continue
-        for second in range(first + 1, len(ordered)):
-            if ordered[second] == ordered[second - 1]:
-                continue
-            total = cost(0, first) + cost(first, second) + cost(second, len(ordered))
-            if total <= least * (1 + 1e-9):
-                least, size = min(total, least), first
+    between = [place for place in range(1, len(ordered)) if ordered[place] != ordered[place - 1]]
+    for first, second in combinations(between, 2):
+        total = cost(0, first) + cost(first, second) + cost(second, len(ordered))
+        if total <= least * (1 + 1e-9):
+            least, size = min(total, least), first
     return [value >= ordered[size - 1] for value in values]
 
 
@@ -73,57 +68,23 @@ def vectorised(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return selection, dual_margin_beta(logps, selection, BETA, MARGIN)
 
 
-def seconds(functions: list[Callable[[torch.Tensor], object]], logps: torch.Tensor) -> list[float]:
-    """The shortest of several runs of each, in turns, so that other programs disturb them equally and least."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(REPEATS):
-        for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function(logps)
-            taken.append(time.perf_counter() - start)
-    return [min(taken) for taken in times]
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def main() -> None:
+def benchmark(quick: bool) -> Report:
+    """The shortest of several runs of each, in turns, so that other programs disturb both equally and least."""
     torch.set_num_threads(1)  # like the loop
     generator = torch.Generator().manual_seed(0)
-    logps = torch.randn(ROWS, 1 + NEGATIVES, generator=generator) * 3 - 12
+    rows = 64 if quick else ROWS
+    logps = torch.randn(rows, 1 + NEGATIVES, generator=generator) * 3 - 12
     logps[::2, 0] += 12  # in about half of the rows no negative violates, and the split decides
-    fast_selection, fast_strength = vectorised(logps)
-    slow_selection, slow_strength = looped(logps)
+    (fast_selection, fast_strength), (slow_selection, slow_strength) = vectorised(logps), looped(logps)
     if not torch.equal(fast_selection, slow_selection):
         raise SystemExit("The two selections differ: the timings would be meaningless.")
     torch.testing.assert_close(fast_strength, slow_strength, rtol=1e-6, atol=0)
-
-    split_share = (logps[:, 1:] < logps[:, :1]).all(1).double().mean().item()
-    timings = dict(zip(["vectorised", "looped"], seconds([vectorised, looped], logps), strict=True))
-    ratio = timings["looped"] / timings["vectorised"]
-    print(f"{ROWS} rows × {NEGATIVES} negatives, split needed in {split_share:.0%} of rows, shortest of {REPEATS} runs")
-    print(f"{'':12}{'seconds':>10}{'rows/s':>12}")
-    for name, value in timings.items():
-        print(f"{name:12}{value:10.4f}{ROWS / value:12.0f}")
-    print(f"the loop takes {ratio:.1f} times as long; both select the same")
-    report = {
-        "rows": ROWS,
-        "negatives": NEGATIVES,
-        "split_share": round(split_share, 3),
-        "seconds": {name: round(value, 5) for name, value in timings.items()},
-        "ratio": round(ratio, 1),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    (Path(__file__).parent / "selection.json").write_text(json.dumps(report, indent=2) + "\n")
+    ways = [partial(vectorised, logps), partial(looped, logps)]
+    turns = [[timeit.timeit(way, number=1) for way in ways] for _ in range(1 if quick else REPEATS)]
+    fast, slow = map(min, zip(*turns, strict=True))
+    seconds = {"vectorised": fast, "looped": slow}
+    return {"rows": rows, "negatives": NEGATIVES, "threads": 1, "seconds": seconds, "ratio": slow / fast}
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark)

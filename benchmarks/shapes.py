@@ -8,16 +8,13 @@ rows and positions are also rounded up (`few_shapes`), as the trainers do for bf
 Each side runs once, in a separate process. Prints a table and writes shapes.json beside this file.
 """
 
-import json
-import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from growth import ragged
-from measure import alone, arguments, prepare, provenance, smollm2, table, write
+from measure import Report, alone, prepare, run, smollm2
 
 from minipo.compatibility.architectures import disable_dropout
 from minipo.experiments.models import add_lora
@@ -28,10 +25,10 @@ SIDES = ("least padding", "few shapes")
 FULL, QUICK = {"rows": 8, "steps": 100, "shown": 10}, {"rows": 2, "steps": 2, "shown": 1}
 
 
-def measured(settings: dict[str, Any]) -> dict[str, Any]:
+def measured(settings: Report) -> Report:
     """Seconds of each step on one side, packing included, and padding's share of each step's tokens."""
     prepare()
-    base, tokenizer, what = smollm2(settings["small"])
+    base, tokenizer = smollm2(settings["small"])
     model: Any = add_lora(base)
     disable_dropout(model)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
@@ -48,36 +45,14 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         shares.append(padding_share(packed))
-    return {"model": f"{what}, LoRA of rank 8", "seconds": seconds, "padding": float(np.mean(shares))}
+    return {"seconds": seconds, "padding": float(np.mean(shares))}
 
 
-def shown(runs: dict[str, dict[str, Any]], count: int) -> str:
-    """The sides as a table: seconds a step at the beginning and at the end."""
-    lines: Sequence[Sequence[Any]] = [
-        [
-            side,
-            statistics.median(run["seconds"][:count]),
-            statistics.median(run["seconds"][-count:]),
-            sum(run["seconds"]),
-            f"{run['padding']:.0%}",
-        ]
-        for side, run in runs.items()
-    ]
-    return table(["", f"first {count} steps, s", f"last {count} steps, s", "all steps, s", "padding"], lines)
-
-
-def main() -> None:
-    given = arguments(__doc__)
-    if given.measure:
-        print(json.dumps(measured(given.measure)))
-        return
-    made, settings = provenance(), QUICK if given.quick else FULL
-    runs = {side: alone(__file__, {"side": side, "small": given.quick, **settings}) for side in SIDES}
-    print(f"\nSteps in bfloat16, {made['threads']} threads, {made['processor']}; {runs[SIDES[0]]['model']}")
-    print(shown(runs, settings["shown"]))
-    if not given.quick:
-        write(__file__, {"provenance": made, **settings, "sides": runs})
+def benchmark(quick: bool) -> Report:
+    """Both sides, one after the other; "shown" is how many steps the README takes at the beginning and at the end."""
+    settings = QUICK if quick else FULL
+    return {**settings, "sides": {side: alone(__file__, {"side": side, "small": quick, **settings}) for side in SIDES}}
 
 
 if __name__ == "__main__":
-    main()
+    run(__file__, __doc__, benchmark, measured)

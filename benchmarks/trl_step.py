@@ -11,15 +11,12 @@ and writes trl_step.json beside this file. Takes about 5 minutes.
 """
 
 import importlib.util
-import json
-import statistics
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Any
 
 import torch
-from measure import alone, arguments, lastfm_shaped, peak_memory, prepare, provenance, smollm2, table, write
+from measure import Report, in_turns, largest_difference, lastfm_shaped, peak_memory, prepare, run, smollm2, summary
 from transformers import TrainerCallback, TrainingArguments
 
 from minipo.experiments.models import add_lora
@@ -36,7 +33,7 @@ SIDES = {
 }
 ROWS, WARM_UP, STEPS, REPEATS = 2, 2, 10, 3
 BETA = 0.1
-TOLERANCE = 1e-3  # nats
+NEEDED = ("trl", "datasets")
 
 
 class Clock(TrainerCallback):
@@ -58,18 +55,14 @@ class FreshReference(PreferenceTrainer):
         return super().compute_loss(model, inputs | {"reference": reference}, *others, **more)
 
 
-def rows_of(count: int) -> list[dict[str, str]]:
-    """Pairs, of prompts that list 20 candidates."""
-    return [row | {"rejected": row["rejected"][0]} for row in preference_rows(lastfm_shaped(count), "music")]
-
-
-def measured(settings: dict[str, Any]) -> dict[str, Any]:
+def measured(settings: Report) -> Report:
     """One side's steps, the reference's log-probs (rows, 2) if they were computed before, and memory."""
     prepare(reuse=settings["reuse"])
-    base, tokenizer, what = smollm2(small=settings["small"])
+    base, tokenizer = smollm2(small=settings["small"])
     model: Any = add_lora(base)
     steps, clock = settings["warm_up"] + settings["steps"], Clock()
-    rows = rows_of(ROWS * steps)
+    users = lastfm_shaped(ROWS * steps)  # their prompts list 20 candidates
+    rows = [row | {"rejected": row["rejected"][0]} for row in preference_rows(users, "music")]
     reference = None
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
@@ -112,59 +105,24 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
         trainer.train()
     seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
     return {
-        "model": what,
         "seconds": seconds[settings["warm_up"] - 1 :],
         "peak_gb": peak_memory(),
         "reference": reference,
     }
 
 
-def compare(repeats: int, settings: dict[str, Any]) -> dict[str, Any]:
+def benchmark(quick: bool) -> Report:
     """All sides, in turns."""
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for _ in range(repeats):
-        for side in SIDES:
-            runs[side].append(alone(__file__, SIDES[side] | settings))
-    theirs, ours = (torch.tensor(runs[side][0]["reference"]) for side in ("TRL, cached", "minipo, cached"))
-    difference = (theirs - ours).abs().max().item()
-    if not difference < TOLERANCE:
-        raise SystemExit(f"TRL's and minipo's log-probs differ by {difference:.2g}: the timings would be meaningless.")
-    times = {side: [second for run in runs[side] for second in run["seconds"]] for side in SIDES}
-    seconds = {side: statistics.median(times[side]) for side in SIDES}
-    ours_of = {side: "minipo, cached" if SIDES[side]["cached"] else "minipo, fresh" for side in SIDES}
-    return {
-        "model": f"{runs['minipo, fresh'][0]['model']}, LoRA of rank 8",
-        "rows": ROWS,
-        "seconds": seconds,
-        "times_minipo": {side: seconds[side] / seconds[ours_of[side]] for side in SIDES},
-        "peak_gb": {side: statistics.median(run["peak_gb"] for run in runs[side]) for side in SIDES},
-        "largest_difference": difference,
-        "all_seconds": times,
-    }
-
-
-def shown(result: dict[str, Any]) -> str:
-    """The result as a table."""
-    columns = ("seconds", "times_minipo", "peak_gb")
-    lines = [[side, *(result[column][side] for column in columns)] for side in result["seconds"]]
-    return table(["", "s a step", "× minipo's", "peak GB"], lines)
+    size = {"small": quick, "warm_up": 1 if quick else WARM_UP, "steps": 2 if quick else STEPS}
+    runs = in_turns(__file__, {side: each | size for side, each in SIDES.items()}, 1 if quick else REPEATS)
+    theirs, ours = (runs[side][0]["reference"] for side in ("TRL, cached", "minipo, cached"))
+    return {"rows": ROWS, "largest_difference": largest_difference(theirs, ours), **summary(runs)}
 
 
 def main() -> None:
-    given = arguments(__doc__)
-    if missing := [name for name in ("trl", "datasets") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise SystemExit(f"{' and '.join(missing)} not installed: run pip install 'minipo[benchmarks]'.")
-    if given.measure:
-        print(json.dumps(measured(given.measure)))
-        return
-    made = provenance() | {name: version(name) for name in ("trl", "datasets")}
-    size = {"small": given.quick, "warm_up": 1 if given.quick else WARM_UP, "steps": 2 if given.quick else STEPS}
-    result = compare(1 if given.quick else REPEATS, size)
-    print(f"\nA step at K = 1, {made['threads']} threads, {made['processor']}; {result['model']}")
-    print(shown(result))
-    print(f"the reference's log-probs differ by at most {result['largest_difference']:.0e}")
-    if not given.quick:
-        write(__file__, {"provenance": made} | result)
+    run(__file__, __doc__, benchmark, measured, NEEDED)
 
 
 if __name__ == "__main__":

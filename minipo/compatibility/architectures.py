@@ -243,12 +243,9 @@ def without_adapters(model: Any) -> Iterator[None]:
         try:
             stack.enter_context(model.disable_adapter())
         except (ValueError, AttributeError, NotImplementedError) as error:
-            kinds = ", ".join(
-                str(getattr(each.peft_type, "value", each.peft_type)) for each in model.peft_config.values()
-            )
             raise ValueError(
-                f"An adapter of type {kinds} cannot be switched off ({error}), which the reference needs; choose "
-                "another, such as LoRA."
+                f"An adapter of type {_kinds(model)} cannot be switched off ({error}), which the reference needs; "
+                "choose another, such as LoRA."
             ) from error
         yield
 
@@ -344,9 +341,13 @@ def _said(error: Exception) -> str:
 
 
 def _described(model: nn.Module) -> str:
-    kinds = sorted({str(getattr(adapter.peft_type, "value", adapter.peft_type)) for adapter in _adapters(model)})
-    with_adapter = f" with an adapter of type {', '.join(kinds)}" if kinds else ""
+    with_adapter = f" with an adapter of type {_kinds(model)}" if _adapters(model) else ""
     return f"{model.config.model_type} model{with_adapter}"  # type: ignore[union-attr]
+
+
+def _kinds(model: nn.Module) -> str:
+    """The types of the model's adapters."""
+    return ", ".join(sorted({str(getattr(each.peft_type, "value", each.peft_type)) for each in _adapters(model)}))
 
 
 def _adapters(model: nn.Module) -> list[Any]:

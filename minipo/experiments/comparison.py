@@ -85,9 +85,7 @@ def of_recorded(name: str, recorded: Recorded, **query: Any) -> Line:
 
     Raises ValueError unless the settings leave one run per seed, and if the grid does not say which data it is on.
     """
-    runs = recorded.rows(**query)
-    if runs.empty or runs["seed"].duplicated().any():
-        raise ValueError(f"{len(runs)} recorded runs have {query}: give settings that leave one run per seed.")
+    runs = recorded.by_seed(**query)
     settings = recorded_settings(recorded, int(runs.index[0]))
     settings.pop("seed")
     won = None

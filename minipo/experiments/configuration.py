@@ -4,7 +4,7 @@ import ast
 import inspect
 import os
 from dataclasses import Field as DataclassField
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
@@ -72,6 +72,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Switch = Literal["on", "off"]
+Rate = Annotated[Positive, Field(description="peak learning rate")]
 
 
 @dataclass_transform(frozen_default=True)
@@ -103,60 +104,64 @@ def sentence(error: ValidationError) -> str:
     return f"{name} must be {first['msg'].removeprefix('Input should be ')}, not {value!r}."
 
 
+@dataclass(frozen=True)
 class _Shared:
-    """What both kinds of runs check besides types."""
+    """The settings of both kinds of runs, and what is checked besides types."""
+
+    kind: str = ""
+    dataset: Annotated[
+        str,
+        Field(
+            description="catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns "
+            "user, item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or "
+            "zip archive of them); LLaRA JSON, or a folder of it"
+        ),
+    ] = "catalog"
+    dataset_seed: Annotated[
+        Seed, Field(description="seed of what the dataset draws: users, negatives, order within ties")
+    ] = 0
+    model: Annotated[
+        str,
+        Field(
+            description="pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"
+        ),
+    ] = "pocket-gpt2"
+    tuning: Annotated[Literal["full", "lora"], Field(description="train all weights, or only adapters")] = "full"
+    rank: Annotated[Count, Field(description="rank of LoRA's adapters")] = 8
+    batch_size: Annotated[Count, Field(description="users per optimizer step")] = 32
+    accumulation: Annotated[Count, Field(description="micro-batches per step")] = 1
+    template: Annotated[
+        Literal["line", "question", "choice", "music", "films", "books", "games"],
+        Field(description="the prompt's text"),
+    ] = "line"
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="of the matrix products; all else stays in float32")
+    ] = "float32"
+    ties: Annotated[
+        str | None,
+        Field(
+            description="order of a user's rows with equal times: file, or random, by the dataset's seed (default: "
+            "file for ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
+        ),
+    ] = None
+    titles: Annotated[
+        str | None,
+        Field(description="for a table of your own whose items are ids: a table of ids and titles, such as movies.csv"),
+    ] = None
+    liked_from: Annotated[
+        float | None,
+        Field(description="for a table of your own: the lowest rating that counts as liked (default: 4 of 5)"),
+    ] = None
 
     def __post_init__(self) -> None:
-        config: Any = self
-        check_dataset(config.dataset, config.ties, config.titles, config.liked_from)
-        if (config.dataset, config.ties) == ("ml-100k", "file"):  # the default, so the same runs
+        check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
+        if (self.dataset, self.ties) == ("ml-100k", "file"):  # the default, so the same runs
             object.__setattr__(self, "ties", None)
-        if config.batch_size % config.accumulation:
+        if self.batch_size % self.accumulation:
             raise ValueError(
-                f"accumulation {config.accumulation} does not divide the batch of {config.batch_size} users; "
+                f"accumulation {self.accumulation} does not divide the batch of {self.batch_size} users; "
                 "choose a divisor."
             )
-
-
-Dataset = Annotated[
-    str,
-    Field(
-        description="catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, "
-        "item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive "
-        "of them); LLaRA JSON, or a folder of it"
-    ),
-]
-DatasetSeed = Annotated[Seed, Field(description="seed of what the dataset draws: users, negatives, order within ties")]
-Model = Annotated[
-    str,
-    Field(description="pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"),
-]
-Tuning = Annotated[Literal["full", "lora"], Field(description="train all weights, or only adapters")]
-Rank = Annotated[Count, Field(description="rank of LoRA's adapters")]
-Rate = Annotated[Positive, Field(description="peak learning rate")]
-Batch = Annotated[Count, Field(description="users per optimizer step")]
-Accumulation = Annotated[Count, Field(description="micro-batches per step")]
-Template = Annotated[
-    Literal["line", "question", "choice", "music", "films", "books", "games"], Field(description="the prompt's text")
-]
-Precision = Annotated[
-    Literal["float32", "bfloat16"], Field(description="of the matrix products; all else stays in float32")
-]
-Ties = Annotated[
-    str | None,
-    Field(
-        description="order of a user's rows with equal times: file, or random, by the dataset's seed (default: file "
-        "for ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
-    ),
-]
-Titles = Annotated[
-    str | None,
-    Field(description="for a table of your own whose items are ids: a table of ids and titles, such as movies.csv"),
-]
-LikedFrom = Annotated[
-    float | None,
-    Field(description="for a table of your own: the lowest rating that counts as liked (default: 4 of 5)"),
-]
 
 
 @_settings
@@ -172,29 +177,17 @@ class SFTConfig(_Shared):
     """
 
     kind: Literal["sft"] = "sft"
-    dataset: Dataset = "catalog"
-    dataset_seed: DatasetSeed = 0
-    model: Model = "pocket-gpt2"
-    tuning: Tuning = "full"
-    rank: Rank = 8
     start_epochs: Annotated[
         float, Field(ge=0, allow_inf_nan=False, description="start from the SFT run of this many epochs, for more SFT")
     ] = 0.0
     epochs: Annotated[Positive, Field(description="passes over the training users; a fraction may be given")] = 40.0
     steps: Annotated[Count | None, Field(description="optimizer steps, in place of epochs")] = None
     learning_rate: Rate = 2e-3
-    batch_size: Batch = 32
-    accumulation: Accumulation = 1
     seed: Annotated[Seed, Field(description="of weights and of the order of users")] = 0
-    template: Template = "line"
     whole_line: Annotated[
         bool | None,
         Field(description="yes: learn history and answer; no: only the answer (default: yes for pocket models)"),
     ] = None
-    precision: Precision = "float32"
-    ties: Ties = None
-    titles: Titles = None
-    liked_from: LikedFrom = None
 
 
 @_settings
@@ -211,9 +204,6 @@ class PreferConfig(_Shared):
     """
 
     kind: Literal["prefer"] = "prefer"
-    dataset: Dataset = "catalog"
-    dataset_seed: DatasetSeed = 0
-    model: Model = "pocket-gpt2"
     sft: Annotated[
         str | None,
         Field(description="folder of the SFT run to start from (default: the shipped one for these settings, or one "
@@ -221,8 +211,6 @@ class PreferConfig(_Shared):
     ] = None  # fmt: skip
     sft_epochs: Annotated[Positive, Field(description="epochs of that SFT run")] = 40.0
     sft_seed: Annotated[Seed, Field(description="seed of that SFT run")] = 0
-    tuning: Tuning = "full"
-    rank: Rank = 8
     objective: Annotated[
         Literal["dpo", "dmpo", "sdpo", "mppo", "simpo", "beta-dpo"], Field(description="the preference loss")
     ] = "dmpo"
@@ -240,18 +228,11 @@ class PreferConfig(_Shared):
     )
     learning_rate: Rate = 3e-4
     steps: Annotated[Count, Field(description="optimizer steps")] = 300
-    batch_size: Batch = 32
-    accumulation: Accumulation = 1
     seed: Annotated[Seed, Field(description="of the order of users and of each user's negatives")] = 0
     evaluate_every: Annotated[Count, Field(description="steps between evaluations on validation users")] = 50
     validation_users: Annotated[
         Count | None, Field(description="validation users that each evaluation ranks (default: all)")
     ] = None
-    template: Template = "line"
-    precision: Precision = "float32"
-    ties: Ties = None
-    titles: Titles = None
-    liked_from: LikedFrom = None
     likelihood_of: Annotated[
         Literal["token", "answer"],
         Field(description="mppo: average likelihood per token, or the whole answer's, as in DynamicPO's release"),

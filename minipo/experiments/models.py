@@ -11,14 +11,11 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -123,43 +120,33 @@ def pocket_tokenizer(items: Sequence[str]) -> PreTrainedTokenizerFast:
 def _pocket_model(
     name: str, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    shared = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.eos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
-    }
+    if name == "pocket-gpt2":
+        own: dict[str, Any] = {
+            "model_type": "gpt2",
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT),
+            "activation_function": "gelu_pytorch_tanh",  # GPT-2's own function, in one operation
+        }
+    else:
+        own = {
+            "model_type": "qwen2",
+            "intermediate_size": 4 * WIDTH,
+            "num_key_value_heads": HEADS // 2,
+            "attention_dropout": DROPOUT,
+        }
+    config = AutoConfig.for_model(
+        **own,
+        num_hidden_layers=LAYERS,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CONTEXT,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
     with seeded(seed):
-        model: PreTrainedModel
-        if name == "pocket-gpt2":
-            model = GPT2LMHeadModel(
-                GPT2Config(
-                    n_layer=LAYERS,
-                    n_embd=WIDTH,
-                    n_head=HEADS,
-                    n_positions=CONTEXT,
-                    resid_pdrop=DROPOUT,
-                    embd_pdrop=DROPOUT,
-                    attn_pdrop=DROPOUT,
-                    activation_function="gelu_pytorch_tanh",  # GPT-2's own function, in one operation
-                    **shared,
-                )
-            )
-        else:
-            model = Qwen2ForCausalLM(
-                Qwen2Config(
-                    num_hidden_layers=LAYERS,
-                    hidden_size=WIDTH,
-                    intermediate_size=4 * WIDTH,
-                    num_attention_heads=HEADS,
-                    num_key_value_heads=HEADS // 2,
-                    max_position_embeddings=CONTEXT,
-                    attention_dropout=DROPOUT,
-                    **shared,
-                )
-            )
-    return model.eval(), tokenizer
+        return AutoModelForCausalLM.from_config(config).eval(), tokenizer
 
 
 def _open_fetched(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.evaluation import ranks as ranks_of
-from minipo.experiments.configuration import PreferConfig, make_config, splits_of
+from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.runs import DATA, Run, versions
@@ -92,15 +92,20 @@ class Recorded:
             table = table[column.isin(_values(value))]
         return table
 
+    def by_seed(self, **query: Any) -> pd.DataFrame:
+        """The table's rows with these settings; ValueError unless they are one run per seed."""
+        rows = self.rows(**query)
+        if rows.empty or rows.seed.duplicated().any():
+            raise ValueError(f"{len(rows)} recorded runs have {query}: give settings that leave one run per seed.")
+        return rows
+
     def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
         """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate) by seed, in the
         runs with these settings.
 
         Raises ValueError unless the settings leave one run per seed.
         """
-        rows = self.rows(**query)
-        if rows.empty or rows.seed.duplicated().any():
-            raise ValueError(f"{len(rows)} recorded runs have {query}: give settings that leave one run per seed.")
+        rows = self.by_seed(**query)
         metrics = ranking_metrics(self.ranks[rows.index])
         if self.wins is not None:
             metrics["reward_win_rate"] = self.wins[rows.index]
@@ -133,26 +138,20 @@ class Recorded:
                 f"The test users' log-probs of run {row} of the recorded grid {self.folder.name!r} were not recorded."
             )
         run = self.table.to_dict("index")[row]
-        splits = splits_of(make_config(PreferConfig, {"dataset": run["dataset"], "model": run["model"]}))
+        splits = load_dataset(run["dataset"])
         self.check_data(splits)
-        users = splits.test
-        place = next((place for place, each in enumerate(users) if each.user == user), None)
-        if place is None:
-            raise ValueError(f"There is no test user {user}; they are numbered {users[0].user} to {users[-1].user}.")
-        items = users[place].canonical
+        users = {each.user: (place, each.canonical) for place, each in enumerate(splits.test)}
+        if user not in users:
+            raise ValueError(f"There is no test user {user}; they are numbered {min(users)} to {max(users)}.")
+        place, items = users[user]
         sft = self.folder / "scores" / "sft.parquet"
         reference, policy = (read_parquet(path).to_numpy() for path in (sft, self.scores[row]))
         if not reference.shape == policy.shape == (len(users), len(items)):
             raise ValueError(f"The log-probs in {self.folder / 'scores'} are damaged; make them again.")
-        at_step = {
-            "user": user,
-            "candidate": range(len(items)),
-            "item": items,
-            "reference": reference[place],
-        }
+        shared = {"user": user, "candidate": range(len(items)), "item": items, "reference": reference[place]}
         steps = {0: reference[place], int(run["steps"]): policy[place]}
         return pd.concat(
-            [pd.DataFrame({"step": step, **at_step, "policy": each}) for step, each in steps.items()],
+            [pd.DataFrame({"step": step, **shared, "policy": each}) for step, each in steps.items()],
             ignore_index=True,
         )
 
@@ -232,12 +231,9 @@ def record_scores(recorded: Recorded, scores: Mapping[int, np.ndarray], sft: np.
     for name, (each, _) in names.items():
         with whole_file(recorded.folder / "scores" / f"{name}.parquet") as draft:
             table = pd.DataFrame(each.astype(np.float32)).rename(columns=str)
-            small: dict[str, Any] = {
-                "compression": "zstd",
-                "use_dictionary": False,
-                "column_encoding": "BYTE_STREAM_SPLIT",
-            }
-            table.to_parquet(draft, index=False, **small)
+            table.to_parquet(  # smaller so
+                draft, index=False, compression="zstd", use_dictionary=False, column_encoding="BYTE_STREAM_SPLIT"
+            )
 
 
 def _commit() -> str | None:
@@ -259,14 +255,13 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         )
     names = ("table", "ranks", "baselines", "curves")
     table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
-    provenance = read_json(folder / "provenance.json")
+    provenance = read_json(folder / "provenance.json", dict)
     users = {len(row) for name in ("rank", "reward_win") if name in ranks for row in ranks[name].dropna()}
     if (
         not {*SETTINGS, *RESULTS} <= {*table.columns}
         or len(table) != len(ranks)
         or "rank" not in ranks
         or users != {len(baselines)}
-        or not isinstance(provenance, dict)
     ):
         raise ValueError(
             f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with 'python "

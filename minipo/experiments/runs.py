@@ -28,7 +28,7 @@ import pandas as pd
 from minipo.experiments.configuration import CONFIGS, Config, make_config, splits_of
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import sha256
-from minipo.experiments.files import home, read_json, read_parquet
+from minipo.experiments.files import home, read, read_json, read_parquet
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ class Run:
         """Its results; ValueError if it is unfinished."""
         if not self.done:
             raise ValueError(UNFINISHED.format(self.folder))
-        summary = read_json(self.folder / "summary.json")
-        if not isinstance(summary, dict):
-            raise ValueError(f"{self.folder / 'summary.json'} is damaged; remove its folder and run again.")
+        summary: dict[str, Any] = read_json(self.folder / "summary.json", dict)
         return summary
 
     @property
@@ -195,13 +193,12 @@ class Run:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines file; a last line cut off by a kill has no newline and is left out."""
-    if not path.is_file():
-        return []
-    try:
+
+    def complete(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove its folder and run again.") from None
+
+    return read(path, complete, "remove its folder and run again") if path.is_file() else []
 
 
 def list_runs(folder: Path | str) -> list[Run]:

@@ -594,7 +594,7 @@ DAMAGES = {
     "half the curves": (lambda folder: os.truncate(folder / "curves.parquet", 900), "curves.parquet is damaged"),
     "no provenance": (lambda folder: (folder / "provenance.json").unlink(), "provenance.json is missing"),
     "half a provenance": (lambda folder: os.truncate(folder / "provenance.json", 40), "provenance.json is damaged"),
-    "another provenance": (lambda folder: (folder / "provenance.json").write_text("[]"), "do not fit together"),
+    "another provenance": (lambda folder: (folder / "provenance.json").write_text("[]"), "provenance.json is damaged"),
     "fewer ranks": (lambda folder: shorten(folder, "ranks.parquet", 3), "do not fit together"),
     "fewer rows": (lambda folder: shorten(folder, "table.parquet", 3), "do not fit together"),
     "no rows": (
