@@ -35,14 +35,7 @@ from minipo.evaluation import Report, Scores, report
 from minipo.objectives import Aggregate, Objective, State
 from minipo.packing import PackedBatch, pack_groups
 from minipo.preference import PreferenceOutput, preference_loss
-from minipo.reference import (
-    REFERENCE,
-    Batches,
-    Reference,
-    fingerprint,
-    save_reference,
-    saved_reference,
-)
+from minipo.reference import REFERENCE, Batches, Reference, fingerprint, save_reference, saved_reference
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import packed_logps
 
@@ -340,7 +333,7 @@ class PreferenceTrainer(_RowTrainer):
             )
 
     def read(self, rows: Rows | TokenRows) -> TokenRows:
-        """`rows` as token ids, which `reference_logps` and `score` take too: worth it where both are asked for."""
+        """`rows` as token ids, which `reference_logps` and `score` take too: read once where both are asked for."""
         if isinstance(rows, TokenRows):
             return rows
         return token_rows(self.tokenizer, rows, preference_answers, self.context)

@@ -22,7 +22,7 @@ from minipo.evaluation import Report, Scores, report
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.files import home
-from minipo.experiments.training import preference_trainer, sft_run
+from minipo.experiments.training import preference_trainer, probe_table, sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
 from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
@@ -298,23 +298,7 @@ def watch(
         trainer.add_callback(Listen(lambda step, line: logs.append({"step": step, **line}) if "loss" in line else None))
         trainer.train()
         ranking = report(trainer.score(test), test_reference)
-    return Watched(config, _probe_table(probed_users, scores, probe_reference), pd.DataFrame(logs), ranking, seen)
-
-
-def _probe_table(users: Sequence[Interaction], scores: dict[int, Scores], reference: Scores) -> pd.DataFrame:
-    """`Run.probe`'s columns."""
-    there = np.isfinite(reference)
-    counts = there.sum(1)
-    same = {
-        "user": np.repeat([user.user for user in users], counts),
-        "candidate": np.nonzero(there)[1],
-        "item": [item for user in users for item in user.canonical],
-        "reference": reference[there],
-    }
-    return pd.concat(
-        [pd.DataFrame({"step": step, **same, "policy": logps[there]}) for step, logps in scores.items()],
-        ignore_index=True,
-    )
+    return Watched(config, probe_table(probed_users, scores, probe_reference), pd.DataFrame(logs), ranking, seen)
 
 
 # ------------------------------------------------------------------------------------- a causal swap: weights alone

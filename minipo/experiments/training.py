@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ from minipo.experiments.runs import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
-    from minipo.evaluation import Report
+    from minipo.evaluation import Report, Scores
     from minipo.trainers import PreferenceTrainer
 
 
@@ -377,21 +377,23 @@ class Recorder:
     def _record_probe(self, step: int) -> None:
         policy = self.trainer.validation_report.scores[: len(self.probed)]
         reference = self.trainer.validation_reference[: len(self.probed)]
-        counts = [len(user.candidates) for user in self.probed]
-        there = np.arange(policy.shape[1]) < np.array(counts)[:, None]  # users may differ in their number
-        table = pd.DataFrame(
-            {
-                "step": step,
-                "user": np.repeat([user.user for user in self.probed], counts),
-                "candidate": np.nonzero(there)[1],
-                "item": [item for user in self.probed for item in user.canonical],
-                "reference": reference[there],
-                "policy": policy[there],
-            }
-        )
-        self.probe.append(table)
+        self.probe.append(probe_table(self.probed, {step: policy}, reference))
         with whole_file(self.out / "probe.parquet") as draft:
             pd.concat(self.probe).to_parquet(draft, index=False)
+
+
+def probe_table(users: Sequence[Interaction], scores: Mapping[int, "Scores"], reference: "Scores") -> pd.DataFrame:
+    """`Run.probe`'s columns. scores: step to the log-probs (users, 1 + K) then; reference: those of the SFT model."""
+    counts = np.array([len(user.candidates) for user in users])
+    there = np.arange(reference.shape[1]) < counts[:, None]  # users may differ in their number
+    same = {
+        "user": np.repeat([user.user for user in users], counts),
+        "candidate": np.nonzero(there)[1],
+        "item": [item for user in users for item in user.canonical],
+        "reference": reference[there],
+    }
+    tables = [pd.DataFrame({"step": step, **same, "policy": logps[there]}) for step, logps in scores.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _write_users(out: Path, splits: Splits, test: "Report") -> None:
