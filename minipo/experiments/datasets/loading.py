@@ -34,9 +34,7 @@ def _own(
         is_llara = tables.is_llara(path)
     if not is_llara:
         return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
-    _check_settings(path, titles, liked_from)
-    if ties is not None:
-        raise ValueError(f"{path} contains LLaRA rows, which have no times, so there are no ties; leave ties out.")
+    _check_settings(path, ties=ties, titles=titles, liked_from=liked_from)
     return llara.read(path, seed)
 
 
@@ -100,9 +98,7 @@ def check_dataset(
     path = Path(name).expanduser()
     known_kind = ending(path.name) in FILES
     if name in DATASETS:
-        if ties is not None and name != "ml-100k":
-            raise ValueError(f"{name} has no times, so there are no ties; leave ties out.")
-        _check_settings(name, titles, liked_from)
+        _check_settings(name, ties=None if name == "ml-100k" else ties, titles=titles, liked_from=liked_from)
     elif not path.exists():
         if known_kind or len(path.parts) > 1:
             raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
@@ -117,9 +113,9 @@ def check_dataset(
         )
 
 
-def _check_settings(name: str | Path, titles: str | Path | None, liked_from: float | None) -> None:
+def _check_settings(name: str | Path, **settings: object) -> None:
     """Raises ValueError if a setting of tables is given for other data."""
-    for setting, value in (("titles", titles), ("liked_from", liked_from)):
+    for setting, value in settings.items():
         if value is not None:
             raise ValueError(
                 f"{setting} applies only to a table of your own interactions, which {name} is not; leave it out."
