@@ -234,11 +234,11 @@ def test_settings_of_tables_are_refused_for_other_data(save, settings, message):
     [
         (
             {"titles": "nowhere.csv"},
-            "There is no file nowhere.csv; titles must be the path of a table of ids and titles",
+            "nowhere.csv is not a file of ids and titles; give one whose name ends in .csv, .tsv, .item",
         ),
         (
             {"titles": __file__},
-            "is not a table of titles that minipo reads; give one whose name ends in .csv, .tsv, .item",
+            "is not a file of ids and titles; give one whose name ends in .csv, .tsv, .item",
         ),
         ({"liked_from": float("nan")}, "liked_from must be a number, not nan"),
     ],
