@@ -175,7 +175,7 @@ def test_ignored_columns_are_reported_and_those_that_may_be_ratings_asked_for(ta
     assert splits == load_dataset(save(table, "plain.csv"))
     assert splits.report["notes"] == [
         "Columns ignored: label, event, year.",
-        "Every row counts as liked; if label, event says which are, give it as numbers in a column rating.",
+        "Every row counts as liked; if an ignored column says which are, name it rating, with numbers.",
     ]
 
 

@@ -400,4 +400,4 @@ def test_the_plain_name_of_a_column_goes_before_others(table, save):
     more = table.assign(user_id=7, date="x", title=np.arange(len(table)))
     splits = load_dataset(save(more))
     assert splits == load_dataset(save(table, "plain.csv"))
-    assert splits.report["notes"] == ["Columns ignored: user_id, date, title."]
+    assert splits.report["notes"][0] == "Columns ignored: user_id, date, title."
