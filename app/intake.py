@@ -110,12 +110,11 @@ def main(upload: str, result: str) -> int:
     except MemoryError:
         print("MemoryError", file=sys.stderr)  # the worker knows the limit
         return 1
-    except (ValueError, csv.Error) as error:
-        said = " ".join(str(error).replace(str(path.resolve()), upload).split())
+    except Exception as error:  # minipo's own, or any error of the libraries that read the file
+        said = str(error) if isinstance(error, ValueError | csv.Error) else type(error).__name__
+        said = " ".join(said.replace(str(path.resolve()), upload).split())
         if upload not in said:  # not minipo's own message
             said = f"{upload} cannot be read ({said}); save it again as CSV in UTF-8."
-    except Exception as error:  # any error of the libraries that read the file
-        said = f"{upload} cannot be read ({type(error).__name__}); save it again as CSV in UTF-8."
     else:
         return 0
     print(f"minipo: {said if len(said) <= 600 else said[:599] + '…'}", file=sys.stderr)

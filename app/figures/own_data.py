@@ -131,8 +131,3 @@ def levels_figure(content: dict[str, Any]) -> go.Figure:
     figure.update_yaxes(showgrid=False, autorange="reversed")
     title = f"Without a model: {_best(content)[0]} is best"
     return lay_out(figure, 270, title, "HR@1, % of test users", margin={"t": 28, "r": 12})
-
-
-def example_lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """The first test lines: the history, oldest first, and the item chosen next."""
-    return [(" → ".join(line["history"]), line["chosen"]) for line in content["lines"]]

@@ -85,13 +85,12 @@ def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int
     Raises ValueError if the seed or a count is negative.
     """
     here = world(seed)
-    counts = {"train": train, "validation": validation, "test": test}
-    splits = {}
+    parts = []
     first_user = 0
-    for (split, count), stream in zip(counts.items(), _seeds(seed)[1:4], strict=True):
-        splits[split] = _users(here, np.random.default_rng(stream), first_user, count)
+    for count, stream in zip((train, validation, test), _seeds(seed)[1:4], strict=True):
+        parts.append(_users(here, np.random.default_rng(stream), first_user, count))
         first_user += count
-    return here, Splits("catalog", splits["train"], splits["validation"], splits["test"], here.items)
+    return here, Splits("catalog", parts[0], parts[1], parts[2], here.items)
 
 
 def fresh_users(seed: int, count: int) -> tuple[Interaction, ...]:

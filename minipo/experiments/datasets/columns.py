@@ -18,13 +18,13 @@ HIGHEST = 5  # the best rating, unless `liked_from` is given
 MOST = float(np.finfo(float).max)
 
 # What databases, pandas and spreadsheets write for a missing value, and what is never a name.
-MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A")  # and "nan" in any case
+# The last two are MySQL's for a date.
+MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A", "0000-00-00", "0000-00-00 00:00:00")  # and "nan" in any case
 # What may mean that, or be a name: there is a film "NA" and a band "None". In lower case.
 DOUBTFUL = (
     "na", "n/a", "none", "null", "(null)", "[null]", "nil", "nat", "undefined", "unknown", "missing", "-", "--", "?",
     "-1", "#n/a", "#na", "#ref!", "#value!", "#name?", "#null!", "#div/0!",
 )  # fmt: skip
-NO_DATE = ("0000-00-00", "0000-00-00 00:00:00")  # MySQL's
 # Days whose first second stands for "unknown" or "forever" where most times are recent: zero on the clocks of
 # databases, spreadsheets and operating systems.
 PLACEHOLDERS = np.array(
@@ -172,7 +172,7 @@ def _values(column: pa.ChunkedArray) -> pd.Series:
     if values.dtype != "str":
         return values
     text = values.str.strip().str.lower()
-    missing = {*(name.lower() for name in MISSING), "nan", *DOUBTFUL, *NO_DATE} - {"-1"}
+    missing = {*(name.lower() for name in MISSING), "nan", *DOUBTFUL} - {"-1"}
     return values.where(~text.isin(missing))
 
 
