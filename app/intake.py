@@ -40,8 +40,7 @@ def read(path: Path) -> Splits:
 def check_tables(path: Path) -> None:
     """Raises ValueError if the text tables in a file or an archive are more than `limits` allows."""
     sources, titles = find(path)
-    if len(sources) > limits.PARTS:
-        raise ValueError(f"{path} holds {len(sources):,} tables, and {limits.PARTS} is the limit; choose one.")
+    check_size(path, "tables", len(sources), limits.PARTS)
     room, rows = limits.UNPACKED_MB * 2**20, 0
     for source in [*sources, *([titles] if titles else [])]:
         content = check_text(source, room)
@@ -97,10 +96,9 @@ def check_lines(path: Path, splits: Splits) -> None:
     """Raises ValueError if there are too many lines, or a line or a name is too long, as LLaRA files may have."""
     lines = (*splits.train, *splits.validation, *splits.test)
     check_size(path, "rows", len(lines), limits.ROWS)
-    if (longest := max(max(len(line.history), len(line.candidates)) for line in lines)) > limits.COLUMNS:
-        raise ValueError(f"{path}: a row lists {longest:,} items, and {limits.COLUMNS} is the limit; list fewer.")
-    if (letters := max(map(len, splits.items))) > limits.CELL:
-        raise ValueError(f"{path}: a name has {letters:,} characters, and {limits.CELL} is the limit; shorten it.")
+    longest = max(max(len(line.history), len(line.candidates)) for line in lines)
+    check_size(path, "items in a row", longest, limits.COLUMNS)
+    check_size(path, "characters in a name", max(map(len, splits.items)), limits.CELL)
 
 
 def main(upload: str, result: str) -> int:
@@ -110,12 +108,11 @@ def main(upload: str, result: str) -> int:
     except MemoryError:
         print("MemoryError", file=sys.stderr)  # the worker knows the limit
         return 1
-    except (ValueError, csv.Error) as error:
-        said = " ".join(str(error).replace(str(path.resolve()), upload).split())
+    except Exception as error:  # minipo's own, or any error of the libraries that read the file
+        said = str(error) if isinstance(error, ValueError | csv.Error) else type(error).__name__
+        said = " ".join(said.replace(str(path.resolve()), upload).split())
         if upload not in said:  # not minipo's own message
             said = f"{upload} cannot be read ({said}); save it again as CSV in UTF-8."
-    except Exception as error:  # any error of the libraries that read the file
-        said = f"{upload} cannot be read ({type(error).__name__}); save it again as CSV in UTF-8."
     else:
         return 0
     print(f"minipo: {said if len(said) <= 600 else said[:599] + '…'}", file=sys.stderr)

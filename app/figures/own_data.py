@@ -55,19 +55,14 @@ def levels(splits: Splits) -> dict[str, tuple[float, float, float]]:
     """
     chance = float(np.mean([1 / len(line.candidates) for line in splits.test]))
     found = {"chance": (chance, chance, chance)}
+    users, z = len(splits.test), 1.96
     for name, score in (("popularity", baselines.popularity_scores), ("markov", baselines.markov_scores)):
-        found[name] = _share(splits, score(splits.train, splits.test))
+        share = float(ranking_metrics(ranks(score(splits.train, splits.test)))["hr@1"].mean())
+        # Wilson's interval for a share.
+        centre = (share + z**2 / (2 * users)) / (1 + z**2 / users)
+        half = z * np.sqrt(share * (1 - share) / users + z**2 / (4 * users**2)) / (1 + z**2 / users)
+        found[name] = (share, float(centre - half), float(centre + half))
     return found
-
-
-def _share(splits: Splits, scores: baselines.Scores) -> tuple[float, float, float]:
-    """HR@1 and Wilson's interval for a share."""
-    users = len(splits.test)
-    share = float(ranking_metrics(ranks(scores))["hr@1"].mean())
-    z = 1.96
-    centre = (share + z**2 / (2 * users)) / (1 + z**2 / users)
-    half = z * np.sqrt(share * (1 - share) / users + z**2 / (4 * users**2)) / (1 + z**2 / users)
-    return share, float(centre - half), float(centre + half)
 
 
 def sentence(content: dict[str, Any]) -> str:
@@ -136,8 +131,3 @@ def levels_figure(content: dict[str, Any]) -> go.Figure:
     figure.update_yaxes(showgrid=False, autorange="reversed")
     title = f"Without a model: {_best(content)[0]} is best"
     return lay_out(figure, 270, title, "HR@1, % of test users", margin={"t": 28, "r": 12})
-
-
-def example_lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """The first test lines: the history, oldest first, and the item chosen next."""
-    return [(" → ".join(line["history"]), line["chosen"]) for line in content["lines"]]

@@ -156,7 +156,7 @@ def report(content: dict[str, Any], name: str | None) -> None:
             st.markdown("\n".join(f"- {plain(note)}" for note in notes))
     with first:
         st.subheader("The first lines of the test", anchor=False)
-        lines = [(plain(history), plain(chosen)) for history, chosen in own_data.example_lines(content)]
+        lines = [(plain(" → ".join(line["history"])), plain(line["chosen"])) for line in content["lines"]]
         st.table(
             pd.DataFrame(lines, columns=["history, oldest first", "chosen next"]), hide_index=True, border="horizontal"
         )

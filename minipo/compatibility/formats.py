@@ -14,7 +14,7 @@ Ambiguous rows are refused.
 
 import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -71,21 +71,23 @@ def row_texts(tokenizer: PreTrainedTokenizerBase, row: Any, answers_of: Answers)
     if answers_of is completion:
         first, wanted = "completion", "'prompt' and 'completion'"
     try:
-        answers = answers_of(standard)
-        names = [first, *(f"rejected answer {number}" for number in range(1, len(answers)))]
-        prompt, answers = _joined(standard.get("prompt"), answers, names)
+        found = {
+            f"rejected answer {number}" if number else first: answer
+            for number, answer in enumerate(answers_of(standard))
+        }
+        prompt, answers = _joined(standard.get("prompt"), found)
     except KeyError as missing:
-        found = _listed(key for key in row if _plain(row[key]) is not None)
-        raise ValueError(f"it has {found} and no {missing}; give {wanted}.") from None
-    for name, answer in zip(names, answers, strict=True):
+        held = _listed(key for key in row if _plain(row[key]) is not None)
+        raise ValueError(f"it has {held} and no {missing}; give {wanted}.") from None
+    for name, answer in answers.items():
         if not (answer if isinstance(answer, str) else answer["content"]).strip():
             raise ValueError(f"the {name} is empty; leave it out.")
-    start, texts = (prompt, answers) if isinstance(prompt, str) else _chat(tokenizer, prompt, answers, names)
+    start, texts = (prompt, answers) if isinstance(prompt, str) else _chat(tokenizer, prompt, answers)
     place: dict[str, str] = {}
-    for name, text in zip(names, texts, strict=True):
+    for name, text in texts.items():
         if place.setdefault(text, name) != name:
             raise ValueError(f"the {place[text]} and the {name} are the same; leave one out.")
-    return start, texts, not isinstance(prompt, str)
+    return start, [*texts.values()], not isinstance(prompt, str)
 
 
 def preference_answers(row: Mapping[str, Any]) -> list[Any]:
@@ -162,7 +164,7 @@ def _messages(fields: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": messages[:-1], "chosen": messages[-1:]} | ({"rejected": rejected[0]} if rejected else {})
 
 
-def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[str | list[Message], list[Any]]:
+def _joined(prompt: Any, answers: Mapping[str, Any]) -> tuple[str | list[Message], dict[str, Any]]:
     """The prompt (text or messages), and the answers (text or, after messages, a message each). KeyError if there is no
     prompt.
 
@@ -172,49 +174,48 @@ def _joined(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> tuple[
         spelled = _spelled(prompt)
         if isinstance(spelled, list) and any(isinstance(part, Mapping) for part in spelled):
             raise ValueError(f"the prompt is a list of messages written as text, {_short(prompt)}; give the list.")
-        if prompt and all(isinstance(answer, str) and answer.startswith(prompt) for answer in answers):
+        if prompt and all(isinstance(answer, str) and answer.startswith(prompt) for answer in answers.values()):
             raise ValueError("every answer starts with the prompt, so it would appear twice; remove it from answers.")
     elif prompt is not None:
         prompt = _checked(prompt, "prompt")
-    elif all(isinstance(answer, str) for answer in answers):
-        return _implicit(answers, names)
-    rest: list[Any] = []
-    for number, answer in enumerate(answers):
+    elif all(isinstance(answer, str) for answer in answers.values()):
+        return _implicit(answers)
+    rest: dict[str, Any] = {}
+    for name, answer in answers.items():
         if isinstance(answer, str) and prompt is not None:
-            rest.append(answer)
+            rest[name] = answer
             continue
         if answer is None:
-            raise ValueError(f"the {names[number]} is missing; leave it out.")
-        *before, last = _checked([answer] if isinstance(answer, Mapping) else answer, names[number])
+            raise ValueError(f"the {name} is missing; leave it out.")
+        *before, last = _checked([answer] if isinstance(answer, Mapping) else answer, name)
         if last["role"] != "assistant":
-            raise ValueError(
-                f"the {names[number]} ends with a message of the {last['role']}; end it with the assistant's."
-            )
+            raise ValueError(f"the {name} ends with a message of the {last['role']}; end it with the assistant's.")
         if before and (prompt is None or (isinstance(prompt, str) and before[-1]["content"] == prompt)):
             prompt = before
         if isinstance(prompt, str):
-            raise ValueError(f"the prompt is text and the {names[number]} is a message; give both as one or the other.")
+            raise ValueError(f"the prompt is text and the {name} is a message; give both as one or the other.")
         if before and before != prompt:
             raise ValueError(
-                f"the {names[number]} is {len(before) + 1} messages, which do not start with the prompt's; give one "
+                f"the {name} is {len(before) + 1} messages, which do not start with the prompt's; give one "
                 "message, and each of several answers a list of its own."
             )
-        rest.append(last)
+        rest[name] = last
     if prompt is None:
         raise KeyError("prompt")
     return prompt, rest
 
 
-def _implicit(answers: Sequence[str], names: Sequence[str]) -> tuple[str, list[str]]:
+def _implicit(answers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Conversations written as in HH-RLHF: the prompt ends where the assistant's last turn starts."""
-    end = answers[0].rfind(TURN) + len(TURN)
-    if end < len(TURN):
+    first, text = next(iter(answers.items()))
+    before, turn, _ = text.rpartition(TURN)
+    if not turn:
         raise KeyError("prompt")
-    prompt = answers[0][:end]
-    for number, answer in enumerate(answers):
+    prompt = before + turn
+    for name, answer in answers.items():
         if not answer.startswith(prompt):
-            raise ValueError(f"the {names[number]} differs from the {names[0]} before the last turn; give 'prompt'.")
-    return prompt, [answer[end:] for answer in answers]
+            raise ValueError(f"the {name} differs from the {first} before the last turn; give 'prompt'.")
+    return prompt, {name: answer.removeprefix(prompt) for name, answer in answers.items()}
 
 
 def _checked(messages: Any, name: str) -> list[Message]:
@@ -237,8 +238,8 @@ def _checked(messages: Any, name: str) -> list[Message]:
 
 
 def _chat(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[Message], answers: Sequence[Any], names: Sequence[str]
-) -> tuple[str, list[str]]:
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Message], answers: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
     """Prompt and answers as the tokenizer's chat template writes them."""
     if not tokenizer.chat_template:
         raise ValueError("the prompt is a list of messages and the tokenizer has no chat_template; give strings.")
@@ -255,8 +256,8 @@ def _chat(
     for message in prompt:  # some templates leave out the assistant's reasoning, as they should
         if message["role"] != "assistant" and message["content"].strip() not in start:
             raise ValueError(f"the chat template leaves out a message of the {message['role']}; put it elsewhere.")
-    texts = []
-    for name, answer in zip(names, answers, strict=True):
+    texts = {}
+    for name, answer in answers.items():
         message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
         line = written([*prompt, message], answer_next=False)
         if not line.startswith(start):
@@ -266,7 +267,7 @@ def _chat(
         text, after = (text, after) if end else (after, "")
         if after.strip() or message["content"].strip() not in text + end:
             raise ValueError(f"the chat template turns the {name} into {_short(line[len(start) :])}; give strings.")
-        texts.append(text)
+        texts[name] = text
     return start, texts
 
 

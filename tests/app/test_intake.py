@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     ),
     "many.zip": (
         lambda: zipped(HEADER, **{f"part-{number}.csv": HEADER for number in range(limits.PARTS)}),
-        "holds 101 tables, and 100 is the limit",
+        "has 101 tables, and 100 is the limit here",
     ),
     "long.zip": (
         lambda: zipped(HEADER + 200_000 * ROW, **{"other.csv": HEADER + 200_000 * ROW}),
@@ -258,8 +258,11 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
         lambda: b'[{"historyList": [1], "itemList": ["a"], "trueSelection": "a"}]',
         "row 1: historyList: Input should be a valid string",
     ),
-    "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "a row lists 60 items, and 50 is the limit"),
-    "long-name.json": (lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(), "a name has 500 characters"),
+    "crowd.json": (lambda: json.dumps(llara(9, 60)).encode(), "has 60 items in a row, and 50 is the limit here"),
+    "long-name.json": (
+        lambda: json.dumps(llara()).replace("item 0", 500 * "x").encode(),
+        "has 500 characters in a name, and 300 is the limit here",
+    ),
     "many.parquet": (
         lambda: as_parquet(pa.table({"user": pa.nulls(10**6, pa.int8()), "item": pa.nulls(10**6, pa.int8())})),
         "has 1,000,000 rows, and 300,000 is the limit",

@@ -11,6 +11,7 @@ would give it away a little more. The price is false negatives: the user comes t
 
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt64
@@ -127,13 +128,8 @@ def split_by_time(
         )
     ]
     from_end = likes[user] - 1 - place  # 0: the user's last line
-    splits = Splits(
-        name,
-        train=tuple(lines[line] for line in np.flatnonzero(from_end > 1)),
-        validation=tuple(lines[line] for line in np.flatnonzero(from_end == 1)),
-        test=tuple(lines[line] for line in np.flatnonzero(from_end == 0)),
-        items=tuple(titles),
-    )
+    train, validation, test = (tuple(compress(lines, part)) for part in (from_end > 1, from_end == 1, from_end == 0))
+    splits = Splits(name, train, validation, test, tuple(titles))
     found = {"order": ties, "neighbours": neighbours, "tied": int(tied.sum()), "users": int(tied[last].sum())}
     return with_report(splits, dropped, interactions=int(likes[kept].sum()), ties=found)
 

@@ -85,13 +85,12 @@ def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int
     Raises ValueError if the seed or a count is negative.
     """
     here = world(seed)
-    counts = {"train": train, "validation": validation, "test": test}
-    splits = {}
+    parts = []
     first_user = 0
-    for (split, count), stream in zip(counts.items(), _seeds(seed)[1:4], strict=True):
-        splits[split] = _users(here, np.random.default_rng(stream), first_user, count)
+    for count, stream in zip((train, validation, test), _seeds(seed)[1:4], strict=True):
+        parts.append(_users(here, np.random.default_rng(stream), first_user, count))
         first_user += count
-    return here, Splits("catalog", splits["train"], splits["validation"], splits["test"], here.items)
+    return here, Splits("catalog", parts[0], parts[1], parts[2], here.items)
 
 
 def fresh_users(seed: int, count: int) -> tuple[Interaction, ...]:
@@ -202,22 +201,16 @@ def next_item_probabilities(
 
 def _histories(here: World, interactions: Sequence[Interaction]) -> Int[np.ndarray, "batch steps"]:
     number = {item: place for place, item in enumerate(here.items)}
-    lines = np.empty((len(interactions), HISTORY), dtype=int)
-    for row, line in zip(lines, interactions, strict=True):
-        numbers = [number.get(item, -1) for item in line.history]
-        genres = {place // ARTISTS for place in numbers}
-        if (
-            len(set(numbers)) != len(numbers)
-            or len(numbers) != HISTORY
-            or -1 in numbers
-            or len(genres) > GENRES_OF_A_USER
-        ):
+    lines = [[number.get(item, -1) for item in line.history] for line in interactions]
+    for line, numbers in zip(interactions, lines, strict=True):
+        known = {*numbers} - {-1}
+        genres = {place // ARTISTS for place in known}
+        if not len(known) == len(numbers) == HISTORY or len(genres) > GENRES_OF_A_USER:
             raise ValueError(
                 f"User {line.user}: the catalogue with seed {here.seed} cannot produce this history; the oracle needs "
                 f"{HISTORY} different items of that catalogue, from at most {GENRES_OF_A_USER} genres."
             )
-        row[:] = numbers
-    return lines
+    return np.array(lines, dtype=int).reshape(-1, HISTORY)
 
 
 def _next_genre(genres: Int[np.ndarray, "batch steps"]) -> Float[np.ndarray, "batch genres"]:

@@ -5,7 +5,6 @@ Everything that is decided here for the user is reported, by an error or by a se
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,15 +15,16 @@ from minipo.experiments.datasets.by_time import LIKED
 from minipo.experiments.datasets.sources import shown
 
 HIGHEST = 5  # the best rating, unless `liked_from` is given
+MOST = float(np.finfo(float).max)
 
 # What databases, pandas and spreadsheets write for a missing value, and what is never a name.
-MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A")  # and "nan" in any case
+# The last two are MySQL's for a date.
+MISSING = ("", "\\N", "NULL", "<NA>", "NaT", "#N/A", "0000-00-00", "0000-00-00 00:00:00")  # and "nan" in any case
 # What may mean that, or be a name: there is a film "NA" and a band "None". In lower case.
 DOUBTFUL = (
     "na", "n/a", "none", "null", "(null)", "[null]", "nil", "nat", "undefined", "unknown", "missing", "-", "--", "?",
     "-1", "#n/a", "#na", "#ref!", "#value!", "#name?", "#null!", "#div/0!",
 )  # fmt: skip
-NO_DATE = ("0000-00-00", "0000-00-00 00:00:00")  # MySQL's
 # Days whose first second stands for "unknown" or "forever" where most times are recent: zero on the clocks of
 # databases, spreadsheets and operating systems.
 PLACEHOLDERS = np.array(
@@ -88,7 +88,7 @@ def times_of(
         raise ValueError(
             f"{label}: the column timestamp does not hold points in time ({kind}); write dates, or seconds since 1970."
         )
-    values = _without_missing(_as_numbers(column).to_pandas())
+    values = _values(column)
     notes: list[str] = []
     dates = not pd.api.types.is_numeric_dtype(values)
     points, text = values, values.dtype == "str"
@@ -105,7 +105,7 @@ def times_of(
     else:
         numbers = pd.to_numeric(values, errors="coerce")
     advice = "write seconds since 1970 throughout, or ISO 8601 throughout, such as 2024-03-31 18:00:00"
-    found = _checked(label, "timestamp", values, numbers, np.isfinite, advice)
+    found = _checked(label, "timestamp", values, numbers, MOST, advice)
     placeholders, said = _unlike_most(label, found, dates)
     return np.where(placeholders, np.nan, found), placeholders, notes + said
 
@@ -149,51 +149,39 @@ def ratings_of(
     Raises ValueError, which begins with `label`, if a value is not a rating, if one is above 5 and `liked_from` is not
     given, or if none is liked.
     """
-    values = _without_missing(_as_numbers(column).to_pandas())
-    advice = (
-        f"use ratings from 1 to {HIGHEST}, or leave the column out so that every row counts as liked; for another "
-        f"scale, give the lowest rating that counts as liked (--liked-from)"
-    )
-    ratings = _checked(
-        label,
-        called,
-        values,
-        pd.to_numeric(values, errors="coerce"),
-        np.isfinite if liked_from is not None else lambda numbers: numbers <= HIGHEST,
-        advice if liked_from is None else "use numbers",
-    )
-    least = LIKED if liked_from is None else liked_from
+    values = _values(column)
+    called, least, highest = shown([called]), LIKED if liked_from is None else liked_from, MOST
+    advice = "use numbers"
+    if liked_from is None:
+        highest = HIGHEST
+        advice = (
+            f"use ratings from 1 to {HIGHEST}, or leave the column out so that every row counts as liked; for another "
+            f"scale, give the lowest rating that counts as liked (--liked-from)"
+        )
+    ratings = _checked(label, called, values, pd.to_numeric(values, errors="coerce"), highest, advice)
     if not (ratings >= least).any():
-        where = "" if called == "rating" else f" (the column {shown([called])})"
-        raise ValueError(f"{label}: no rating{where} is {least:g} or more, so nothing counts as liked; {advice}.")
+        raise ValueError(f"{label}: no {called} is {least:g} or more, so nothing counts as liked; {advice}.")
     zeros = int((ratings <= 0).sum())
-    if zeros and liked_from is None:
-        return ratings, [
-            f"{zeros:,} rows have a {called} of 0 or less and count as not liked; if it means unrated, leave it empty."
-        ]
-    return ratings, []
+    note = f"{zeros:,} rows have a {called} of 0 or less and count as not liked; if it means unrated, leave it empty."
+    return ratings, [note] * bool(zeros and liked_from is None)
 
 
-def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Decimals as floating-point numbers, which pandas supports."""
-    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
-
-
-def _without_missing(values: pd.Series) -> pd.Series:
-    """Text that means a missing time or rating, as missing."""
+def _values(column: pa.ChunkedArray) -> pd.Series:
+    """A column for pandas; text that means a missing time or rating is missing."""
+    values = (column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column).to_pandas()
     if values.dtype != "str":
         return values
     text = values.str.strip().str.lower()
-    missing = {*(name.lower() for name in MISSING), "nan", *DOUBTFUL, *NO_DATE} - {"-1"}
+    missing = {*(name.lower() for name in MISSING), "nan", *DOUBTFUL} - {"-1"}
     return values.where(~text.isin(missing))
 
 
 def _checked(
-    label: str, column: str, values: pd.Series, numbers: pd.Series, fine: Any, advice: str
+    label: str, column: str, values: pd.Series, numbers: pd.Series, highest: float, advice: str
 ) -> Float[np.ndarray, " rows"]:
-    """The numbers; raises ValueError with the first value that is not a number or is not `fine`."""
+    """The numbers; raises ValueError with the first value that is not a number, or is above the highest."""
     found = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    wrong = np.flatnonzero(values.notna().to_numpy() & ~fine(found))
+    wrong = np.flatnonzero(values.notna().to_numpy() & ~((found >= -MOST) & (found <= highest)))
     if len(wrong):
         value = shown([str(values.iloc[wrong[0]])])
         raise ValueError(

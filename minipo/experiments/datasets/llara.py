@@ -15,7 +15,7 @@ joined, how many of them fit several users, and how many continue rows that are 
 import re
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -128,17 +128,13 @@ def _check_names(path: Path, rows: Sequence[Row]) -> None:
     """Raises ValueError if names in histories are joined by anything but "::"."""
     taken = {name for history, _, _ in rows for name in history}
     known = {name for _, _, candidates in rows for name in candidates}
-    joined = sorted(name for name in taken - known if _holds_names(name, known))
+    parts = {name: [part in known for part in SEPARATOR.split(name)] for name in taken - known}
+    joined = sorted(name for name, are_names in parts.items() if 2 * sum(are_names) > len(are_names))
     advice = "join names in historyList by '::', or write a list of them."
     if 10 * len(joined) > len(taken):  # some titles are made of other titles
         raise ValueError(f"{path}: {joined[0][:80]!r} in a history joins several candidates' names; {advice}")
     if not taken & known:
         raise ValueError(f"{path}: no name in a history, such as {min(taken)[:80]!r}, is any row's candidate; {advice}")
-
-
-def _holds_names(text: str, known: Container[str]) -> bool:
-    parts = SEPARATOR.split(text)
-    return len(parts) > 1 and 2 * sum(part in known for part in parts) > len(parts)
 
 
 def _by_user(rows: Sequence[Row], users: Sequence[int], first: int) -> list[list[Interaction]]:

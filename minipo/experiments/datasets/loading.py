@@ -34,9 +34,7 @@ def _own(
         is_llara = tables.is_llara(path)
     if not is_llara:
         return own.read(path, seed, ties=ties, titles=titles, liked_from=liked_from)
-    _check_settings(path, titles, liked_from)
-    if ties is not None:
-        raise ValueError(f"{path} contains LLaRA rows, which have no times, so there are no ties; leave ties out.")
+    _check_settings(path, ties=ties, titles=titles, liked_from=liked_from)
     return llara.read(path, seed)
 
 
@@ -100,26 +98,20 @@ def check_dataset(
     path = Path(name).expanduser()
     known_kind = ending(path.name) in FILES
     if name in DATASETS:
-        if ties is not None and name != "ml-100k":
-            raise ValueError(f"{name} has no times, so there are no ties; leave ties out.")
-        _check_settings(name, titles, liked_from)
+        _check_settings(name, ties=None if name == "ml-100k" else ties, titles=titles, liked_from=liked_from)
     elif not path.exists():
         if known_kind or len(path.parts) > 1:
             raise ValueError(f"There is no file {name}; check the path, or name one of {', '.join(DATASETS)}.")
         lookup("dataset", str(name), DATASETS)
     elif not path.is_dir() and not known_kind:
         raise ValueError(f"{name} is not a file that minipo reads; give one whose name ends in {', '.join(FILES)}.")
-    elif titles is not None and not Path(titles).expanduser().is_file():
-        raise ValueError(f"There is no file {titles}; titles must be the path of a table of ids and titles.")
-    elif titles is not None and ending(str(titles)) not in TITLES:
-        raise ValueError(
-            f"{titles} is not a table of titles that minipo reads; give one whose name ends in {', '.join(TITLES)}."
-        )
+    elif titles is not None and not (Path(titles).expanduser().is_file() and ending(str(titles)) in TITLES):
+        raise ValueError(f"{titles} is not a file of ids and titles; give one whose name ends in {', '.join(TITLES)}.")
 
 
-def _check_settings(name: str | Path, titles: str | Path | None, liked_from: float | None) -> None:
+def _check_settings(name: str | Path, **settings: object) -> None:
     """Raises ValueError if a setting of tables is given for other data."""
-    for setting, value in (("titles", titles), ("liked_from", liked_from)):
+    for setting, value in settings.items():
         if value is not None:
             raise ValueError(
                 f"{setting} applies only to a table of your own interactions, which {name} is not; leave it out."

@@ -21,12 +21,6 @@ from minipo.experiments.datasets.sources import Source, find, shown
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.datasets.titles import named
 
-# Columns that may say how much a user liked an item, apart from names with "rating", "score" or "stars".
-OPINIONS = (
-    "label", "event", "eventtype", "feedback", "like", "liked", "likes", "click", "clicked", "weight", "behavior",
-    "behaviortype", "action", "actiontype", "reaction", "preference", "grade", "vote", "votes", "interaction",
-)  # fmt: skip
-
 
 def read(
     path: Path,
@@ -129,14 +123,8 @@ def _columns(table: tables.Table) -> list[str]:
         notes.append(f"Columns read: {', '.join(renamed)}.")
     if table.others:
         notes.append(f"Columns ignored: {shown(table.others)}.")
-    opinions = [
-        name for name in table.others
-        if tables.plain(name) in OPINIONS or any(part in tables.plain(name) for part in ("rating", "score", "stars"))
-    ]  # fmt: skip
-    if opinions and "rating" not in table.called:
-        notes.append(
-            f"Every row counts as liked; if {shown(opinions)} says which are, give it as numbers in a column rating."
-        )
+    if table.others and "rating" not in table.called:
+        notes.append("Every row counts as liked; if an ignored column says which are, name it rating, with numbers.")
     return notes
 
 

@@ -78,7 +78,14 @@ def find(path: Path) -> tuple[list[Source], Source | None]:
     archive = not path.is_dir() and ending(path.name) == ".zip"
     if not archive and not path.is_dir():
         return [Source(path)], None
-    names = _members(path) if archive else files(path)
+    if archive:
+        try:
+            with zipfile.ZipFile(path) as opened:
+                names = _seen(opened.namelist())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a readable zip archive ({error}); create it again.") from None
+    else:
+        names = files(path)
     tables = [name for name in names if ending(name) in TABLES and not (archive and ending(name) == ".parquet")]
 
     def source(name: str) -> Source:
@@ -108,23 +115,16 @@ def files(folder: Path) -> list[str]:
 
     Raises ValueError if it is a table whose log says which files count.
     """
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     if any(part in LOGGED for name in names for part in name.split("/")):
         raise ValueError(f"{folder} is a table whose log says which of its files count; export it as one Parquet file.")
     return _seen(names)
 
 
 def _seen(names: Iterable[str]) -> list[str]:
-    """Without the files that Spark and macOS write for themselves."""
-    return [name for name in names if not any(part.startswith((".", "_")) for part in name.split("/"))]
-
-
-def _members(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _seen(sorted(name for name in archive.namelist() if not name.endswith("/")))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable zip archive ({error}); create it again.") from None
+    """Sorted, without folders and the files that Spark and macOS write for themselves."""
+    own = (".", "_")
+    return sorted(name for name in names if not any(part.startswith(own) or not part for part in name.split("/")))
 
 
 def shown(names: Sequence[str]) -> str:

@@ -90,8 +90,8 @@ class Table:
     @property
     def others(self) -> list[str]:
         """The columns that were not read, without pandas' index."""
-        read = self.called.values()
-        return [name for name in self.found if name.strip() and name not in read and name[:14] != "__index_level_"]
+        rest = (name for name in self.found if name.strip() and name not in self.called.values())
+        return [name for name in rest if not name.startswith("__index_level_")]
 
 
 def read(sources: Sequence[Source], layout: Layout, folder: Path | None = None) -> Table:

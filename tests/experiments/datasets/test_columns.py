@@ -164,9 +164,7 @@ def test_a_rating_of_another_name_is_read_and_reported(table, save, called):
     splits = load_dataset(save(table.assign(**{called: rated})))
     assert splits == load_dataset(save(table.assign(rating=rated), "plain.csv"))
     assert splits.report["notes"] == [f"Columns read: {called} as rating."]
-    with pytest.raises(
-        ValueError, match=rf"no rating \(the column {called}\) is 4 or more, so nothing counts as liked"
-    ):
+    with pytest.raises(ValueError, match=rf"no {called} is 4 or more, so nothing counts as liked"):
         load_dataset(save(table.assign(**{called: 1})))
 
 
@@ -175,7 +173,7 @@ def test_ignored_columns_are_reported_and_those_that_may_be_ratings_asked_for(ta
     assert splits == load_dataset(save(table, "plain.csv"))
     assert splits.report["notes"] == [
         "Columns ignored: label, event, year.",
-        "Every row counts as liked; if label, event says which are, give it as numbers in a column rating.",
+        "Every row counts as liked; if an ignored column says which are, name it rating, with numbers.",
     ]
 
 
@@ -234,11 +232,11 @@ def test_settings_of_tables_are_refused_for_other_data(save, settings, message):
     [
         (
             {"titles": "nowhere.csv"},
-            "There is no file nowhere.csv; titles must be the path of a table of ids and titles",
+            "nowhere.csv is not a file of ids and titles; give one whose name ends in .csv, .tsv, .item",
         ),
         (
             {"titles": __file__},
-            "is not a table of titles that minipo reads; give one whose name ends in .csv, .tsv, .item",
+            "is not a file of ids and titles; give one whose name ends in .csv, .tsv, .item",
         ),
         ({"liked_from": float("nan")}, "liked_from must be a number, not nan"),
     ],

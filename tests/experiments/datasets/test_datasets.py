@@ -87,9 +87,13 @@ def test_a_negative_seed_is_refused():
     ("name", "ties", "message"),
     [
         ("ml-100k", "rows", "Unknown order of ties 'rows'. Known: file, random"),
-        ("catalog", "random", "catalog has no times, so there are no ties; leave ties out"),
-        ("lastfm", "file", "lastfm has no times"),
-        ("rows.json", "random", r"rows\.json contains LLaRA rows, which have no times, so there are no ties"),
+        (
+            "catalog",
+            "random",
+            "ties applies only to a table of your own interactions, which catalog is not; leave it out",
+        ),
+        ("lastfm", "file", "ties applies only to a table of your own interactions, which lastfm is not"),
+        ("rows.json", "random", r"ties applies only to a table of your own interactions, which \S*rows\.json is not"),
     ],
 )
 def test_ties_are_for_data_with_times(tmp_path, name, ties, message):
