@@ -224,37 +224,26 @@ def differences(code: str) -> np.ndarray:
     return np.array([np.frombuffer(row["differences"], np.int8) for row in rows])
 
 
-def collect_all() -> None:
-    """Collect the pairs that the server's queue has finished, for all experiments, even if nobody is looking."""
+def collect(code: str | None = None) -> None:
+    """Collect the pairs that the server's queue has finished, for one experiment or all."""
     with database() as connection:
         rows = connection.execute(
-            "select distinct code from entries join jobs on jobs.token = entries.token "
-            "where entries.arrived is null and jobs.state = 'done'"
-        ).fetchall()
-    for row in rows:
-        collect(row["code"])
-
-
-def collect(code: str) -> None:
-    """Collect the pairs that the server's queue has finished for an experiment."""
-    with database() as connection:
-        rows = connection.execute(
-            "select entries.viewer, entries.seed, entries.token from entries join jobs on jobs.token = entries.token "
-            "where entries.code = ? and entries.arrived is null and jobs.state = 'done'",
+            "select entries.code, entries.viewer, entries.seed, entries.token from entries join jobs "
+            "on jobs.token = entries.token where entries.arrived is null and jobs.state = 'done' "
+            "and entries.code = coalesce(?, entries.code)",
             (code,),
         ).fetchall()
-    experiment = find(code) if rows else None
     for row in rows:
         try:
-            pair = cast(Experiment, experiment).read(jobs.folder_of(row["token"]) / "result.json", row["seed"])
+            pair = cast(Experiment, find(row["code"])).read(jobs.folder_of(row["token"]) / "result.json", row["seed"])
         except ValueError as error:
             with database() as connection:
                 connection.execute(
                     "update entries set token = null, problem = ? where code = ? and seed = ?",
-                    (jobs.private(str(error)), code, row["seed"]),
+                    (jobs.private(str(error)), row["code"], row["seed"]),
                 )
             continue
-        _take(code, row["viewer"], pair)
+        _take(row["code"], row["viewer"], pair)
 
 
 def _take(code: str, viewer: str, pair: pairs.Pair) -> None:

@@ -23,17 +23,9 @@ def settings_of(world: recorded.World) -> dict[str, dict[int, tuple[str, int]]]:
         for row, run in enumerate(recorded.grid(each).table.to_dict("records")):
             if run["objective"] == "sft":
                 continue
-            words = recorded.labelled(run).rpartition(", seed")[0]
-            part = [line for line in recorded.PARTS if all(run[k] == v for k, v in recorded.LINES[line].items())]
-            found.setdefault(", ".join([words, *part]), {})[int(run["seed"])] = each, row
+            words = recorded.labelled(run).rpartition(", seed")[0] + recorded.part_of(run)
+            found.setdefault(words, {})[int(run["seed"])] = each, row
     return found
-
-
-def ranks_of(world: recorded.World, run: Ranked) -> np.ndarray:
-    if run is None:
-        return recorded.grid(recorded.WORLDS[world][0]).baselines["sft"]
-    grid, row = run
-    return recorded.grid(grid).ranks[row]
 
 
 def who(world: recorded.World) -> None:
@@ -50,10 +42,12 @@ def who(world: recorded.World) -> None:
             )
             for at, (letter, when) in zip(usual, (("a", "before"), ("b", "after")), strict=True)
         ]
-        seeds = sorted(set.intersection(*({*settings[each]} for each in chosen if each != SFT), *all_seeds(settings)))
+        every = {seed for runs in settings.values() for seed in runs}
+        seeds = sorted(every.intersection(*(settings[each] for each in chosen if each != SFT)))
         seed = pick("Seed", seeds, "pair_seed", WORDS["seed"], width=90, on_change=forget_user)
     runs: list[Ranked] = [None if each == SFT else settings[each][seed] for each in chosen]
-    before, after = (ranks_of(world, run) for run in runs)
+    sft = recorded.grid(recorded.WORLDS[world][0]).baselines["sft"]
+    before, after = (sft if run is None else recorded.grid(run[0]).ranks[run[1]] for run in runs)
     names = chosen[0], chosen[1]
     st.markdown(collapse.user_sentence(before, after, names, moved_by(before, after)))
     users = numbers(world, len(before))
@@ -81,10 +75,6 @@ def who(world: recorded.World) -> None:
 def moved_by(before: np.ndarray, after: np.ndarray) -> Interval:
     """HR@1 under the ranks `after` minus `before`, of one seed."""
     return paired_interval(((after == 0).astype(float) - (before == 0))[None])
-
-
-def all_seeds(settings: dict[str, dict[int, tuple[str, int]]]) -> list[set[int]]:
-    return [{seed for runs in settings.values() for seed in runs}]
 
 
 def tested(world: recorded.World) -> tuple[Interaction, ...]:

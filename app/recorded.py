@@ -1,5 +1,7 @@
 """The recorded runs, with names, read once for all viewers."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
@@ -100,37 +102,41 @@ def labelled(run: Any) -> str:
     return f"{label}{', DynamicPO' * (run['dynamic'] == 'on')}, K = {run['negatives']}, seed {run['seed']}"
 
 
+def part_of(run: Any) -> str:
+    """The part or control of DynamicPO that a recorded run is of, after a comma; empty if it is of none."""
+    parts = [part for part in PARTS if all(run[setting] == value for setting, value in LINES[part].items())]
+    return "".join(f", {part}" for part in parts)
+
+
+def with_probes() -> Iterator[tuple[str, int, dict[Any, Any]]]:
+    """The recorded runs with saved log-probs of candidates: grid, row, and the row's content."""
+    for name in ("objectives", "parts", "settings"):
+        with suppress(ValueError, KeyError):  # an unreadable grid has no runs
+            table = grid(name).table.to_dict("index")
+            yield from [(name, row, table[row]) for row in grid(name).probes]
+
+
 @st.cache_resource(show_spinner=False)
 def mistakes() -> list[tuple[Mistake, str]]:
     """Every recorded user with a mistake, with the run's name: plain DMPO with many negatives first."""
     found = []
-    for name in ("objectives", "parts", "settings"):
-        try:
-            for number, path in grid(name).probes.items():
-                run = grid(name).table.to_dict("index")[number]
-                order = (run["dynamic"] == "on", run["objective"] != "dmpo", -run["negatives"])
-                found += [(order, mistake, labelled(run)) for mistake in why.mistakes(files.read_parquet(path))]
-        except (ValueError, KeyError):  # an unreadable grid or probe has no users
-            continue
-    return [(mistake, title) for _, mistake, title in sorted(found, key=lambda entry: entry[0])]
+    for name, row, run in sorted(
+        with_probes(), key=lambda each: (each[2]["dynamic"], each[2]["objective"] != "dmpo", -each[2]["negatives"])
+    ):
+        with suppress(ValueError, KeyError):  # an unreadable probe has no users
+            found += [(mistake, labelled(run)) for mistake in why.mistakes(files.read_parquet(grid(name).probes[row]))]
+    return found
 
 
 @st.cache_resource(show_spinner=False)
 def probed() -> dict[str, tuple[str, int]]:
     """The recorded runs with saved log-probs of candidates, by a label for links: grid and row."""
     found = {}
-    for name in ("objectives", "parts", "settings"):
-        try:
-            table = grid(name).table.to_dict("index")
-            for row in grid(name).probes:
-                run = table[row]
-                parts = [part for part in PARTS if all(run[setting] == value for setting, value in LINES[part].items())]
-                label = ", ".join([labelled(run), *parts])
-                if name == "settings":
-                    label += f", SFT of {run['sft_epochs']:g} epochs, learning rate {run['learning_rate']:g}"
-                found[label] = name, row
-        except (ValueError, KeyError):  # an unreadable grid has no runs
-            continue
+    for name, row, run in with_probes():
+        label = labelled(run) + part_of(run)
+        if name == "settings":
+            label += f", SFT of {run['sft_epochs']:g} epochs, learning rate {run['learning_rate']:g}"
+        found[label] = name, row
     return found
 
 

@@ -157,7 +157,7 @@ def end_all(patience: float) -> None:
 def tidy() -> None:
     while True:
         with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
-            experiments.collect_all()  # before the jobs are removed
+            experiments.collect()  # before the jobs are removed
             jobs.tidy()
         time.sleep(600)
 

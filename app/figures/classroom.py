@@ -79,7 +79,7 @@ def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) ->
                 showlegend=bool(guessed.any()),
             )  # fmt: skip
     seeds = entries["seed"]
-    figure.update_xaxes(range=_around(seeds, 0.7), tickformat="d", **_ticks(seeds))
+    figure.update_xaxes(**_whole(seeds))
     figure.update_yaxes(range=[low, high])
     title = f"{len(found)} paired difference{'s' * (len(found) != 1)}, one per seed"
     return lay_out(figure, 400, title, "seed", AXIS, margin_t=66)
@@ -100,18 +100,14 @@ def class_closing(intervals: Sequence[Interval], colour: str) -> go.Figure:
     if len(intervals) > 1:
         first, last = high[0] - low[0], high[-1] - low[-1]
         title = f"The interval {'narrows' if last < first else 'widens'}: {first:.1f} → {last:.1f} points wide"
-    figure.update_xaxes(range=_around(counts, 0.5), **_ticks(counts))
+    figure.update_xaxes(**_whole(counts))
     return lay_out(figure, 400, title, "differences, in order of arrival", AXIS, margin_t=66)
 
 
-def _around(places: Sequence[int] | pd.Series, room: float) -> list[float]:
-    return [min(places, default=0) - room, max(places, default=0) + room]
-
-
-def _ticks(places: Sequence[int] | pd.Series) -> dict[str, object]:
-    """Only whole numbers, and not too many."""
-    width = max(places, default=0) - min(places, default=0)
-    return {"dtick": next(step for step in (1, 2, 5, 10, 20, 50, 100) if width / step <= 12 or step == 100)}
+def _whole(places: Sequence[int] | pd.Series) -> dict[str, object]:
+    """An axis with room around these whole numbers, and ticks at whole numbers only, not too many."""
+    low, high = min(places, default=0), max(places, default=0)
+    return {"range": [low - 0.7, high + 0.7], "tickformat": "d", "tick0": low, "dtick": max(1, -(-(high - low) // 12))}
 
 
 def difference_sentence(labels: tuple[str, str], interval: Interval) -> str:

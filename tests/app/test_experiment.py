@@ -160,7 +160,7 @@ def test_a_pair_that_ended_while_nobody_looked_counts_before_its_job_is_removed(
     jobs.finish(job.token, "done", "")
     with jobs.database() as connection:
         connection.execute("update jobs set ended = 1")
-    experiments.collect_all()  # as the worker does it
+    experiments.collect()  # as the worker does it
     jobs.tidy()
     assert jobs.find(job.token) is None
     assert experiments.table(code)["difference"].tolist() == pytest.approx([-0.05])
