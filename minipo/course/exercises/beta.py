@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,31 +20,18 @@ BOUND = 1 - math.tanh(1) / 2  # 0.6192
 # ------------------------------------------------------------------------------------------------------- constructions
 
 
-@dataclass(frozen=True)
-class _Negative:
-    """A boundary negative of a row, with the parts of its β."""
+class _Negative(NamedTuple):
+    """A boundary negative of a row, with the parts of its β: x = above / below the fraction's line."""
 
     column: int
-    plus: float
+    plus: float  # a violator's is 0 or below
     minus: float
+    above: float
+    below: float
     ratio: float  # β_k / β
 
-    @property
-    def violates(self) -> bool:
-        return self.plus <= 0
-
-    @property
-    def above_the_line(self) -> float:
-        return self.plus - self.minus - MARGIN
-
-    @property
-    def below_the_line(self) -> float:
-        return abs(self.plus) + abs(self.minus)
-
     def __str__(self) -> str:
-        x = "undefined (0 below the line)"
-        if self.below_the_line:
-            x = _number(self.above_the_line / self.below_the_line)
+        x = _number(self.above / self.below) if self.below else "undefined (0 below the line)"
         margins = f"Δ⁺ = {_number(self.plus)}, Δ⁻ = {_number(self.minus)}"
         return f"negative {self.column}: {margins}, x = {x}, β_k = {self.ratio:.3f} β"
 
@@ -61,7 +47,8 @@ def _kept(answer: Any, rows: int) -> list[list[_Negative]]:
     plus = logps[:, :1] - logps[:, 1:]
     left_out = ~kept | kept.all(1, keepdim=True)  # where there is no discriminative one, m is the mean of all
     minus = (plus * left_out).sum(1, keepdim=True) / left_out.sum(1, keepdim=True) - plus
-    parts = torch.stack([plus, minus, dual_margin_beta(logps, kept, 1.0, MARGIN)], dim=2).tolist()
+    above, below = plus - minus - MARGIN, plus.abs() + minus.abs()
+    parts = torch.stack([plus, minus, above, below, dual_margin_beta(logps, kept, 1.0, MARGIN)], dim=2).tolist()
     return [
         [_Negative(k + 1, *row[k]) for k in inside.nonzero().flatten().tolist()]
         for row, inside in zip(parts, kept, strict=True)
@@ -76,7 +63,7 @@ def _half(answer: Any) -> str:
         graver = " Raising a violator further does not help: then x goes to −1, and β_k to 0.619 β."
         raise Wrong(
             f"The smallest β of the boundary is that of {least}. That is above 0.51 β: tanh comes near −1 only where x "
-            f"is −2.3 or less.{graver if least.violates and least.minus >= 0 else ''} What makes a fraction with −γ "
+            f"is −2.3 or less.{graver if least.plus <= 0 and least.minus >= 0 else ''} What makes a fraction with −γ "
             "above the line large?"
         )
     return f"The smallest is that of {least}."
@@ -85,18 +72,18 @@ def _half(answer: Any) -> str:
 @task("3.2 equal")
 def _equal(answer: Any) -> str:
     zero_above, zero_below = _kept(answer, rows=2)
-    nearest = min(zero_above, key=lambda negative: (negative.below_the_line == 0, abs(negative.ratio - 1)))
-    if nearest.below_the_line == 0:
+    nearest = min(zero_above, key=lambda negative: (negative.below == 0, abs(negative.ratio - 1)))
+    if nearest.below == 0:
         raise Wrong(f"Row 0 has {nearest}. That is row 1's case: in row 0 the denominator must not be 0.")
     if abs(nearest.ratio - 1) > 1e-6:
         raise Wrong(
             f"In row 0 the nearest to β is {nearest}. For β_k = β the numerator Δ⁺ − Δ⁻ − γ must be 0; it is "
-            f"{_number(nearest.above_the_line)} with γ = {MARGIN:g}."
+            f"{_number(nearest.above)} with γ = {MARGIN:g}."
         )
-    least = min(zero_below, key=lambda negative: negative.below_the_line)
-    if least.below_the_line > 0:
+    least = min(zero_below, key=lambda negative: negative.below)
+    if least.below > 0:
         raise Wrong(
-            f"In row 1 no boundary negative has |Δ⁺| + |Δ⁻| = 0; the smallest is {_number(least.below_the_line)}, of "
+            f"In row 1 no boundary negative has |Δ⁺| + |Δ⁻| = 0; the smallest is {_number(least.below)}, of "
             f"{least}. Δ⁺ = 0 says where s_k is, and Δ⁻ = 0 where the mean of the discriminative ones is. With Δ⁺ = 0 "
             "the negative is a violator: who can be left out, and on which side of s_k?"
         )
@@ -113,7 +100,7 @@ def _above(answer: Any) -> str:
             "much, compared with |Δ⁺| + |Δ⁻|. "
             + (
                 "A negative above the chosen item has Δ⁺ ≤ 0: it is not the mistakes that are pushed hardest. Who is?"
-                if most.violates
+                if most.plus <= 0
                 else "How far below the chosen item must a negative be, and how near to the others?"
             )
         )
@@ -123,12 +110,12 @@ def _above(answer: Any) -> str:
 @task("3.4 exception")
 def _exception(answer: Any) -> str:
     (kept,) = _kept(answer, rows=1)
-    violators = [negative for negative in kept if negative.violates]
+    violators = [negative for negative in kept if negative.plus <= 0]
     if not violators:
         raise Wrong(
             "The row has no violator: no negative is at or above the chosen item. The bound speaks of violators."
         )
-    violators = [negative for negative in violators if negative.below_the_line > 0]
+    violators = [negative for negative in violators if negative.below > 0]
     if not violators:
         raise Wrong(
             "Every negative equals the chosen item: β_k = β, for want of a denominator, as in 3.2. The bound leaves "
