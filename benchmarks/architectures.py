@@ -35,6 +35,7 @@ from transformers import TrainingArguments
 
 import minipo
 from minipo.compatibility.architectures import disable_dropout
+from minipo.experiments.files import fill_in
 from minipo.scoring import candidate_logps, pack, packed_logps
 from minipo.trainers import PreferenceTrainer
 
@@ -253,37 +254,19 @@ def _send(name: str, sender: Any) -> None:
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The page docs/architectures.md."""
+    """The tables of docs/architectures.md, whose beginning explains them."""
     tables = [[row for row in rows if (" on " in row.name) == adapters] for adapters in (False, True)]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     lines = [
-        "# What minipo scores, and how",
-        "",
-        "A tiny model with random weights of every causal architecture that transformers knows, and of GPT-2 and Llama "
-        "with every kind of adapter of peft, scored by `minipo.candidate_logps` and, to compare, by one forward per "
-        "candidate without padding or mask: short rows, rows beyond every window, more candidates than the context "
-        "holds, rows that fill the context, and one that is too long. `python benchmarks/architectures.py` regenerates "
-        "this page.",
-        "",
-        "- *packed*: a row holds the prompt once, then all candidates. *one by one*: each candidate has a row, which "
-        "takes longer; minipo warns and says why. *both*: short rows are packed, longer ones are not.",
-        "- *refused*: minipo raises a ValueError with this sentence. *not built*: it cannot be tried here.",
-        "- difference: the largest between minipo's score of a candidate and the plain one, in nats.",
-        "- train: the largest difference that training mode makes once `disable_dropout` has run, in nats; every "
-        "dropout of the configuration is set to 0.3. Where noise is left, `PreferenceTrainer` refuses the model.",
-        "- reference: the largest difference between the reference of a trainer that adds the adapter and the scores "
-        "of the model without it, in nats.",
-        "",
         f"{datetime.now(UTC):%-d %B %Y}, {libraries}, float32 on a CPU. {_counts(tables[0], 'architectures')} "
         f"{_counts(tables[1], 'kinds of adapters')}",
-        "",
     ]
     headers = [
         "architecture | class | scored | why | difference | train",
         "adapter | scored | why | difference | train | reference",
     ]
     for table, header in zip(tables, headers, strict=True):
-        lines += [f"| {header} |", "|---" * (header.count("|") + 1) + "|", *map(_line, table), ""]
+        lines += ["", f"| {header} |", "|---" * (header.count("|") + 1) + "|", *map(_line, table)]
     return "\n".join(lines)
 
 
@@ -320,7 +303,7 @@ def main() -> None:
             if given.only:
                 print(row)
     if not given.only:
-        REPORT.write_text(report(rows), encoding="utf-8")
+        fill_in(REPORT, "python benchmarks/architectures.py", report(rows))
     sys.exit(any(row.faults for row in rows))
 
 

@@ -54,18 +54,19 @@ def train(page: Page, number: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(address: str) -> dict[str, float]:
-    """Open, slide and train."""
-    with chromium() as browser:
+def benchmark(quick: bool) -> Report:
+    """Open, slide and train. A smoke run takes as long and writes nothing."""
+    with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address, chromium() as browser:
         page = browser.new_page(viewport=SIZE)
         cold = paint(page, address)
         warm = [paint(page, address) for _ in range(5)]
         page.wait_for_timeout(1000)
-        page.screenshot(path=ROOT / "docs" / "first-page.png")
+        if not quick:
+            page.screenshot(path=ROOT / "docs" / "first-page.png")
         answers = [slide(page) for _ in range(12)]
         page.goto(f"{address}/lab")
         runs = [train(page, number) for number in (1, 2)]
-    return {
+    seconds = {
         "first paint, first session of the server": cold,
         "first paint, warm server, median of 5": statistics.median(warm),
         "slider to new sentence, median of 12": statistics.median(answers),
@@ -73,12 +74,6 @@ def measure(address: str) -> dict[str, float]:
         "live run, 300 steps at K = 15, the server's first, which computes the reference": runs[0],
         "live run, 300 steps at K = 15, reference in the cache": runs[1],
     }
-
-
-def benchmark(quick: bool) -> Report:
-    """With a server of its own; a smoke run is as long, and only writes nothing."""
-    with tempfile.TemporaryDirectory() as folder, served_app(Path(folder)) as address:
-        seconds = measure(address)
     return {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minipo.experiments.files import read_json, whole_file
+from minipo.experiments.files import fill_in, read_json
 
-README = Path(__file__).parents[1] / "README.md"
-MARKS = ("<!-- made by: python benchmarks/report.py -->", "<!-- end -->")
 WAYS = ("minipo", "plain", "generate")  # of scoring
 
 
@@ -157,7 +155,4 @@ def readme() -> str:
 
 
 if __name__ == "__main__":
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    with whole_file(README) as draft:
-        draft.write_text(f"{before}{MARKS[0]}\n{readme()}\n{MARKS[1]}{after}", encoding="utf-8")
+    fill_in(Path(__file__).parents[1] / "README.md", "python benchmarks/report.py", readme())

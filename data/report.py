@@ -11,11 +11,10 @@ from recipes import BETA, HARDEST, RANDOM, SELECTION, Settings, choose_more_sft
 
 from minipo.course.figures.style import verdict
 from minipo.experiments.comparison import older_data
-from minipo.experiments.files import read_json, whole_file
+from minipo.experiments.files import fill_in, read_json
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, check_same_data, difference, load_recorded
 from minipo.experiments.runs import DATA
 
-MARKS = ("<!-- made by: python data/record.py report -->", "<!-- end -->")
 NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
 HEADLINE = [{"negatives": count, "dynamic": on} for count, on in ((1, "off"), (19, "off"), (19, "on"))]
 
@@ -23,9 +22,7 @@ HEADLINE = [{"negatives": count, "dynamic": on} for count, on in ((1, "off"), (1
 def write() -> None:
     """Rewrites both files between their marks."""
     for name, text in (("README.md", readme()), ("FINDINGS.md", findings())):
-        before, _, rest = (DATA.parent / name).read_text(encoding="utf-8").partition(MARKS[0])
-        with whole_file(DATA.parent / name) as draft:
-            draft.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")
+        fill_in(DATA.parent / name, "python data/record.py report", text)
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -95,13 +95,17 @@ def test_the_table_counts_and_a_fault_is_the_exit_status(script, monkeypatch, tm
     }
     monkeypatch.setattr(script, "names", lambda: list(rows))
     monkeypatch.setattr(script, "alone", rows.get)
-    monkeypatch.setattr(script, "REPORT", tmp_path / "architectures.md")
+    page = tmp_path / "architectures.md"
+    page.write_text("# Words\n\n<!-- made by: python benchmarks/architectures.py -->\nold\n<!-- end -->\n")
+    monkeypatch.setattr(script, "REPORT", page)
     monkeypatch.setattr(sys, "argv", ["architectures.py"])
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 1
     assert "wrong by 2.1" in capsys.readouterr().out
-    written = (tmp_path / "architectures.md").read_text(encoding="utf-8")
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith("# Words\n\n<!-- made by")
+    assert "old" not in written
     assert "2 architectures in 2 rows: 1 packed, 1 wrong or failing." in written
     assert "| llama | LlamaForCausalLM | packed |  | 1e-05 | 0 |" in written
     assert "| opt | OPTForCausalLM | **long rows: wrong by 2.1** |" in written

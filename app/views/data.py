@@ -112,9 +112,8 @@ def reading(token: str) -> None:
     job = jobs.find(token)
     if job is None or not job.active:
         st.rerun()  # the page needs no more refresh
-    before = jobs.place(token)
-    waits = f"{before} run{'s wait' if before > 1 else ' waits'} before it" if before else "next in line"
-    doing = f"waits in the queue, {waits}." if job.state == "waiting" else "is being read."
+    waits = f"waits in the queue, place {jobs.place(token) + 1}."
+    doing = waits if job.state == "waiting" else "is being read."
     with st.container(horizontal=True, vertical_alignment="center"):
         st.info(f"{plain(job.name)} {doing}", icon=":material/hourglass_top:", width="stretch")
         st.button(

@@ -48,6 +48,14 @@ def write_json(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def fill_in(page: Path, command: str, text: str) -> None:
+    """Write what `command` makes into a Markdown file, between a comment that names it and the next one, "end"."""
+    begin, end = f"<!-- made by: {command} -->", "<!-- end -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    with whole_file(page) as draft:
+        draft.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def read_json(path: Path, kind: type = object) -> Any:
     """The JSON in `path`, an instance of `kind`; ValueError in one sentence if it is missing or damaged."""
     found = read(path, lambda path: json.loads(path.read_text(encoding="utf-8")), "remove its folder and run again")

@@ -20,7 +20,7 @@ from minipo.experiments.configuration import PreferConfig, check_negatives, make
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.fetch import SOURCES
 from minipo.experiments.files import whole_file
-from minipo.experiments.runs import Run, versions
+from minipo.experiments.runs import versions
 from minipo.experiments.training import prefer
 from minipo.names import lookup
 
@@ -104,9 +104,8 @@ def train_pair(
     splits = splits_of(configs[0])
     for config in configs:
         check_negatives(splits, config.negatives)
-    runs: list[Run] = []
-    for name, config in zip(("left", "right"), configs, strict=True):
-        runs.append(prefer(folder and Path(folder, name), progress=progress, **asdict(config)))
+    folders = (folder and Path(folder, name) for name in ("left", "right"))
+    runs = [prefer(run, progress=progress, **asdict(config)) for run, config in zip(folders, configs, strict=True)]
     ranks = [run.users["rank"].to_numpy(np.int32) for run in runs]
     pair = Pair(*configs, splits.fingerprint, ranks[0], ranks[1], float(runs[0].summary["sft_hr@1"]), versions())
     if out is not None:
@@ -116,18 +115,17 @@ def train_pair(
 
 def write_pair(pair: Pair, out: Path) -> None:
     """Write the pair's file atomically."""
+
+    def side(config: PreferConfig, ranks: Int32[np.ndarray, " users"]) -> dict[str, Any]:
+        return {"settings": asdict(config), "hr@1": float((ranks == 0).mean()), "ranks": ranks.tolist()}
+
     content = {
         "kind": "pair",
         "seed": pair.seed,
         "dataset_fingerprint": pair.fingerprint,
         "sft_hr@1": pair.sft,
-        **{
-            name: {"settings": asdict(config), "hr@1": float((ranks == 0).mean()), "ranks": ranks.tolist()}
-            for name, config, ranks in (
-                ("left", pair.left, pair.left_ranks),
-                ("right", pair.right, pair.right_ranks),
-            )
-        },
+        "left": side(pair.left, pair.left_ranks),
+        "right": side(pair.right, pair.right_ranks),
         "versions": pair.versions,
     }
     with whole_file(out) as draft:

@@ -74,7 +74,7 @@ def test_the_example_can_be_used_as_if_it_were_ones_own():
     app = opened("data")
     app.button(key="use_example").click().run()
     (token,) = link(app, "data")
-    assert "waits in the queue, next in line" in text(app)
+    assert "waits in the queue, place 1" in text(app)
     job = jobs.find(token)
     assert job is not None
     assert read(job).state == "done"

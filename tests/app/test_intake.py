@@ -205,7 +205,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {  # made when they are asked 
     "workbook.zip": (lambda: zipped("", **{"xl/workbook.xml": "<x/>"}).replace(b"table.csv", b"table.xml"), "no table"),
     "binary.zip": (lambda: zipped(bytes(range(256)) * 40), "holds NUL bytes, so it is not text in UTF-8"),
     "huge-cell.dat": (lambda: b"1::2::5::3\n1::" + 400 * b"2" + b"::5::4\n", "line 2: a cell has more than 300 char"),
-    "two-columns.dat": (lambda: b"1::2\n", "has no header and 2 columns, where MovieLens has user, item, rating"),
+    "two-columns.dat": (lambda: b"1::2\n", "lacks the columns user, item, timestamp; its columns are 1, 2"),
     "array.jsonl": (lambda: b'[{"user": 1}]', "row 1: this is not a JSON object"),
     "deep.jsonl": (lambda: 100_000 * b"[" + 100_000 * b"]", "cannot be read"),
     "archive.csv": (

@@ -16,7 +16,7 @@ from itertools import compress
 import numpy as np
 from jaxtyping import Bool, Int, Shaped, UInt64
 
-from minipo.experiments.datasets.splits import ALMOST_ALL, TIES, Interaction, Splits, with_report
+from minipo.experiments.datasets.splits import ALMOST_ALL, TIES, Interaction, Splits, remarks, with_report
 from minipo.names import lookup
 
 HISTORY = 10  # the most items a line's history holds
@@ -67,11 +67,10 @@ def split_by_time(
     never = len(titles) - met  # how many items each user never met
 
     fits = (likes >= FEWEST) & (never >= NEGATIVES)
+    drawn = np.argsort(keyed(seed, number), kind="stable")
+    total = np.cumsum(np.where(fits, likes - SHORTEST, 0)[drawn])
     too_many = np.zeros_like(fits)
-    if (likes - SHORTEST)[fits].sum() > LINES:
-        drawn = np.argsort(keyed(seed, number), kind="stable")
-        total = np.cumsum(np.where(fits, likes - SHORTEST, 0)[drawn])
-        too_many[drawn[total > LINES]] = True
+    too_many[drawn[total > LINES]] = True
     kept = fits & ~too_many
     dropped = {
         **dropped,
@@ -91,12 +90,6 @@ def split_by_time(
     last = np.cumsum(likes[kept]) - 2  # each user's last pair, in `tied`
     neighbours = len(rows) - int(kept.sum())
     ties = ties or ("random" if tied.sum() > MANY_TIES * neighbours else "file")
-    if tied.sum() > ALMOST_ALL * neighbours:
-        warnings.warn(
-            f"{name}: {tied.sum():,} of {neighbours:,} neighbouring liked items of a user share their time, so that "
-            f"{'chance' if ties == 'random' else 'the order of the rows'} decides what came last; use finer times.",
-            stacklevel=3,
-        )
     if ties == "random":
         order = np.lexsort((keyed(seed, number[owner], items, np.array([2 * NEGATIVES + 1])), times, owner))
         items, liked = items[order], liked[order]
@@ -131,7 +124,10 @@ def split_by_time(
     train, validation, test = (tuple(compress(lines, part)) for part in (from_end > 1, from_end == 1, from_end == 0))
     splits = Splits(name, train, validation, test, tuple(titles))
     found = {"order": ties, "neighbours": neighbours, "tied": int(tied.sum()), "users": int(tied[last].sum())}
-    return with_report(splits, dropped, interactions=int(likes[kept].sum()), ties=found)
+    splits = with_report(splits, dropped, interactions=int(likes[kept].sum()), ties=found)
+    if tied.sum() > ALMOST_ALL * neighbours:
+        warnings.warn(f"{name}: {remarks(splits.report)['ties']}.", stacklevel=3)
+    return splits
 
 
 def keyed(seed: int, *keys: Int[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:

@@ -35,7 +35,6 @@ def form(source: Source, unnamed: Sequence[str]) -> Form:
     """How a table is written, judged by its first lines; columns is [] if it is empty.
 
     unnamed: the columns of MovieLens' files without a header, in their order; "..." at the end means any others.
-    Raises ValueError if such a file has other columns.
     """
     encoding, quoted = _encoding(source), source.ending not in UNQUOTED
     separator, replaced = "", None
@@ -54,14 +53,10 @@ def form(source: Source, unnamed: Sequence[str]) -> Form:
         first = first.replace(*replaced)
     separator = separator or max(",;\t|", key=first.count)  # spreadsheets write that of their locale
     cells = next(csv.reader([first], delimiter=separator)) if quoted else first.split(separator)
-    headless = source.ending in MOVIELENS and cells[0].strip().isdecimal()
+    named = [name for name in unnamed if name != "..."]
+    fits = len(cells) == len(named) or (len(cells) > len(named) and "..." in unnamed)
+    headless = source.ending in MOVIELENS and cells[0].strip().isdecimal() and fits
     if headless:
-        named = [name for name in unnamed if name != "..."]
-        if len(cells) < len(named) or (len(cells) > len(named) and "..." not in unnamed):
-            raise ValueError(
-                f"{source} has no header and {len(cells)} columns, where MovieLens has {', '.join(named)}; write a "
-                f"first line that names the columns."
-            )
         cells = [*named, *(f"column {place + 1}" for place in range(len(named), len(cells)))]
     return Form(cells, separator, skip - headless, encoding, quoted, replaced)
 
@@ -100,10 +95,13 @@ def rows(source: Source, written: Form, names: Sequence[int] = ()) -> Iterator[l
     mark that does not enclose its cell, and for a cell longer than `csv.field_size_limit`.
     """
     start, spanning = written.skip + 1, 0
-    misquoted = (
-        f"{source}, line {{:,}}: a quotation mark does not enclose its cell, so that what follows it would be lost; "
-        f'close the quotation mark at the end of its cell, and write one inside a name as "".'
-    )
+
+    def misquoted(line: int) -> ValueError:
+        return ValueError(
+            f"{source}, line {line:,}: a quotation mark does not enclose its cell, so that what follows it would be "
+            f'lost; close the quotation mark at the end of its cell, and write one inside a name as "".'
+        )
+
     with source.lines(written.encoding) as text:
         lines: Iterable[str] = islice(text, written.skip, None)
         if written.replaced:
@@ -120,7 +118,7 @@ def rows(source: Source, written: Form, names: Sequence[int] = ()) -> Iterator[l
                 if after > start + 1:
                     spanning = spanning or start
                     if any(re.search(r"[\r\n]", row[place]) for place in names if place < len(row)):
-                        raise ValueError(misquoted.format(start))
+                        raise misquoted(start)
                 if row and len(row) != len(written.columns):
                     raise ValueError(
                         f"{source}, line {start:,} has {len(row):,} cells where the first line has "
@@ -131,13 +129,13 @@ def rows(source: Source, written: Form, names: Sequence[int] = ()) -> Iterator[l
                 start = after
         except csv.Error as error:
             if "field limit" not in str(error):
-                raise ValueError(misquoted.format(start)) from None
+                raise misquoted(start) from None
             raise ValueError(
                 f"{source}, line {start:,}: a cell has more than {csv.field_size_limit()} characters, the limit here; "
                 f"shorten it, leave its column out, or close the quotation mark that it begins with."
             ) from None
     if spanning and _even(source, written):
-        raise ValueError(misquoted.format(spanning))
+        raise misquoted(spanning)
 
 
 def _even(source: Source, written: Form) -> bool:

@@ -90,6 +90,6 @@ def test_files_that_are_too_large_or_broken_are_one_sentence_and_the_app_stays_u
         page.reload()
         settled(page)
     bring(page, "zipped.csv", b"PK\x03\x04" + bytes(100))
-    expect(page.get_by_text("zipped.csv is a zip archive or an Excel workbook")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("zipped.csv holds NUL bytes, so it is not text in UTF-8")).to_be_visible(timeout=30_000)
     expect(page.get_by_text("An example, not yours:")).to_be_visible()
     assert "/" not in page.locator("[data-testid=stAlertContentError]").inner_text()

@@ -144,7 +144,7 @@ def test_chance_decides_where_more_than_a_tenth_of_neighbours_tie(tied, order):
 
 def test_times_that_say_nothing_are_warned_of():
     users, items = np.repeat(np.arange(5), 7), np.tile(np.arange(7), 5)
-    with pytest.warns(UserWarning, match="test: 30 of 30 neighbouring liked items .* chance decides what came last"):
+    with pytest.warns(UserWarning, match="test: 30 of 30 neighbouring .* chance, by the dataset's seed, decides which"):
         split(users, items, np.zeros(35), np.ones(35, dtype=bool), ties=None)
 
 
