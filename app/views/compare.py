@@ -12,7 +12,7 @@ import recorded
 import repeat
 import streamlit as st
 from figures.compared import compared, compared_sentence
-from shell import WORDS, check_link, choose, draw, head, plain, viewer
+from shell import WORDS, check_link, choose, distinct, draw, head, pick, plain, viewer
 
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
@@ -154,19 +154,6 @@ def link_runs() -> None:
         del st.query_params["run"]
 
 
-def names_of(found: Mapping[str, jobs.Job], taken: Sequence[str]) -> dict[str, str]:
-    """A unique name for each run by its token, different from the recorded lines'."""
-    used, names = set(taken), {}
-    for token, job in found.items():
-        name, number = job.name, 1
-        while name in used:
-            name = f"{job.name} (live{'' if number == 1 else f' {number}'})"
-            number += 1
-        used.add(name)
-        names[token] = name
-    return names
-
-
 def upload_name(dataset: str) -> str | None:
     """The file name of uploaded data, as its viewer named it; None for minipo's own data."""
     if not dataset.startswith(jobs.OWN):
@@ -306,12 +293,10 @@ def compare(mine: str) -> None:
     state = st.session_state
     first, second, third = st.columns([1.25, 3.6, 1.9])
     datasets = {recorded.DATASETS[dataset]: dataset for dataset, _ in recorded.worlds()}
-    data = first.selectbox(
-        "Recorded on", list(datasets), key="data", bind="query-params", filter_mode=None,
-        on_change=state.pop, args=("runs", None),
-        help="The data of the recorded runs to choose from. Runs on other data have other test users, so only their "
-        "numbers are shown side by side.",
-    )  # fmt: skip
+    help = "The data of the recorded runs to choose from. Runs on other data have other test users, so only their "
+    help += "numbers are shown side by side."
+    with first:
+        data = pick("Recorded on", datasets, "data", help, on_change=state.pop, args=("runs", None))
     dataset = datasets[data]
     known = choices(tuple(readable(dataset)))
     picked = second.multiselect(
@@ -320,7 +305,7 @@ def compare(mine: str) -> None:
         help="Runs of minipo's own records: each with all its seeds or, where the name says so, one of them.",
     )  # fmt: skip
     found = own_jobs(mine)
-    names = names_of(found, list(known))
+    names = distinct({token: job.name + " (live)" * (job.name in known) for token, job in found.items()})
     if "own" not in state:
         state["own"] = [token for token in linked() if token in found]
     state["own"] = [token for token in state["own"] if token in found]
@@ -335,10 +320,8 @@ def compare(mine: str) -> None:
     fourth, fifth = st.columns([1.25, 2.2], vertical_alignment="bottom")
     if state.get("baseline") not in by_name:
         state.pop("baseline", None)
-    baseline = fourth.selectbox(
-        "Baseline", list(by_name), key="baseline", bind="query-params", filter_mode=None,
-        help="The line that every other one is compared with.",
-    )  # fmt: skip
+    with fourth:
+        baseline = pick("Baseline", by_name, "baseline", "The line that every other one is compared with.")
     measures = {label: name for name, label in METRICS.items()}
     help = " ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP)
     with fifth:
