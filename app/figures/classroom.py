@@ -12,9 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
     GRID,
-    OBJECTIVE_COLOURS,
     QUIET,
     as_text,
     described,
@@ -38,11 +36,6 @@ def side_labels(left: PreferConfig, right: PreferConfig) -> tuple[str, str]:
         ", ".join([described(side), *(f"{name.replace('_', ' ')} {side[name]}" for name in differ)]) for side in sides
     )
     return first, second
-
-
-def colour_of(side: PreferConfig) -> str:
-    """The colour of an objective, or DynamicPO's."""
-    return DYNAMIC_COLOUR if side.dynamic == "on" else OBJECTIVE_COLOURS[side.objective]
 
 
 def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) -> go.Figure:

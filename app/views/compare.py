@@ -15,9 +15,8 @@ from figures.compared import compared, compared_sentence
 from shell import WORDS, check_link, choose, distinct, draw, head, pick, plain, viewer
 
 from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
-    OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
+    colour_of,
     in_points,
     level,
 )
@@ -363,12 +362,7 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
     mean = sum(values.mean() for values in base.outcomes(metric).values()) / len(base.outcomes(metric))
     escaped = {plain(name): interval for name, interval in intervals.items()}
     st.markdown(compared_sentence(escaped, METRICS[metric], plain(base.name), level(mean, metric)))
-    colours = {
-        line.name: DYNAMIC_COLOUR
-        if line.settings.get("dynamic") == "on"
-        else OBJECTIVE_COLOURS.get(line.settings.get("objective", "sft"))
-        for line in lines
-    }
+    colours = {line.name: colour_of(line.settings) for line in lines}
     figure = compared(intervals, METRICS[metric], base.name, colours)
     draw(figure, "differences", f"Each line's difference to {base.name} in {METRICS[metric]}, with its interval.")
     users = len(next(iter(base.ranks.values())))
