@@ -10,7 +10,7 @@ import limits
 import pandas as pd
 import recorded
 import streamlit as st
-from shell import WORDS
+from shell import WORDS, pick
 
 from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
@@ -81,14 +81,11 @@ def run_settings(
         models = [name for name in models if name.startswith("pocket-")]
     away = [name for name in (*recorded.DATASETS, *recorded.MODELS) if not recorded.is_here(name)]
 
-    def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> str:
+    def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> Any:
         key = prefix + name
         if state.get(key) not in options:  # no longer offered
             state.pop(key, None)
-        return st.selectbox(
-            label, options, options.index(opening[name]), format_func=shown, key=key, help=help, width=WIDTH,
-            bind="query-params", filter_mode=None, **more,
-        )  # fmt: skip
+        return pick(label, options, key, help, options.index(opening[name]), format_func=shown, width=WIDTH, **more)
 
     def number(name: str, label: str, low: float, high: float, step: float, help: str, **more: Any) -> Any:
         kind = type(getattr(PreferConfig, name))

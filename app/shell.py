@@ -5,7 +5,7 @@ Text that comes from data goes through `plain` before it enters Markdown; figure
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -75,6 +75,18 @@ def pick(label: str, options: Iterable[Any], key: str, help: str | None = None, 
     return st.selectbox(
         label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more
     )  # fmt: skip
+
+
+def distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """Runs' names by token, with a number behind a name that another one has already."""
+    labels: dict[str, str] = {}
+    for token, name in names.items():
+        label, number = name, 1
+        while label in labels.values():
+            number += 1
+            label = f"{name} · {number}"
+        labels[token] = label
+    return labels
 
 
 def plain(text: object) -> str:

@@ -12,9 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
     GRID,
-    OBJECTIVE_COLOURS,
     QUIET,
     as_text,
     described,
@@ -40,11 +38,6 @@ def side_labels(left: PreferConfig, right: PreferConfig) -> tuple[str, str]:
     return first, second
 
 
-def colour_of(side: PreferConfig) -> str:
-    """The colour of an objective, or DynamicPO's."""
-    return DYNAMIC_COLOUR if side.dynamic == "on" else OBJECTIVE_COLOURS[side.objective]
-
-
 def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) -> go.Figure:
     """A dot for each difference and an open diamond for each guess, above their seed; the mean in its 95 % interval.
 
@@ -66,14 +59,15 @@ def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) ->
     shapes = np.select(
         [entries["guess"] > high, entries["guess"] < low], ["triangle-up-open", "triangle-down-open"], "diamond-open"
     )
+    hollow = {"color": QUIET, "size": 10, "symbol": shapes[guessed], "line": {"width": 1.5}}
     for name, values, rows, marker in (
-        ("guess", entries["guess"], guessed, {"color": QUIET, "size": 10, "symbol": shapes[guessed]}),
+        ("guess", entries["guess"], guessed, hollow),
         ("difference", 100 * entries["difference"], entries["difference"].notna(), {"color": colour, "size": 12}),
     ):
         if rows.any():
             figure.add_scatter(
                 x=entries["seed"][rows], y=values[rows].clip(low + inset, high - inset), mode="markers", name=name,
-                marker={**marker, "line": {"width": 1.5}}, customdata=values[rows],
+                marker=marker, customdata=values[rows],
                 text=[as_text(student) for student in entries["name"][rows]],
                 hovertemplate="%{text}<br>%{fullData.name} %{customdata:+.1f} points<extra></extra>",
                 showlegend=bool(guessed.any()),

@@ -9,12 +9,11 @@ import plotly.graph_objects as go
 
 from minipo.course.figures.style import (
     AVERAGES,
-    DYNAMIC_COLOUR,
     FAINT,
     METRICS,
-    OBJECTIVE_COLOURS,
     add_line,
     as_text,
+    colour_of,
     lay_out,
     level,
     panels,
@@ -34,10 +33,6 @@ class Curves:
     settings: Mapping[str, Any]
     metrics: pd.DataFrame
     evaluations: pd.DataFrame
-
-    @property
-    def colour(self) -> str:
-        return DYNAMIC_COLOUR if self.settings["dynamic"] == "on" else OBJECTIVE_COLOURS[self.settings["objective"]]
 
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -61,13 +56,13 @@ def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
     places = {"rows": 3, "cols": 1, "row_heights": [0.27, 0.27, 0.46], "vertical_spacing": 0.09}
     figure = panels(titles, shared_xaxes=True, **places)
     for run, dash in zip(runs, DASHES, strict=False):
-        name = as_text(run.name, 60)
+        name, colour = as_text(run.name, 60), colour_of(run.settings)
         for row, (table, column, scale) in enumerate(
             ((run.metrics, "loss", 1), (run.evaluations, "pair_loss", 1), (run.evaluations, metric, percent)), start=1
         ):
             x, y = ([], []) if table.empty else (table["step"], scale * table[column])
             add_line(
-                figure, x, y, name, run.colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
+                figure, x, y, name, colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
                 marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1,
             )  # fmt: skip
     for start in starts:

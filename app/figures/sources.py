@@ -117,7 +117,7 @@ def on_unseen(pairs: Pairs, users: tuple[int, int]) -> go.Figure:
             rows[name], colours[name] = interval, colour
         labels += [f"<b>{as_text(left)}</b> minus {as_text(right)}", "unseen users"]
     title = f"The upper of each two: {users[0]:,} test users; below, {users[1]:,} unseen users"
-    inside = {"ticklabelposition": "inside top", "ticklabelshift": 6, "tickfont": {"size": 13}}
+    inside = {"ticklabelposition": "inside top", "ticklabelshift": 5, "range": [len(rows) - 0.5, -0.9]}
     return differences(rows, title, colours=colours).update_yaxes(ticktext=labels, **inside)
 
 

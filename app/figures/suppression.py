@@ -142,12 +142,7 @@ def push_lines(
         figure.update_xaxes(tickvals=sorted(table[over].unique()))
     figure.update_yaxes(tickformat="~g")
     if logarithmic:
-        # Bands have no name, and may be clipped.
-        drawn = np.concatenate([trace.y for trace in figure.data if trace.name], dtype=float, casting="unsafe")
-        low, high = np.log10(np.nanmin(drawn)), np.log10(np.nanmax(drawn))
-        figure.update_yaxes(
-            type="log", dtick="D2" if high - low < 2.3 else 1, exponentformat="none", range=[low - 0.25, high + 0.15]
-        )
+        figure.update_yaxes(type="log", dtick="D2", exponentformat="none")
     else:
         figure.update_yaxes(rangemode="tozero", nticks=6)
     legend = several or len(columns) > 1 or beside is not None

@@ -12,12 +12,11 @@ import recorded
 import repeat
 import streamlit as st
 from figures.compared import compared, compared_sentence
-from shell import WORDS, check_link, choose, draw, head, plain, viewer
+from shell import WORDS, check_link, choose, distinct, draw, head, pick, plain, viewer
 
 from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
-    OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
+    colour_of,
     in_points,
     level,
 )
@@ -152,19 +151,6 @@ def link_runs() -> None:
         st.query_params["run"] = st.session_state["own"]
     elif "run" in st.query_params:
         del st.query_params["run"]
-
-
-def names_of(found: Mapping[str, jobs.Job], taken: Sequence[str]) -> dict[str, str]:
-    """A unique name for each run by its token, different from the recorded lines'."""
-    used, names = set(taken), {}
-    for token, job in found.items():
-        name, number = job.name, 1
-        while name in used:
-            name = f"{job.name} (live{'' if number == 1 else f' {number}'})"
-            number += 1
-        used.add(name)
-        names[token] = name
-    return names
 
 
 def upload_name(dataset: str) -> str | None:
@@ -306,12 +292,10 @@ def compare(mine: str) -> None:
     state = st.session_state
     first, second, third = st.columns([1.25, 3.6, 1.9])
     datasets = {recorded.DATASETS[dataset]: dataset for dataset, _ in recorded.worlds()}
-    data = first.selectbox(
-        "Recorded on", list(datasets), key="data", bind="query-params", filter_mode=None,
-        on_change=state.pop, args=("runs", None),
-        help="The data of the recorded runs to choose from. Runs on other data have other test users, so only their "
-        "numbers are shown side by side.",
-    )  # fmt: skip
+    help = "The data of the recorded runs to choose from. Runs on other data have other test users, so only their "
+    help += "numbers are shown side by side."
+    with first:
+        data = pick("Recorded on", datasets, "data", help, on_change=state.pop, args=("runs", None))
     dataset = datasets[data]
     known = choices(tuple(readable(dataset)))
     picked = second.multiselect(
@@ -320,7 +304,7 @@ def compare(mine: str) -> None:
         help="Runs of minipo's own records: each with all its seeds or, where the name says so, one of them.",
     )  # fmt: skip
     found = own_jobs(mine)
-    names = names_of(found, list(known))
+    names = distinct({token: job.name + " (live)" * (job.name in known) for token, job in found.items()})
     if "own" not in state:
         state["own"] = [token for token in linked() if token in found]
     state["own"] = [token for token in state["own"] if token in found]
@@ -335,10 +319,8 @@ def compare(mine: str) -> None:
     fourth, fifth = st.columns([1.25, 2.2], vertical_alignment="bottom")
     if state.get("baseline") not in by_name:
         state.pop("baseline", None)
-    baseline = fourth.selectbox(
-        "Baseline", list(by_name), key="baseline", bind="query-params", filter_mode=None,
-        help="The line that every other one is compared with.",
-    )  # fmt: skip
+    with fourth:
+        baseline = pick("Baseline", by_name, "baseline", "The line that every other one is compared with.")
     measures = {label: name for name, label in METRICS.items()}
     help = " ".join(f"{label}: {HELP[name]}" for name, label in METRICS.items() if name in HELP)
     with fifth:
@@ -380,12 +362,7 @@ def figure_of(lines: Sequence[Line], base: Line, differences: Mapping[str, Diffe
     mean = sum(values.mean() for values in base.outcomes(metric).values()) / len(base.outcomes(metric))
     escaped = {plain(name): interval for name, interval in intervals.items()}
     st.markdown(compared_sentence(escaped, METRICS[metric], plain(base.name), level(mean, metric)))
-    colours = {
-        line.name: DYNAMIC_COLOUR
-        if line.settings.get("dynamic") == "on"
-        else OBJECTIVE_COLOURS.get(line.settings.get("objective", "sft"))
-        for line in lines
-    }
+    colours = {line.name: colour_of(line.settings) for line in lines}
     figure = compared(intervals, METRICS[metric], base.name, colours)
     draw(figure, "differences", f"Each line's difference to {base.name} in {METRICS[metric]}, with its interval.")
     users = len(next(iter(base.ranks.values())))

@@ -17,6 +17,7 @@ import streamlit as st
 from figures import classroom
 from shell import WORDS, check_link, draw, head, plain, viewer
 
+from minipo.course.figures.style import colour_of
 from minipo.experiments import pairs
 from minipo.experiments.configuration import PreferConfig, make_config
 
@@ -55,7 +56,7 @@ def results(code: str, version: int) -> Drawn:
     intervals = pairs.closing_in(differences) if len(differences) else []
     interval = intervals[-1] if intervals else None
     sides = experiment.sides()
-    colour = classroom.colour_of(sides[1])
+    colour = colour_of(vars(sides[1]))
     note = "No result has arrived yet."
     if interval is not None:
         means = entries[["left", "right", "sft"]].mean()
@@ -89,7 +90,7 @@ def example() -> Drawn:
     )
     sides = [make_config(PreferConfig, side) for side in (LEFT, RIGHT)]
     labels = classroom.side_labels(*sides)
-    intervals, colour = pairs.closing_in(differences), classroom.colour_of(sides[1])
+    intervals, colour = pairs.closing_in(differences), colour_of(vars(sides[1]))
     means = [100 * np.mean([side[seed] for seed in seeds]) for side in (left, right)]
     sft = 100 * grid.baseline("sft")[None].mean()
     return Drawn(

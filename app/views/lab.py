@@ -9,7 +9,7 @@ import recorded
 import streamlit as st
 from figures.live import Curves, live_runs, live_sentence
 from jobs import Job
-from shell import REMOVED, WORDS, check_link, choose, draw, head, plain, viewer
+from shell import REMOVED, WORDS, check_link, choose, distinct, draw, head, plain, viewer
 
 from minipo import load_dataset
 from minipo.course.figures import style
@@ -87,10 +87,7 @@ def bench(me: str, active: bool) -> None:
 def chosen(tokens: list[str], known: list[Job]) -> None:
     """A control for which runs are on the bench."""
     state = st.session_state
-    names = {job.token: job.name for job in known}
-    for token, name in names.items():  # distinguish equal names
-        if list(names.values()).count(name) > 1:
-            names[token] = f"{name} ({token[:4]})"
+    names = distinct({job.token: job.name for job in known})
     with st.popover(f"On the bench: {len(tokens)} of {BENCH}", icon=":material/checklist:"):
         state["bench"] = tokens
         st.multiselect(

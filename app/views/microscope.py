@@ -9,7 +9,7 @@ import jobs
 import recorded
 import streamlit as st
 from figures import microscope
-from shell import WORDS, check_link, draw, head, plain, viewer
+from shell import WORDS, check_link, distinct, draw, head, pick, plain, viewer
 
 from minipo import load_dataset
 from minipo.course import diagnostics
@@ -150,11 +150,7 @@ def choose_run(place: Any, who: str) -> str:
     if not names:
         recorded.grid("objectives")  # raises ValueError that says what is wrong with it
         raise ValueError("No run has saved log-probs: train one in the Live lab.")
-    shown: dict[str, str] = {}
-    for run, name in names.items():
-        label = " ".join(name.split()) or run
-        same = sum(other == label or other.startswith(f"{label} · ") for other in shown.values())
-        shown[run] = f"{label} · {same + 1}" if same else label
+    shown = distinct({run: " ".join(name.split()) or run for run, name in names.items()})
     if state.get("micro_run") not in shown:
         state["micro_run"] = linked
     run = place.selectbox(
@@ -204,11 +200,9 @@ def choose_moment(row: Any, shown: Source) -> tuple[int, int]:
     state = st.session_state
     users = list(shown.above)
     first = next((user for user, above in shown.above.items() if above == 1), users[0])
-    row.selectbox(
-        "Back and forth", list(AMONG), key="among", bind="query-params", width=142, filter_mode=None,
-        on_change=others, args=(shown,), help="Which users the arrows visit. A mistake is a negative ranked above the "
-        "chosen item after the run's last step.",
-    )  # fmt: skip
+    with row:
+        help = "Which users the arrows visit. A mistake is a negative ranked above the chosen item after the last step."
+        pick("Back and forth", AMONG, "among", help, width=142, on_change=others, args=(shown,))
     if state.get("user", first) not in users:
         state.pop("user")
     arrows: dict[str, Any] = {"width": 40, "on_click": turn}
@@ -251,18 +245,14 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
         place.caption(f"{run['objective']}, this run's own loss, is not drawn here; other losses on its log-probs are.")
         run["objective"] = "DMPO"
     with place:
-        objective = st.selectbox(
-            "Loss", list(OBJECTIVES), list(OBJECTIVES).index(run["objective"]), key="objective", filter_mode=None,
-            help=WORDS["objective"] + " At first the run's own: change it, and see what another loss would do to the "
-            "same log-probs.", **link,
-        )  # fmt: skip
+        help = " At first the run's own: change it, and see what another loss would do to the same log-probs."
+        place_of = list(OBJECTIVES).index(run["objective"])
+        objective = pick("Loss", OBJECTIVES, "objective", WORDS["objective"] + help, place_of)
         count = negatives
         if negatives > 1:
             count = st.slider("K, negatives", 1, negatives, run["K"], key="K", help=WORDS["K"], **link)
-        rule = st.selectbox(
-            "Negatives that enter", list(RULES), list(RULES).index(run["rule"]), key="rule", filter_mode=None,
-            help=f"All, as in the plain loss; DynamicPO's selection; or a control for it. {WORDS['boundary']}", **link,
-        )  # fmt: skip
+        help = f"All, as in the plain loss; DynamicPO's selection; or a control for it. {WORDS['boundary']}"
+        rule = pick("Negatives that enter", RULES, "rule", help, list(RULES).index(run["rule"]))
         adjust = st.toggle(
             "Dual-margin β", run["adjust_beta"], key="adjust_beta",
             help="DynamicPO's own β for each negative, from two margins.", **link,
@@ -280,16 +270,14 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
 
 def picture(who: str, every: float | None) -> None:
     """Controls, sentence and figure. every: seconds between automatic refreshes."""
-    state = st.session_state
     row = st.container(key="micro_row", horizontal=True, vertical_alignment="bottom", gap="small")
     area, side = st.columns([4.4, 1], gap="medium")
     training = False
     try:
         run = choose_run(row, who)
-        split = row.selectbox(
-            "Users", SPLITS, key="split", bind="query-params", width=135, filter_mode=None,
-            help="Validation users were recorded during training; test users before and after a recorded run.",
-        )  # fmt: skip
+        with row:
+            help = "Validation users were recorded during training; test users before and after a recorded run."
+            split = pick("Users", SPLITS, "split", help, width=135)
         shown = source(run, split)
         training = shown.training
         user, step = choose_moment(row, shown)
@@ -319,8 +307,8 @@ def picture(who: str, every: float | None) -> None:
                 "faint; tails begin at SFT. Each column of pushes has its own scale, the same for all steps. "
                 "Everything is computed now, from the log-probs that the run saved: another loss trains nothing."
             )
-    state["micro_every"] = POLL if training else None
-    if state["micro_every"] != every:
+    if training != (every is not None):
+        st.session_state["micro_every"] = POLL if training else None
         st.rerun()  # of the whole page, because only then the interval changes
 
 

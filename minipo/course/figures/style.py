@@ -103,6 +103,13 @@ def described(settings: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"K = {settings['negatives']}"])
 
 
+def colour_of(settings: Mapping[str, Any]) -> str:
+    """The colour of a run's objective, or DynamicPO's if that is on; ink for SFT."""
+    if settings.get("dynamic") == "on":
+        return DYNAMIC_COLOUR
+    return OBJECTIVE_COLOURS.get(settings.get("objective", ""), INK)
+
+
 def percent(share: float) -> str:
     """A share as a whole percentage."""
     return f"{100 * share:.0f} %"
