@@ -134,15 +134,10 @@ def rows(source: Source, written: Form, names: Sequence[int] = ()) -> Iterator[l
                 f"{source}, line {start:,}: a cell has more than {csv.field_size_limit()} characters, the limit here; "
                 f"shorten it, leave its column out, or close the quotation mark that it begins with."
             ) from None
-    if spanning and _even(source, written):
-        raise misquoted(spanning)
-
-
-def _even(source: Source, written: Form) -> bool:
-    """Whether every line is a row if quotation marks are ordinary characters.
-
-    Then a mark that seems to be closed some lines later may be a stray one, and the lines between them rows.
-    """
-    with source.lines(written.encoding) as lines:
-        separators = (line.count(written.separator) for line in islice(lines, written.skip, None) if line.strip())
-        return all(found == len(written.columns) - 1 for found in separators)
+    if spanning:
+        # A mark that seems to be closed some lines later may be a stray one, and the lines between them rows: so it is
+        # where every line is a row if quotation marks are ordinary characters.
+        with source.lines(written.encoding) as text:
+            separators = (line.count(written.separator) for line in islice(text, written.skip, None) if line.strip())
+            if all(found == len(written.columns) - 1 for found in separators):
+                raise misquoted(spanning)
