@@ -141,10 +141,12 @@ def push_lines(
     if over != "step":
         figure.update_xaxes(tickvals=sorted(table[over].unique()))
     figure.update_yaxes(tickformat="~g")
-    if logarithmic:
-        figure.update_yaxes(type="log", dtick="D2", exponentformat="none")
-    else:
-        figure.update_yaxes(rangemode="tozero", nticks=6)
+    scale = (
+        {"type": "log", "dtick": "D2", "exponentformat": "none"}
+        if logarithmic
+        else {"rangemode": "tozero", "nticks": 6}
+    )
+    figure.update_yaxes(scale)
     legend = several or len(columns) > 1 or beside is not None
     return lay_out(figure, 376, title, "step" if over == "step" else NEGATIVES, axis, margin_t=70, showlegend=legend)
 
@@ -163,35 +165,21 @@ def training_sentence(table: pd.DataFrame, plain: pd.DataFrame | None = None) ->
 
     plain: the same runs without DynamicPO, if `table`'s are with it.
     """
-    objectives = list(dict.fromkeys(table["objective"]))
     negatives, last = int(table["negatives"].iloc[0]), at_end(table)
-    if len(objectives) > 1:
+    if last["objective"].nunique() > 1:
         if negatives == 1:
-            return "At K = 1 the only negative counts as boundary, and all push is on it."
-        shares = last.groupby("objective", sort=False)["push_share"].mean()
-        counted = f"At K = {negatives} the boundary is {_range(last, 'boundary_share')} of the negatives at the end"
-        if (shares > 1 - 1e-9).all():
-            return f"{counted}, and all push is on it: nothing pushes the easy ones."
-        parts = ", ".join(f"{OBJECTIVE_LABELS[name]} **{percent(shares[name])}**" for name in objectives)
-        return f"{counted}; of all push, it gets: {parts}."
-    begin = table[table["step"] == table["step"].min()].mean(numeric_only=True)
-    end = last.mean(numeric_only=True)
-    label = OBJECTIVE_LABELS[objectives[0]] + " with DynamicPO" * (table["dynamic"].iloc[0] == "on")
-    since = "before training" if begin["step"] == 0 else f"step {begin['step']:.0f}"
-    text = f"At K = {negatives}, from {since} to the end, {label}'s push on a boundary negative "
-    text += _change(begin["push_boundary"], end["push_boundary"])
-    if end["push_discriminative"] > 0:
-        text += f", on an easy one it {_change(begin['push_discriminative'], end['push_discriminative'])}"
-    if np.isfinite(end["saturation"]):
-        text += f": σ(−z) goes from {short(begin['saturation'])} to {short(end['saturation'])}"
-    text += ". "
-    if end["push_discriminative"] > 0:
-        text += (
-            f"At the end the boundary is {percent(end['boundary_share'])} of the negatives and gets "
-            f"**{percent(end['push_share'])}** of all push."
+            return f"{NO_EASY}, and all push is on it."
+        means = last.groupby("objective", sort=False)[["boundary_share", "push_share"]].mean()
+        parts = ", ".join(f"{OBJECTIVE_LABELS[str(name)]} **{percent(gets)}**" for name, _, gets in means.itertuples())
+        counted = percent(means["boundary_share"].mean())
+        return (
+            f"At K = {negatives} the boundary is {counted} of the negatives at the end; of all push, it gets: {parts}."
         )
-    else:
-        text += f"{NO_EASY}." if negatives == 1 else "The easy ones are left out."
+    begin, end = table[table["step"] == table["step"].min()].mean(numeric_only=True), last.mean(numeric_only=True)
+    since = "before training" if begin["step"] == 0 else f"step {begin['step']:.0f}"
+    text = f"At K = {negatives}, from {since} to the end, {_moved(last, begin, end)}"
+    if not end["push_discriminative"] > 0:
+        text += f" {NO_EASY}." if negatives == 1 else " The easy ones are left out."
     if plain is not None and not plain.empty:
         ratio = end["push_boundary"] / at_end(plain)["push_boundary"].mean()
         text += f" The push on a boundary negative is **{short(ratio)} times** the plain run's."
@@ -202,36 +190,40 @@ def negatives_sentence(table: pd.DataFrame, before: pd.DataFrame | None = None) 
     """Describe pushes at the end of training against K, in Markdown. before: `push_boundary` before training, by
     `negatives`, of the one objective."""
     last = at_end(table)
-    groups = last.groupby(["objective", "negatives"], sort=False).mean(numeric_only=True)
-    objectives = list(dict.fromkeys(last["objective"]))
-    both = sorted(last.loc[last["push_discriminative"].notna(), "negatives"].unique())
-    ends = both if len(both) > 1 else sorted(last["negatives"].unique())
-    first, final = int(ends[0]), int(ends[-1])
-    if first == final:
-        return f"Recorded only at K = {first}."
-    if len(objectives) > 1:
+    both = last[last["push_discriminative"].notna()]
+    counted = (both if both["negatives"].nunique() > 1 else last)["negatives"]
+    ends = int(counted.min()), int(counted.max())
+    if ends[0] == ends[1]:
+        return f"Recorded only at K = {ends[0]}."
+    means = last.groupby(["objective", "negatives"], sort=False).mean(numeric_only=True)
+    when = f"From K = {ends[0]} to {ends[1]}, at the end of training,"
+    names = list(last["objective"].unique())
+    if len(names) > 1:
         changes = (
-            f"{OBJECTIVE_LABELS[name]} {_change(*(groups.loc[(name, k), 'push_boundary'] for k in (first, final)))}"
-            for name in objectives
+            f"{OBJECTIVE_LABELS[name]} {_change(*(means.loc[(name, k), 'push_boundary'] for k in ends))}"
+            for name in names
         )
-        when = f"From K = {first} to {final}, the push on a boundary negative at the end of training, by objective"
-        return f"{when}: {', '.join(changes)}."
-    name = objectives[0]
-    start, end = groups.loc[(name, first)], groups.loc[(name, final)]
-    label = OBJECTIVE_LABELS[name] + " with DynamicPO" * (last["dynamic"].iloc[0] == "on")
-    text = f"From K = {first} to {final}, {label}'s push on a boundary negative at the end of training "
-    text += f"**{_change(start['push_boundary'], end['push_boundary'])}**"
+        return f"{when} the push on a boundary negative, by objective: {', '.join(changes)}."
+    text = f"{when} {_moved(last, *(means.loc[(names[0], k)] for k in ends))}"
     if before is not None:
         untrained = before.set_index("negatives")["push_boundary"]
-        text += f"; before training it {_change(untrained[first], untrained[final])}"
-    text += "."
-    if start["push_discriminative"] > 0 and end["push_discriminative"] > 0:
-        text += f" On an easy one it {_change(start['push_discriminative'], end['push_discriminative'])} at the end;"
-        text += f" the boundary's part of all push goes from {percent(start['push_share'])} to "
-        text += f"{percent(end['push_share'])}."
-    if np.isfinite(start["saturation"]) and np.isfinite(end["saturation"]):
-        text += f" σ(−z) goes from {short(start['saturation'])} to {short(end['saturation'])}."
+        text += f" Before training, the push on a boundary negative {_change(*(untrained[k] for k in ends))}."
     return text
+
+
+def _moved(runs: pd.DataFrame, start: pd.Series, end: pd.Series) -> str:
+    """From one mean over runs of one objective to another: the pushes, σ(−z) and the boundary's part."""
+    label = OBJECTIVE_LABELS[runs["objective"].iloc[0]] + " with DynamicPO" * (runs["dynamic"].iloc[0] == "on")
+    text = f"{label}'s push on a boundary negative **{_change(start['push_boundary'], end['push_boundary'])}**"
+    easy = end["push_discriminative"] > 0
+    if easy:
+        text += f", on an easy one it {_change(start['push_discriminative'], end['push_discriminative'])}"
+    if np.isfinite(end["saturation"]):
+        text += f"; σ(−z) goes from {short(start['saturation'])} to {short(end['saturation'])}"
+    if easy:
+        text += f". The boundary's part of all push goes from {percent(start['push_share'])} to "
+        text += f"**{percent(end['push_share'])}**; it ends as {percent(end['boundary_share'])} of the negatives"
+    return f"{text}."
 
 
 def reading_sentence(begin: pd.DataFrame, logged: pd.DataFrame, probed: pd.DataFrame | None = None) -> str:
@@ -265,9 +257,3 @@ def _change(before: float, after: float) -> str:
     if 0.95 < fold < 1.05:
         return f"stays at {short(after)}"
     return f"falls {short(fold)}-fold" if fold > 1 else f"grows {short(1 / fold)}-fold"
-
-
-def _range(table: pd.DataFrame, column: str) -> str:
-    shares = table.groupby("objective")[column].mean()
-    low, high = f"{100 * shares.min():.0f}", percent(shares.max())
-    return high if high.startswith(low) else f"{low} to {high}"

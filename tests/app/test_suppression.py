@@ -41,11 +41,11 @@ def test_it_opens_with_its_figures_and_a_sentence_that_reads_them(pushes):
     app = opened("suppression")
     assert set(charts(app)) == {"pushes", "saturation", "share", "dilution"}
     # At the last steps, 280 to 300, 0.258 of 0.5 is left.
-    assert "At K = 19, from before training to the end, DMPO's push on a boundary negative falls 1.9-fold" in (
+    assert "At K = 19, from before training to the end, DMPO's push on a boundary negative **falls 1.9-fold**" in (
         sentence(app)
     )
     assert "σ(−z) goes from 0.50 to 0.26" in sentence(app)
-    assert re.search(r"the boundary is 25\s% of the negatives and gets \*\*25\s%\*\* of all push", sentence(app))
+    assert re.search(r"goes from 26\s% to \*\*25\s%\*\*; it ends as 25\s% of the negatives", sentence(app))
     assert lines(app, "pushes")["boundary"]["x"][:3] == [0, 10, 20]
     assert lines(app, "saturation")["DMPO"]["y"][0] == pytest.approx(0.5)
     assert "Means of 5 seeds" in text(app)
@@ -68,7 +68,7 @@ def test_another_k_and_its_only_negative(pushes):
 
 def test_against_k_it_is_the_end_of_training(pushes):
     app = opened("suppression", view="against K")
-    assert "From K = 3 to 19, DMPO's push on a boundary negative at the end of training **falls 6.3-fold**" in (
+    assert "From K = 3 to 19, at the end of training, DMPO's push on a boundary negative **falls 6.3-fold**" in (
         sentence(app)
     )
     drawn = lines(app, "pushes")

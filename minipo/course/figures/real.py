@@ -22,9 +22,9 @@ from minipo.course.figures.style import (
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
-    add_interval,
     add_level,
     add_line,
+    differences,
     lay_out,
     level,
     panels,
@@ -32,7 +32,6 @@ from minipo.course.figures.style import (
 from minipo.evaluation import Interval
 
 PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
-SYMBOLS = ("diamond", "circle", "square")  # of the worlds in `intervals`, in their order
 SEED_DASHES = ("solid", "dot", "dash", "dashdot")
 
 # ------------------------------------------------------------------------------------------------ train it now: a run
@@ -125,40 +124,21 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
-    """Paired differences with their 95 % intervals; filled where the interval excludes zero, open where it does not.
+    """Paired differences with their 95 % intervals, by name and, within a name, by world.
 
-    table: one row per difference: `name` of its line; `world`; `mean`, `low`, `high` in points; `objective` and
-    `variant` (a key of VARIANTS), which give the colour. worlds: all worlds, in the order of their symbols, so that
-    each has the same symbol in every figure. what: the difference in words, with its metric; it begins the title, which
-    then counts how many are below zero, above, and undecided.
+    table: one row per difference: `name`; `world`; `mean`, `low`, `high` in points; `objective` and `variant` (a key of
+    VARIANTS), which give the colour. worlds: all worlds, in order. what: the difference in words, with its metric; it
+    begins the title, which then counts how many are below zero, above, and undecided.
     """
-    names, symbols = list(dict.fromkeys(table["name"])), dict(zip(worlds, SYMBOLS, strict=False))
-    lines = table.assign(line=table["name"].map(names.index), part=table["world"].map(list(worlds).index))
-    lines = lines.sort_values(["line", "part"])
-    # One height per difference, from the top, with a gap between names.
-    heights = -(np.arange(len(lines)) + 0.6 * lines["line"].to_numpy())
-    figure = go.Figure()
-    for world in (world for world in worlds if world in set(table["world"])):
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=world, marker={"symbol": symbols[world], "size": 10, "color": INK}
-        )
-    for height, line in zip(heights, lines.to_dict("records"), strict=True):
-        colour = VARIANTS[line["variant"]][1] or OBJECTIVE_COLOURS[line["objective"]]
-        decided = line["low"] > 0 or line["high"] < 0
-        fill = colour if decided else "white"
-        marker = {"symbol": symbols[line["world"]], "color": fill, "line": {"color": colour, "width": 2}}
-        interval = Interval(*(line[end] / 100 for end in ("mean", "low", "high")))
-        hover, ink = f"{line['name']}, {line['world']}", INK if decided else QUIET
-        add_interval(figure, interval, height, colour, hover, ink, marker=marker, showlegend=False)
+    places = [*table["name"].unique(), *worlds]
+    rows, colours = {}, {}
+    for line in table.sort_values(["name", "world"], key=lambda column: column.map(places.index)).to_dict("records"):
+        label = f"<b>{line['name']}</b><br>{line['world']}"
+        rows[label] = Interval(*(line[end] / 100 for end in ("mean", "low", "high")))
+        colours[label] = VARIANTS[line["variant"]][1] or OBJECTIVE_COLOURS[line["objective"]]
     above, below = int((table["low"] > 0).sum()), int((table["high"] < 0).sum())
     title = f"{what}: {below} below zero, {above} above, {len(table) - above - below} undecided"
-    centres = [heights[(lines["line"] == number).to_numpy()].mean() for number in range(len(names))]
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5, "dash": "dash"})
-    figure.update_yaxes(tickvals=centres, ticktext=names, range=[heights.min() - 0.8, 0.8], showgrid=False)
-    height = int(150 + 26 * (heights.max() - heights.min() + 1))
-    return lay_out(
-        figure, height, title, "points, with 95 % intervals over users and seeds", margin={"t": 88, "r": 150}
-    )
+    return differences(rows, title, "points, with 95 % intervals over users and seeds", colours)
 
 
 def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -199,34 +200,8 @@ def error_bars(mean: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
 
 def in_points(interval: Interval) -> str:
     """A difference of shares of users in points, with its 95 % interval: mean [low, high]."""
-    mean, low, high = (
-        f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
-        for value in (interval.mean, interval.low, interval.high)
-    )
+    mean, low, high = (f"{100 * value:+.1f}".replace("-0.0", "+0.0").replace("-", "−") for value in astuple(interval))
     return f"{mean} [{low}, {high}]"
-
-
-def add_interval(
-    figure: go.Figure, interval: Interval, y: float, colour: str, hover: str, ink: str = INK, **more: Any
-) -> None:
-    """A difference with its 95 % interval, in points, and its numbers at the right. interval: as shares of users.
-
-    hover: begins the hover text. ink: the numbers' colour. more: further arguments of `add_scatter`.
-    """
-    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
-    marker = {"size": 11, "color": colour, "symbol": "diamond", **more.pop("marker", {})}
-    figure.add_scatter(
-        x=[mean], y=[y], mode="markers", marker=marker, error_x=error_bars(mean, low, high, colour),
-        hovertemplate=f"{hover}: {in_points(interval)}<extra></extra>", **more,
-    )  # fmt: skip
-    text = {"text": in_points(interval), "font": {"size": 13, "color": ink}}
-    figure.add_annotation(x=1.01, xref="paper", y=y, xanchor="left", **text)
-
-
-def add_point_band(figure: go.Figure) -> None:
-    """The line at zero, and a grey band one point to either side of it."""
-    figure.add_vrect(x0=-1, x1=1, fillcolor=SHADE, line_width=0, layer="below")
-    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
 
 
 def differences(
@@ -243,7 +218,8 @@ def differences(
     drawn as open circles. A grey band is one point to either side of zero.
     """
     figure = go.Figure()
-    add_point_band(figure)
+    figure.add_vrect(x0=-1, x1=1, fillcolor=SHADE, line_width=0, layer="below")
+    figure.add_vline(x=0, line={"color": QUIET, "width": 1.5}, layer="below")
     if seeds is not None:
         each = [(100 * value, place - 0.25) for place, label in enumerate(intervals) for value in seeds[label]]
         figure.add_scatter(
@@ -251,8 +227,16 @@ def differences(
             marker={"size": 8, "color": QUIET, "symbol": "circle-open"}, hovertemplate="%{x:+.1f}<extra></extra>",
         )  # fmt: skip
     for place, (label, interval) in enumerate(intervals.items()):
-        colour, legend = (colours or {}).get(label) or INK, seeds is not None and place == 0
-        add_interval(figure, interval, place, colour, label, name="mean, 95 % interval", showlegend=legend)
+        colour = (colours or {}).get(label) or INK
+        mean, low, high = (100 * value for value in astuple(interval))
+        figure.add_scatter(
+            x=[mean], y=[place], mode="markers", marker={"size": 11, "color": colour, "symbol": "diamond"},
+            error_x=error_bars(mean, low, high, colour), name="mean, 95 % interval",
+            showlegend=seeds is not None and place == 0,
+            hovertemplate=f"{label}: {in_points(interval)}<extra></extra>",
+        )  # fmt: skip
+        text = {"text": in_points(interval), "font": {"size": 13}, "xanchor": "left"}
+        figure.add_annotation(x=1.01, xref="paper", y=place, **text)
     lines = 1 + title.count("<br>")
     height = 102 + 20 * lines + 38 * len(intervals) + 28 * (seeds is not None)
     lay_out(figure, height, title, axis, margin_r=135)

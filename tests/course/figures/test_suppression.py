@@ -196,12 +196,12 @@ def test_sentences_of_pushes_follow_the_numbers():
         "push_share": [0.25, 0.87], "saturation": [0.5, 0.4],
     })  # fmt: skip
     said = training_sentence(runs)
-    assert "push on a boundary negative grows 2.0-fold, on an easy one it falls 10-fold" in said
-    assert "gets **87 %** of all push" in said
+    assert "push on a boundary negative **grows 2.0-fold**, on an easy one it falls 10-fold" in said
+    assert "goes from 25 % to **87 %**; it ends as 25 % of the negatives" in said
     few = runs.assign(negatives=3, push_boundary=[0.1, 0.4], push_share=0.5)
     against = negatives_sentence(pd.concat([few, runs]))
-    assert "From K = 3 to 19, DMPO's push on a boundary negative at the end of training **falls 2.0-fold**" in against
-    assert "goes from 50 % to 87 %" in against
+    assert "From K = 3 to 19, at the end of training, DMPO's push on a boundary negative **falls 2.0-fold**" in against
+    assert "goes from 50 % to **87 %**" in against
     begin = probed_pushes(pushes(pd.DataFrame({
         "step": 0, "user": 1, "candidate": range(5), "item": list("wabcd"), "reference": -5.0, "policy": -5.0,
     })))  # fmt: skip
