@@ -22,8 +22,8 @@ from minipo.course.figures.style import (
     QUIET,
     SATURATION_COLOUR,
     SHADE,
+    TEMPLATE,
     as_text,
-    lay_out,
     short,
 )
 
@@ -44,19 +44,28 @@ PARTS = {  # of a negative's push: heading, share of the width, colour (None: th
 }
 
 
-def _rows(figure: go.Figure, here: pd.DataFrame, left: int, **layout: Any) -> go.Figure:
-    """Lay out either figure: a row for each candidate, so that those of both figures line up."""
+def _rows(here: pd.DataFrame, left: int) -> dict[str, Any]:
+    """The layout of either figure: a row for each candidate, so that those of both figures line up. As a dictionary,
+    given to the figure at once, because the page draws both anew at every move of a control."""
     texts = [as_text(name, 17) for name in here["name"]]
     texts[0] = f"<b>{texts[0]}</b>"
-    labels = {"tickvals": here["place"], "ticktext": texts, "tickfont": {"size": 12}, "ticksuffix": " "}
-    figure.update_xaxes(fixedrange=True)
-    figure.update_yaxes(range=[len(here) + 0.5, 0.5], fixedrange=True, **labels)
     chosen = here["place"].iloc[0]
-    band = {"xref": "paper", "x0": 0, "x1": 1, "y0": chosen - 0.5, "y1": chosen + 0.5, "layer": "below"}
-    figure.add_shape(type="rect", **band, fillcolor=SHADE, line_width=0)
-    margin = {"l": left, "t": 40, "b": 52, "autoexpand": False}
-    # The panels' own ground would lie on the band.
-    return lay_out(figure, 92 + 18 * len(here), margin=margin, plot_bgcolor="rgba(0,0,0,0)", **layout)
+    return {
+        "template": TEMPLATE,
+        "height": 92 + 18 * len(here),
+        "margin": {"l": left, "t": 40, "b": 52, "autoexpand": False},
+        "plot_bgcolor": "rgba(0,0,0,0)",  # the panels' own ground would lie on the band
+        "yaxis": {
+            "range": [len(here) + 0.5, 0.5], "fixedrange": True, "tickvals": here["place"].to_numpy(),
+            "ticktext": texts, "tickfont": {"size": 12}, "ticksuffix": " ",
+        },
+        "shapes": [
+            {
+                "type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": SHADE, "xref": "paper",
+                "x0": 0, "x1": 1, "y0": chosen - 0.5, "y1": chosen + 0.5,
+            }
+        ],
+    }  # fmt: skip
 
 
 def candidates(table: pd.DataFrame, step: int) -> go.Figure:
@@ -98,26 +107,31 @@ def candidates(table: pd.DataFrame, step: int) -> go.Figure:
             "hovertemplate": "%{text}<br>log-prob %{x:.2f}, under SFT %{customdata:.2f}<extra></extra>",
         }  # fmt: skip
         drawn["error_x"] |= {"type": "data", "symmetric": False, "color": FAINT, "thickness": 1.2, "width": 0}
-    figure = go.Figure([line, *kinds])
+    layout = _rows(here, 4)
     steps = [each for each in sorted(table["step"].unique()) if each <= step]
     for group in range(here["group"].max() + 1):
         x, y = (here.loc[here["group"] == group, name] for name in ("logp", "place"))
-        figure.add_shape(
-            type="rect", layer="below", line_width=0, fillcolor=BANDS[2 if group == 0 else group % 2],
-            x0=x.min() - pad / 4, x1=x.max() + pad / 4, y0=y.min() - 0.5, y1=y.max() + 0.5,
+        layout["shapes"].append(
+            {
+                "type": "rect", "layer": "below", "line": {"width": 0},
+                "fillcolor": BANDS[2 if group == 0 else group % 2],
+                "x0": x.min() - pad / 4, "x1": x.max() + pad / 4, "y0": y.min() - 0.5, "y1": y.max() + 0.5,
+            }
         )  # fmt: skip
-    if len(steps) > 1:
-        figure.frames = [{"name": str(each), "data": places(each)} for each in steps]
+    frames = [{"name": str(each), "data": places(each)} for each in steps] if len(steps) > 1 else []
+    if frames:
         moving = {"duration": 700, "easing": "cubic-in-out"}
         how = {"mode": "immediate", "frame": {"duration": 800, "redraw": False}, "transition": moving}
-        play = {"label": "▶ play", "method": "animate", "args": [[frame.name for frame in figure.frames], how]}
+        play = {"label": "▶ play", "method": "animate", "args": [[frame["name"] for frame in frames], how]}
         look = {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 12, "color": QUIET}}
         place = {"x": 1, "xanchor": "right", "y": 0, "yanchor": "top", "pad": {"t": 18, "r": 2}}
-        figure.update_layout(updatemenus=[{"type": "buttons", "showactive": False, "buttons": [play], **place, **look}])
-    # Names are beside the axis, in the plot: a legend as wide as it fits a phone.
-    figure.update_xaxes(range=[ends.min() - pad, ends.max() + pad], nticks=7, domain=[0.31, 1])
-    legend = {"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False}
-    return _rows(figure, here, 4, legend=legend).update_xaxes(title_text="log-prob, nats")
+        layout["updatemenus"] = [{"type": "buttons", "showactive": False, "buttons": [play], **place, **look}]
+    layout["xaxis"] = {
+        "range": [ends.min() - pad, ends.max() + pad], "nticks": 7, "fixedrange": True, "title": "log-prob, nats",
+        "domain": [0.31, 1],  # names are beside the axis, in the plot: a legend as wide as it fits a phone
+    }  # fmt: skip
+    layout["legend"] = {"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False}
+    return go.Figure([line, *kinds], layout, frames)
 
 
 def pushes(table: pd.DataFrame, step: int) -> go.Figure:
@@ -132,7 +146,7 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
         del parts["slope"]
     widths = np.array([width for _, width, *_ in parts.values()])
     ends = np.cumsum(widths / widths.sum())
-    bars, axes = [], {}
+    bars, layout = [], _rows(here, 118) | {"showlegend": False}
     for number, (name, (heading, _, colour, meaning)) in enumerate(parts.items(), start=1):
         ink = INK if name == "push" else QUIET
         texts = [short(value) if used else "" for value, used in zip(here[name], here["used"], strict=True)]
@@ -148,12 +162,12 @@ def pushes(table: pd.DataFrame, step: int) -> go.Figure:
                 "hovertemplate": f"%{{customdata}}<br>{name} %{{x:.3g}}: {meaning}<extra></extra>",
             }
         )  # fmt: skip
-        axes[f"xaxis{number}"] = {
+        layout[f"xaxis{number}"] = {
             "domain": [ends[number - 1] - 0.97 * widths[number - 1] / widths.sum(), ends[number - 1]],
-            "range": [0, 2.5 * max(table[name].max(), 1e-12)], "side": "top", "showgrid": False,
+            "range": [0, 2.5 * max(table[name].max(), 1e-12)], "side": "top", "fixedrange": True, "showgrid": False,
             "showticklabels": False, "title": {"text": heading, "font": {"size": 11, "color": ink}},
         }  # fmt: skip
-    return _rows(go.Figure(bars), here, 118, showlegend=False, **axes)
+    return go.Figure(bars, layout)
 
 
 def sentence(
