@@ -141,7 +141,7 @@ def push_lines(
     if over != "step":
         figure.update_xaxes(tickvals=sorted(table[over].unique()))
     figure.update_yaxes(tickformat="~g")
-    figure.update_yaxes(**{"type": "log"} if logarithmic else {"rangemode": "tozero", "nticks": 6})
+    figure.update_yaxes(**{"type": "log", "dtick": "D2"} if logarithmic else {"rangemode": "tozero", "nticks": 6})
     legend = several or len(columns) > 1 or beside is not None
     return lay_out(figure, 376, title, "step" if over == "step" else NEGATIVES, axis, margin_t=70, showlegend=legend)
 
