@@ -33,6 +33,7 @@ from minipo.course.figures.style import (
     lay_out,
     level,
     panels,
+    ranking_bars,
 )
 from minipo.evaluation import Interval
 
@@ -151,17 +152,9 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
     hits: name to HR@1, a share of users. shown: the name of the one that the figure is about.
     """
     names = sorted(hits, key=lambda name: hits[name])
-    place = len(names) - names.index(shown)
-    figure = go.Figure()
-    figure.add_bar(
-        x=[100 * hits[name] for name in names], y=names, orientation="h",
-        marker_color=[INK if name == shown else FAINT for name in names],
-        text=[level(hits[name]) for name in names], textposition="outside", cliponaxis=False,
-        hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
-    )  # fmt: skip
-    title, height = f"{shown}: place {place} of {len(names)} by HR@1", 70 + 40 * len(names)
-    axes: dict[str, Any] = {"xaxis_rangemode": "tozero", "yaxis_showgrid": False}
-    return lay_out(figure, height, title, "HR@1, % of test users", margin_r=60, **axes)
+    title = f"{shown}: place {len(names) - names.index(shown)} of {len(names)} by HR@1"
+    exact = {name: Interval(hits[name], hits[name], hits[name]) for name in names}
+    return ranking_bars(exact, title, "HR@1, % of test users", {shown: INK})
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:

@@ -188,6 +188,27 @@ def error_bars(mean: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
     return {"type": "data", "array": array, "arrayminus": minus, "color": colour, "thickness": 2, "width": 4}
 
 
+def ranking_bars(
+    levels: Mapping[str, Interval], title: str, axis: str, colours: Mapping[str, str], ends: bool = False
+) -> go.Figure:
+    """HR@1 of rankings as bars, from the bottom up, with 95 % intervals where there are any, and with the numbers.
+
+    levels: by name, as shares of users. colours: by name; the other bars are grey. ends: write the intervals' ends too.
+    """
+    mean, low, high = 100 * np.array([astuple(level) for level in levels.values()]).T
+    figure = go.Figure()
+    figure.add_bar(
+        x=mean, y=list(levels), orientation="h", width=0.55, hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        marker_color=[colours.get(name, FAINT) for name in levels],
+        error_x=error_bars(mean, low, high, "#7A5195") if (low < high).any() else None,
+    )  # fmt: skip
+    for name, share, start, end in zip(levels, mean, low, high, strict=True):
+        text = f"<b>{share:.1f} %</b>" + f" [{start:.1f}, {end:.1f}]" * ends
+        figure.add_annotation(text=text, x=end, y=name, xanchor="left", xshift=8)
+    figure.update_xaxes(range=[0, min(130, 1.35 * high.max())], nticks=6)
+    return lay_out(figure, 90 + 40 * len(levels), title, axis, yaxis_showgrid=False)
+
+
 # ----------------------------------------------------------------------------------------------- paired differences
 
 
