@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from minipo.course.figures.grid import motion
 from minipo.course.figures.style import (
     INK,
+    LOG,
     NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
@@ -75,8 +76,7 @@ def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
     title = f"From K = {losses.index[0]} to {losses.index[-1]}, {OBJECTIVE_LABELS[objective]}'s loss "
     title += f"{motion(losses[objective])},<br>and the model is the same"
     axes = "K, negatives in the loss", "loss of the same model, nats (log scale)"
-    decades = {"type": "log", "tickvals": [0.05, 0.1, 0.2, 0.5, 1, 2, 5]}
-    return lay_out(figure, 400, title, *axes, xaxis_tickvals=losses.index, yaxis=decades)
+    return lay_out(figure, 400, title, *axes, xaxis_tickvals=losses.index, yaxis=LOG)
 
 
 def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1, 5, 19)) -> go.Figure:
@@ -109,10 +109,7 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
     table: `objective`, `negatives`, `train_loss`, `pair_loss`, `hr@1`; means over seeds are drawn.
     """
     means = table.groupby(["objective", "negatives"])[["train_loss", "pair_loss", "hr@1"]].mean().reset_index()
-    measures = {
-        "train_loss": ("training loss", [0.02, 0.05, 0.1, 0.2, 0.5, 1]),
-        "pair_loss": ("pair_loss", [0.25, 0.3, 0.4, 0.5, 0.7, 1]),
-    }
+    measures = {"train_loss": "training loss", "pair_loss": "pair_loss"}
     lines = {name: means[means["objective"] == name] for name in map(str, means["objective"].unique())}
     order = {name: runs[[*measures, "hr@1"]].corr("spearman")["hr@1"] for name, runs in lines.items()}
     lower, higher = (
@@ -121,7 +118,7 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
         for column, sign in (("train_loss", 1), ("pair_loss", -1))
     )
     figure = panels(("", ""), horizontal_spacing=0.06, shared_yaxes=True)
-    for column, (name, (axis, ticks)) in enumerate(measures.items(), start=1):
+    for column, (name, axis) in enumerate(measures.items(), start=1):
         for objective, runs in lines.items():
             ends = runs["negatives"].isin([runs["negatives"].min(), runs["negatives"].max()])
             named = ends & (objective in ("dmpo", "mppo"))
@@ -132,7 +129,7 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
                 textposition="bottom right" if column == 1 else "bottom left", textfont={"size": 12},
                 customdata=runs["negatives"], hovertemplate="K = %{customdata}: %{x:.3f}, %{y:.1f} %",
             )  # fmt: skip
-        figure.update_xaxes(title_text=f"{axis}, nats (log scale)", type="log", tickvals=ticks, row=1, col=column)
+        figure.update_xaxes(title_text=f"{axis}, nats (log scale)", **LOG, row=1, col=column)
     title = (
         f"Across K, a lower training loss goes with a lower HR@1 in {lower};<br>"
         f"a lower pair_loss with a higher one in {higher} (rank correlations beyond ±0.9)"

@@ -17,6 +17,7 @@ from minipo.course.figures.style import (
     QUIET,
     add_band,
     add_line,
+    in_points,
     lay_out,
     level,
     panels,
@@ -24,6 +25,7 @@ from minipo.course.figures.style import (
     short,
     verdict,
 )
+from minipo.evaluation import Interval
 
 # Variants of a run in `collapse_grid`: label, colour (None: the objective's own), dash, marker.
 VARIANTS = {
@@ -71,11 +73,8 @@ def collapse_sentence(
             effect = "hurts" if repair[2] < 0 else "makes no clear difference"
         text += f" At K = {last}, DynamicPO {effect}: {points(*repair)}."
     if parts:
-        effects = (
-            f"{VARIANTS[part][0]} {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            for part, (mean, low, high) in parts.items()
-        )
-        text += f" Its parts, in points against plain: {', '.join(effects)}.".replace("-", "−")
+        effects = ", ".join(f"{VARIANTS[part][0]} {in_points(Interval(*found))}" for part, found in parts.items())
+        text += f" Its parts, in points against plain: {effects}."
     return text
 
 

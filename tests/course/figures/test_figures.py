@@ -246,7 +246,7 @@ def test_collapse_sentence_follows_the_intervals():
     assert "no clear difference" in collapse_sentence("dmpo", table, (-0.03, -0.04, -0.02), (0.0, -0.01, 0.01))
     parts = {"selection alone": (0.05, 0.04, 0.06), "β alone": (-0.01, -0.02, 0.0)}
     sentence = collapse_sentence("dmpo", table, (-0.03, -0.04, -0.02), (0.06, 0.05, 0.07), parts)
-    assert "selection alone +5.0 (+4.0 to +6.0), β alone −1.0 (−2.0 to +0.0)." in sentence
+    assert "selection alone +5.0 [+4.0, +6.0], β alone −1.0 [−2.0, +0.0]." in sentence
 
 
 def test_collapse_grid_draws_means_bands_and_levels():
