@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from minipo.course.figures.style import FAINT, INK, QUIET, error_bars, lay_out, level, percent
-from minipo.evaluation import ranking_metrics, ranks
+from minipo.course.figures.style import INK, QUIET, lay_out, level, percent, ranking_bars
+from minipo.evaluation import Interval, ranking_metrics, ranks
 from minipo.experiments.datasets import baselines
 from minipo.experiments.datasets.splits import Splits, with_report
 
@@ -117,17 +117,7 @@ def users_of_items(content: dict[str, Any]) -> go.Figure:
 
 def levels_figure(content: dict[str, Any]) -> go.Figure:
     """HR@1 on test users of rankings that need no model, with their intervals."""
-    found = {name.replace("markov", "Markov chain"): shares for name, shares in content["hr@1"].items()}
-    mean, low, high = 100 * np.array(list(found.values())).T
-    figure = go.Figure()
-    figure.add_bar(
-        x=mean, y=list(found), orientation="h", marker_color=FAINT, width=0.55,
-        error_x=error_bars(mean, low, high, QUIET), hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
-    )  # fmt: skip
-    for name, (share, _, end) in found.items():
-        label = {"text": f"<b>{level(share)}</b>", "font": {"color": INK}, "xanchor": "left", "xshift": 8}
-        figure.add_annotation(x=100 * end, y=name, **label)
-    figure.update_xaxes(range=[0, min(130, 1.35 * high.max())], nticks=5)
-    figure.update_yaxes(showgrid=False, autorange="reversed")
+    found = {name.replace("markov", "Markov chain"): Interval(*shares) for name, shares in content["hr@1"].items()}
     title = f"Without a model: {_best(content)[0]} is best"
-    return lay_out(figure, 270, title, "HR@1, % of test users", margin={"t": 28, "r": 12})
+    figure = ranking_bars(found, title, "HR@1, % of test users", {})
+    return figure.update_layout(height=270, margin={"t": 28, "r": 12})

@@ -20,7 +20,7 @@ from minipo.course.figures.style import (
 from minipo.evaluation import Interval
 
 MORE_SFT = "more SFT"
-INTERVAL = re.compile(r"([+−]\d+\.\d) \[([+−]\d+\.\d), ([+−]\d+\.\d)\]")
+NUMBER = re.compile(r"[+−]\d+\.\d")
 
 
 def held(table: pd.DataFrame) -> str:
@@ -87,19 +87,17 @@ def unseen(content: Any) -> list[tuple[str, str, Interval]]:
     Raises ValueError in one sentence if the content is not what `data/record.py fresh` writes.
     """
     try:
-        found = []
-        for left, right, said in content["differences"]:
-            match = INTERVAL.fullmatch(said)
-            assert match is not None
-            found.append((str(left), str(right), Interval(*(float(each.replace("−", "-")) / 100
-                                                            for each in match.groups()))))  # fmt: skip
-        assert isinstance(content["users"], int)
-    except (AssertionError, KeyError, TypeError, ValueError):
+        if not isinstance(content["users"], int):
+            raise TypeError(content["users"])
+        return [
+            (str(left), str(right), Interval(*(float(each.replace("−", "-")) / 100 for each in NUMBER.findall(said))))
+            for left, right, said in content["differences"]
+        ]
+    except (KeyError, TypeError, ValueError):
         raise ValueError(
             "The recorded differences on further users, data/recorded/fresh.json, are damaged; make them again with "
             "'python data/record.py fresh'."
         ) from None
-    return found
 
 
 Pairs = Sequence[tuple[str, str, Interval, Interval]]  # left, right, on test users, on unseen users

@@ -7,12 +7,13 @@ import limits
 import plotly.graph_objects as go
 import recorded
 import streamlit as st
-from figures.live import Curves, live_runs, live_sentence
+from figures.live import live_sentence
 from jobs import Job
 from shell import REMOVED, WORDS, check_link, choose, distinct, draw, head, plain, viewer
 
 from minipo import load_dataset
 from minipo.course.figures import style
+from minipo.course.figures.real import Curves, live_runs
 
 BENCH = 4
 METRICS = ["hr@1", "ndcg@5", "mrr", "reward_win_rate"]

@@ -11,36 +11,23 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from minipo.course.figures.grid import motion
 from minipo.course.figures.style import (
     INK,
+    LOG,
     NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
     add_band,
+    add_level,
     add_line,
+    in_points,
     lay_out,
     panels,
-    short,
     verdict,
 )
 from minipo.evaluation import Interval, Scores
-
-
-def signed(share: float) -> str:
-    """A difference of HR@1 in points, with its sign."""
-    return f"{100 * share:+.1f}".replace("-", "−")
-
-
-def _moves(before: float, after: float) -> str:
-    if short(before) == short(after):
-        return f"stays at {short(before)}"
-    return f"{'falls' if after < before else 'rises'} from {short(before)} to {short(after)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]]) or "no objective"
-
 
 # ------------------------------------------------------------------------------------------------ the curve, guessed
 
@@ -56,7 +43,7 @@ def guessed_curve(
     spread = (100 * table.groupby("negatives")["hr@1"].agg(["mean", "min", "max"])).sort_index()
     first, last = spread.index[0], spread.index[-1]
     change, below = spread["mean"].iloc[-1] - spread["mean"].iloc[0], int((spread["mean"] < 100 * sft).sum())
-    motion = f"{'falls' if change < 0 else 'rises'} by {abs(change):.1f} points" if abs(change) >= 0.05 else "stays"
+    moved = f"{'falls' if change < 0 else 'rises'} by {abs(change):.1f} points" if abs(change) >= 0.05 else "stays"
     figure = go.Figure()
     add_band(figure, spread, colour)
     name = f"{label}, mean of {table['seed'].nunique()} seeds"
@@ -64,14 +51,12 @@ def guessed_curve(
     if guesses:
         marker = {"symbol": "diamond-open", "size": 10}
         add_line(figure, list(guesses), list(guesses.values()), "your guesses", QUIET, "dot", width=2, marker=marker)
-    beside = {"x": 1.01, "xanchor": "left", "yanchor": "middle", "font": {"size": 13, "color": QUIET}}
-    level = {"text": f"SFT {100 * sft:.1f} %", **beside}
-    figure.add_hline(y=100 * sft, line={"color": QUIET, "width": 1.5, "dash": "dash"}, annotation=level)
+    add_level(figure, 100 * sft, f"SFT {100 * sft:.1f} %")
     title = (
-        f"From K = {first} to {last} {label}'s HR@1 {motion};<br>"
+        f"From K = {first} to {last} {label}'s HR@1 {moved};<br>"
         f"{below} of {len(spread)} means are below the SFT model that every run starts from"
     )
-    return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", margin_r=80, xaxis_tickvals=spread.index)
+    return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", xaxis_tickvals=spread.index)
 
 
 # ------------------------------------------------------------------------------ what a loss at another K can show
@@ -88,12 +73,10 @@ def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
         marker, width = ({"size": 9}, 3.5) if strong else ({"size": 5}, 1.5)
         opacity = 1 if strong else 0.55
         add_line(figure, losses.index, losses[name], label, colour, width=width, marker=marker, opacity=opacity)
-    motion = _moves(losses[objective].iloc[0], losses[objective].iloc[-1])
-    span = f"from K = {losses.index[0]} to {losses.index[-1]}"
-    title = f"{OBJECTIVE_LABELS[objective]}'s loss {motion} {span},<br>and the model is the same"
+    title = f"From K = {losses.index[0]} to {losses.index[-1]}, {OBJECTIVE_LABELS[objective]}'s loss "
+    title += f"{motion(losses[objective])},<br>and the model is the same"
     axes = "K, negatives in the loss", "loss of the same model, nats (log scale)"
-    decades = {"type": "log", "tickvals": [0.05, 0.1, 0.2, 0.5, 1, 2, 5]}
-    return lay_out(figure, 400, title, *axes, xaxis_tickvals=losses.index, yaxis=decades)
+    return lay_out(figure, 400, title, *axes, xaxis_tickvals=losses.index, yaxis=LOG)
 
 
 def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1, 5, 19)) -> go.Figure:
@@ -106,7 +89,7 @@ def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1,
         for column, kind in (("loss", "metrics"), ("pair_loss", "evaluation"))
     }
     trained = means["pair_loss"].iloc[1:]  # step 0 is SFT, log 2 for every K
-    moves = "; ".join(f"K = {k}: {_moves(trained[k].iloc[0], trained[k].iloc[-1])}" for k in (shown[0], shown[-1]))
+    moves = "; ".join(f"K = {k} {motion(trained[k])}" for k in (shown[0], shown[-1]))
     figure = panels(("Training loss: another function for each K", "pair_loss: the same function for every K"))
     for column, name in enumerate(means, start=1):
         for k, dash in zip(shown, ("dot", "dash", "solid"), strict=True):
@@ -126,18 +109,16 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
     table: `objective`, `negatives`, `train_loss`, `pair_loss`, `hr@1`; means over seeds are drawn.
     """
     means = table.groupby(["objective", "negatives"])[["train_loss", "pair_loss", "hr@1"]].mean().reset_index()
-    measures = {
-        "train_loss": ("training loss", [0.02, 0.05, 0.1, 0.2, 0.5, 1]),
-        "pair_loss": ("pair_loss", [0.25, 0.3, 0.4, 0.5, 0.7, 1]),
-    }
+    measures = {"train_loss": "training loss", "pair_loss": "pair_loss"}
     lines = {name: means[means["objective"] == name] for name in map(str, means["objective"].unique())}
     order = {name: runs[[*measures, "hr@1"]].corr("spearman")["hr@1"] for name, runs in lines.items()}
     lower, higher = (
-        _listed([OBJECTIVE_LABELS[name] for name, with_hits in order.items() if sign * with_hits[column] > 0.9])
+        ", ".join(OBJECTIVE_LABELS[name] for name, with_hits in order.items() if sign * with_hits[column] > 0.9)
+        or "no objective"
         for column, sign in (("train_loss", 1), ("pair_loss", -1))
     )
     figure = panels(("", ""), horizontal_spacing=0.06, shared_yaxes=True)
-    for column, (name, (axis, ticks)) in enumerate(measures.items(), start=1):
+    for column, (name, axis) in enumerate(measures.items(), start=1):
         for objective, runs in lines.items():
             ends = runs["negatives"].isin([runs["negatives"].min(), runs["negatives"].max()])
             named = ends & (objective in ("dmpo", "mppo"))
@@ -148,7 +129,7 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
                 textposition="bottom right" if column == 1 else "bottom left", textfont={"size": 12},
                 customdata=runs["negatives"], hovertemplate="K = %{customdata}: %{x:.3f}, %{y:.1f} %",
             )  # fmt: skip
-        figure.update_xaxes(title_text=f"{axis}, nats (log scale)", type="log", tickvals=ticks, row=1, col=column)
+        figure.update_xaxes(title_text=f"{axis}, nats (log scale)", **LOG, row=1, col=column)
     title = (
         f"Across K, a lower training loss goes with a lower HR@1 in {lower};<br>"
         f"a lower pair_loss with a higher one in {higher} (rank correlations beyond ±0.9)"
@@ -203,10 +184,8 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
 
 
 def _cell(interval: Interval) -> str:
-    mean = signed(interval.mean)
-    if interval.low > 0 or interval.high < 0:
-        mean = f"<b>{mean}</b>"
-    return f"{mean}<br>[{signed(interval.low)}, {signed(interval.high)}]"
+    mean, ends = in_points(interval).split(" ", 1)
+    return f"<b>{mean}</b><br>{ends}" if interval.low > 0 or interval.high < 0 else f"{mean}<br>{ends}"
 
 
 def repeated_sentence(ranks: Scores, recorded: Scores) -> str:

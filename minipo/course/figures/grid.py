@@ -17,6 +17,7 @@ from minipo.course.figures.style import (
     QUIET,
     add_band,
     add_line,
+    in_points,
     lay_out,
     level,
     panels,
@@ -24,6 +25,7 @@ from minipo.course.figures.style import (
     short,
     verdict,
 )
+from minipo.evaluation import Interval
 
 # Variants of a run in `collapse_grid`: label, colour (None: the objective's own), dash, marker.
 VARIANTS = {
@@ -71,11 +73,8 @@ def collapse_sentence(
             effect = "hurts" if repair[2] < 0 else "makes no clear difference"
         text += f" At K = {last}, DynamicPO {effect}: {points(*repair)}."
     if parts:
-        effects = (
-            f"{VARIANTS[part][0]} {100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            for part, (mean, low, high) in parts.items()
-        )
-        text += f" Its parts, in points against plain: {', '.join(effects)}.".replace("-", "−")
+        effects = ", ".join(f"{VARIANTS[part][0]} {in_points(Interval(*found))}" for part, found in parts.items())
+        text += f" Its parts, in points against plain: {effects}."
     return text
 
 
@@ -98,10 +97,11 @@ def changes(runs: pd.DataFrame, column: str) -> pd.Series:
     return (seeds.iloc[:, -1] - seeds.iloc[:, 0]).dropna()
 
 
-def _motion(values: pd.Series, name: str) -> str:
+def motion(values: pd.Series) -> str:
+    """How a number moves from the first of `values` to the last: 'falls: 0.50 → 0.20'."""
     first, last = values.iloc[0], values.iloc[-1]
     word = "stays" if short(first) == short(last) else "falls" if last < first else "rises"
-    return f"{name} {word}: {short(first)} → {short(last)}"
+    return f"{word}: {short(first)} → {short(last)}"
 
 
 def apart(levels: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -129,7 +129,7 @@ def collapse_grid(
 
     `table` has one row per run: `variant` (a key of VARIANTS), `negatives`, `train_loss`, `pair_loss` and `metric`, a
     key of METRICS. `word` is `verdict`'s or empty, for the last panel's title. `levels`: of LEVELS, to levels of the
-    metric, drawn as lines; the oracle's is above a break of the axis. `guesses`: a viewer's, K to percent, or to the
+    metric, drawn as lines; the oracle's is only written, above. `guesses`: a viewer's, K to percent, or to the
     metric itself if it is no share. `hidden`: show only the plain runs' training loss, and the metric at the smallest
     K.
     """
@@ -137,13 +137,13 @@ def collapse_grid(
     plain = table[table["variant"] == "plain"]
     means = plain.groupby("negatives")[["train_loss", "pair_loss", metric]].mean()
     ticks = sorted(table["negatives"].unique())
-    loss = _motion(means["train_loss"], "Training loss")
+    loss = f"Training loss {motion(means['train_loss'])}"
     if "on average" in loss_motion(plain):
         loss = loss.replace(":", " on average:")
     ends = f"{level(means[metric].iloc[0], metric)} → {level(means[metric].iloc[-1], metric)}"
     shown = {
         "train_loss": loss,
-        "pair_loss": _motion(means["pair_loss"], "pair_loss"),
+        "pair_loss": f"pair_loss {motion(means['pair_loss'])}",
         metric: f"{name_of}{' ' * bool(word)}{word}: {ends}",
     }
     if hidden:
@@ -153,7 +153,7 @@ def collapse_grid(
     figure = panels(
         list(shown.values()), rows=bottom, cols=1, shared_xaxes=True, vertical_spacing=0.09,
         row_heights=[heights[column] for column in shown],
-    )  # fmt: skip
+    ).update_annotations(x=0, xanchor="left", font_size=15)  # fmt: skip
     for variant, (name, colour, dash, symbol) in VARIANTS.items():
         runs = table[table["variant"] == variant]
         if runs.empty:
@@ -179,30 +179,17 @@ def collapse_grid(
             figure, list(guesses), list(guesses.values()), "your guess", INK, "dot", "your guess, K = %{x}: %{y:.3~f}",
             width=2, marker={"symbol": "diamond-open", "size": 11}, row=bottom, col=1,
         )  # fmt: skip
-    # The oracle is far above every run: it has a strip of its own, so that a point can be seen below it.
     near = {name: unit * height for name, height in levels.items() if name != "oracle"}
     seen += near.values()
     places = apart(near, 0.38 * max(max(seen) - min(seen), 0.001 * unit))
-    x_axis, y_axis = (f"{letter}{bottom}" for letter in "xy")
-    top = figure.layout[f"yaxis{bottom}"].domain[1]
-    if "oracle" in levels:
-        oracle = places["oracle"] = unit * levels["oracle"]
-        around = [0.99 * oracle, 1.01 * oracle]
-        strip = {"domain": [top - 0.03, top], "range": around, "anchor": x_axis, "visible": False}
-        figure.update_layout({f"yaxis{bottom}": {"domain": [0, top - 0.06]}, f"yaxis{bottom + 1}": strip})
-        figure.add_annotation(text="≈", x=0, xref="paper", y=top - 0.045, yref="paper", name="break", xanchor="center")
-    for name, height in levels.items():
-        axis = f"y{bottom + 1}" if name == "oracle" else y_axis
-        figure.add_shape(
-            type="line", x0=0, x1=1, xref=f"{x_axis} domain", y0=unit * height, y1=unit * height, yref=axis,
-            line={"color": QUIET, "width": 1.5, "dash": LEVELS[name]},
-        )  # fmt: skip
-        figure.add_annotation(
-            text=f"{name}<br>{level(height, metric)}", x=1.01, xref=f"{x_axis} domain", y=places[name], yref=axis,
-            xanchor="left", align="left", font={"size": 13, "color": QUIET},
-            yanchor="bottom" if name == "oracle" else "middle", yshift=-10 if name == "oracle" else 0,
-        )  # fmt: skip
-    figure.update_annotations(selector={"yref": "paper", "name": None}, x=0, xanchor="left", font={"size": 15})
+    label = {"x": 1.01, "xref": "x domain", "xanchor": "left", "align": "left", "font": {"size": 13, "color": QUIET}}
+    for name, height in near.items():
+        line, text = {"color": QUIET, "width": 1.5, "dash": LEVELS[name]}, f"{name}<br>{level(levels[name], metric)}"
+        figure.add_hline(y=height, line=line, row=bottom, col=1)
+        figure.add_annotation(text=text, y=places[name], **label, row=bottom, col=1)
+    if "oracle" in levels:  # far above every run: with a line of it, their differences would be too small to see
+        text = f"oracle<br>{level(levels['oracle'], metric)} ↑"
+        figure.add_annotation(text=text, y=1, yref="y domain", yanchor="bottom", **label, row=bottom, col=1)
     rows = 1 if table["variant"].nunique() <= 2 else 2  # of the legend
     height = (350 if hidden else 392) + 28 * rows
     figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])

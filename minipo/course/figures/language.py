@@ -7,7 +7,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
-from minipo.course.figures.grid import LEVELS
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
     FAINT,
@@ -16,11 +15,12 @@ from minipo.course.figures.style import (
     OBJECTIVE_COLOURS,
     QUIET,
     SHADE,
+    add_level,
     add_line,
-    error_bars,
     lay_out,
     level,
     panels,
+    ranking_bars,
     short,
 )
 from minipo.evaluation import Interval
@@ -63,12 +63,8 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
                 figure, table["step"], scale * table[name], f"DMPO, K = {k}", OBJECTIVE_COLOURS["dmpo"], dash,
                 f"K = {k}, step %{{x}}: %{{y:.4~f}}", panel=column, marker=marker,
             )  # fmt: skip
-    steps = evaluations[small]["step"]
-    start = 100 * float(evaluations[small]["hr@1"].iloc[0])
-    add_line(
-        figure, [steps.iloc[0], steps.iloc[-1]], [start, start], f"SFT, where both start: {start:.1f} %", QUIET,
-        LEVELS["SFT"], width=1.5, hoverinfo="skip", row=1, col=3,
-    )  # fmt: skip
+    start = evaluations[small]["hr@1"].iloc[0]
+    add_level(figure, 100 * start, f"SFT, where both start: {level(start)}", row=1, col=3)
     figure.update_yaxes(nticks=5)
     figure.update_yaxes(rangemode="tozero", col=1)
     figure.update_yaxes(nticks=6, col=3)
@@ -99,12 +95,7 @@ def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, 
                 hover="%{x:.3~g} epochs: %{y:.3~f}", mode=mode,
             )  # fmt: skip
     for baseline, value in levels.items():
-        line = {"color": QUIET, "width": 1.5, "dash": LEVELS.get(baseline, "dot")}
-        figure.add_hline(y=100 * value, line=line, row=1, col=2)
-        figure.add_annotation(
-            text=f"{baseline} {level(value)}", x=0.02, xref="x2 domain", xanchor="left", y=100 * value, yref="y2",
-            yanchor="bottom", font={"size": 13, "color": QUIET},
-        )  # fmt: skip
+        add_level(figure, 100 * value, f"{baseline} {level(value)}", row=1, col=2)
     figure.update_xaxes(type="log", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
     figure.update_yaxes(rangemode="tozero", col=1)
     figure.update_yaxes(range=[0, 88], col=2)
@@ -114,25 +105,12 @@ def sft_growth(looks: pd.DataFrame, shipped: pd.DataFrame, levels: Mapping[str, 
 
 def ranking_levels(intervals: Mapping[str, Interval]) -> go.Figure:
     """HR@1 of rankings, worst first, with 95 % intervals over users; SFT, Markov and oracle are among them."""
-    labels = list(intervals)
-    mean, low, high = (
-        100 * np.array([getattr(intervals[each], end) for each in labels]) for end in ("mean", "low", "high")
-    )
     sft = intervals["SFT"].mean
     gain, gap = (100 * (sft - intervals["Markov"].mean), 100 * (intervals["oracle"].mean - sft))
     markov = f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'} Markov"
-    figure = go.Figure()
-    figure.add_bar(
-        x=mean, y=labels, orientation="h", width=0.55, error_x=error_bars(mean, low, high, "#7A5195"),
-        marker_color=[{"SFT": SFT_COLOUR, "oracle": INK}.get(each, FAINT) for each in labels],
-        hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
-    )  # fmt: skip
-    for label, middle, start, end in zip(labels, mean, low, high, strict=True):
-        text = f"<b>{middle:.1f}</b> [{start:.1f}, {end:.1f}]"
-        figure.add_annotation(text=text, x=end, y=label, xanchor="left", xshift=8)
     title = f"SFT's HR@1 is {level(sft)}: {markov}, {gap:.1f} below the oracle"
     axis = "HR@1, % of test users, with 95 % interval over users"
-    return lay_out(figure, 300, title, axis, xaxis_range=[0, 102], yaxis_showgrid=False)
+    return ranking_bars(intervals, title, axis, {"SFT": SFT_COLOUR, "oracle": INK}, ends=True)
 
 
 def gaps_to_chosen(

@@ -15,6 +15,7 @@ from minipo.course.figures.style import (
     FAINT,
     GRID,
     INK,
+    LOG,
     MARGIN,
     NEGATIVES,
     OBJECTIVE_COLOURS,
@@ -146,37 +147,33 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
     table: one row per objective, with `mistake` and `easy` (pushes; easy may be nan), and the mistake's `beta`,
     `dilution` (a), `saturation` (σ(−z)) and `slope` (du/ds), whose product is `mistake`.
     """
-    labels = [OBJECTIVE_LABELS[str(name)] for name in table.index]
-    floor = 1e-6
-    lowest = min(table["mistake"].min(), table["easy"].min() if table["easy"].notna().any() else 1)
-    bottom = float(np.clip(np.floor(np.log10(max(lowest, 1e-300))), np.log10(floor), -3))
-    top = 0.6
+    factors = ("beta", "dilution", "saturation", "slope")
+    labels = [
+        f"<b>{OBJECTIVE_LABELS[str(name)]}</b><br>{short(row['mistake'])} = "
+        + " × ".join(f"{row[factor]:.2g}" for factor in factors)
+        for name, row in table.to_dict("index").items()
+    ]
+    lowest = max(table[["mistake", "easy"]].min().min(), 1e-6)
+    bottom = min(float(np.floor(np.log10(lowest))), -3)
     figure = go.Figure()
     figure.add_bar(
-        y=labels, x=table["mistake"].clip(lower=10**bottom) - 10**bottom, base=10**bottom,
-        orientation="h", width=0.5, marker_color=[OBJECTIVE_COLOURS[str(name)] for name in table.index],
-        name="on the mistake", showlegend=False, hovertext=[f"{short(value)}" for value in table["mistake"]],
-        hoverinfo="text",
+        y=labels, x=table["mistake"].clip(lower=10**bottom), orientation="h", width=0.5, showlegend=False,
+        marker_color=[OBJECTIVE_COLOURS[str(name)] for name in table.index],
+        hovertext=[short(value) for value in table["mistake"]], hoverinfo="text",
     )  # fmt: skip
     figure.add_scatter(
         y=labels, x=table["easy"].clip(lower=10**bottom), mode="markers", name="push on each easy one",
         marker={"symbol": "diamond-open", "size": 12, "color": INK, "line": {"width": 2}},
         hovertemplate="easy: %{x:.2g}<extra></extra>",
     )  # fmt: skip
-    beside: dict[str, object] = {"x": 1.02, "xref": "paper", "xanchor": "left"}
-    for label, row in zip(labels, table.to_dict("records"), strict=True):
-        parts = " × ".join(f"{row[name]:.2g}" for name in ("beta", "dilution", "saturation", "slope"))
-        figure.add_annotation(y=label, align="left", text=f"<b>{short(row['mistake'])}</b> = {parts}", **beside)
-    heading = {"y": 1.02, "yref": "paper", "yanchor": "bottom", "font": {"size": 13, "color": QUIET}}
-    figure.add_annotation(text="push = β × a × σ(−z) × du/ds", **heading, **beside)
-    figure.update_xaxes(type="log", range=[bottom, top], dtick=1, exponentformat="power")
-    figure.update_yaxes(autorange="reversed", ticksuffix="  ", showgrid=False)
+    figure.update_xaxes(type="log", range=[bottom, 0.6], dtick=1, exponentformat="power")
+    figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, showgrid=False)
     first, last = table["mistake"].idxmax(), table["mistake"].idxmin()
     title = (
         f"{OBJECTIVE_LABELS[str(first)]} pushes the mistake hardest, {short(table['mistake'].max())}; "
         f"{OBJECTIVE_LABELS[str(last)]} least, {short(table['mistake'].min())}"
     )
-    return lay_out(figure, 330, title, "push, ∂loss/∂s (log scale)", margin_r=290)
+    return lay_out(figure, 330, title, "push ∂loss/∂s = β × a × σ(−z) × du/ds (log scale)")
 
 
 def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Figure:
@@ -220,7 +217,6 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
         )  # fmt: skip
     motion = f"moves against pair_loss for {', '.join(against)}" if against else "moves as pair_loss does"
     figure.update_xaxes(tickvals=sorted(table["negatives"].unique()))
-    ticks = [tick * 10.0**power for power in range(-3, 2) for tick in (1, 2, 3, 5)]  # Plotly labels only powers of ten
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_yaxes(LOG)
     title = f"More negatives: the training loss {motion}"
     return lay_out(figure, 380, title, NEGATIVES, "nats, log scale", margin_t=96, legend_y=1.09)

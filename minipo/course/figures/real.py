@@ -5,6 +5,7 @@ datasets, and the recorded runs of a language model seed by seed. All are pure f
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,52 +16,89 @@ from torch import Tensor
 
 from minipo.course.figures.grid import VARIANTS, changes
 from minipo.course.figures.style import (
-    DYNAMIC_COLOUR,
+    AVERAGES,
     FAINT,
     GRID,
     INK,
+    METRICS,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
     QUIET,
     add_level,
     add_line,
+    as_text,
+    colour_of,
+    described,
     differences,
     lay_out,
     level,
     panels,
+    ranking_bars,
 )
 from minipo.evaluation import Interval
 
 PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
-SEED_DASHES = ("solid", "dot", "dash", "dashdot")
+DASHES = ("solid", "dot", "dash", "dashdot")
 
 # ------------------------------------------------------------------------------------------------ train it now: a run
 
 
-def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
-    """A run while it trains: loss, pair_loss and validation HR@1 over its steps, beside the SFT level it started from.
+@dataclass(frozen=True)
+class Curves:
+    """What a run has logged so far.
 
-    metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss`, `hr@1`; both may be empty. settings: the run's
-    `objective`, `dynamic` and `steps`.
+    settings: `objective`, `dynamic` and `steps`; for a sentence also `negatives`, `dataset` and `model`.
+    metrics: columns `step`, `loss`; evaluations: `step`, `pair_loss` and ranking metrics of METRICS; both may be empty.
     """
-    titles = ("Training loss (nats)", "pair_loss, validation (nats)", "HR@1, validation (%)")
-    figure = panels(titles, horizontal_spacing=0.07)
-    colour = DYNAMIC_COLOUR if settings["dynamic"] == "on" else OBJECTIVE_COLOURS[settings["objective"]]
-    for column, (frame, name, scale) in enumerate(
-        ((metrics, "loss", 1), (evaluations, "pair_loss", 1), (evaluations, "hr@1", 100)), start=1
-    ):
-        if not frame.empty:
+
+    name: str
+    settings: Mapping[str, Any]
+    metrics: pd.DataFrame
+    evaluations: pd.DataFrame
+
+
+def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
+    """Up to four runs as they train: training loss, pair_loss and a ranking metric over the steps, in stacked panels.
+
+    One line per run, in its objective's colour (DynamicPO's if that is on) and with its own dash. The metric's panel
+    has the level of the SFT model, at step 0, in grey; the win rate has none, because it is relative to SFT.
+    """
+    unit, percent = ("0 to 1", 1) if metric in AVERAGES else ("%", 100)
+    begun = [run.evaluations[metric].iloc[0] for run in runs if not run.evaluations.empty]
+    starts = sorted({float(start) for start in begun}) if metric != "reward_win_rate" else []
+    grey = f" (grey: SFT, {' and '.join(level(start, metric) for start in starts)})" if starts else ""
+    titles = (
+        "Training loss, nats",
+        "Yardstick pair_loss on validation users, nats",
+        f"{METRICS[metric]} on validation users, {unit}{grey}",
+    )
+    places = {"rows": 3, "cols": 1, "row_heights": [0.27, 0.27, 0.46], "vertical_spacing": 0.09}
+    figure = panels(titles, shared_xaxes=True, **places)
+    for run, dash in zip(runs, DASHES, strict=False):
+        name, colour = as_text(run.name, 60), colour_of(run.settings)
+        for row, (table, column, scale) in enumerate(
+            ((run.metrics, "loss", 1), (run.evaluations, "pair_loss", 1), (run.evaluations, metric, percent)), start=1
+        ):
+            x, y = ([], []) if table.empty else (table["step"], scale * table[column])
             add_line(
-                figure, frame["step"], frame[name] * scale, "", colour, hover="step %{x}: %{y:.4~f}", panel=column,
-                marker={"size": 7} if column > 1 else None, showlegend=False,
+                figure, x, y, name, colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
+                marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1,
             )  # fmt: skip
-    if not evaluations.empty:
-        start = float(evaluations["hr@1"].iloc[0])
-        add_level(figure, 100 * start, f"SFT, {level(start)}", row=1, col=3)
-    steps = int(settings["steps"])
-    figure.update_xaxes(range=[-0.02 * steps, 1.02 * steps])
-    figure.update_yaxes(nticks=5)
-    return lay_out(figure, 260, x="step", margin_t=28)
+    for start in starts:
+        figure.add_hline(y=percent * start, line={"color": FAINT, "width": 3}, row=3, col=1, layer="below")
+    figure.update_annotations(x=0, xanchor="left", font={"size": 15})
+    steps = max((int(run.settings["steps"]) for run in runs), default=100)
+    figure.update_xaxes(range=[-0.015 * steps, 1.015 * steps])
+    figure.update_xaxes(title_text="step", row=3, col=1)
+    figure.update_yaxes(nticks=4, showticklabels=bool(begun))  # the numbers of an empty axis would mean nothing
+    figure.update_yaxes(nticks=6, row=3, col=1)
+    height = 350 + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
+    return lay_out(figure, height, margin_t=40, legend_y=1.08)
+
+
+def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:
+    """`live_runs` of one run."""
+    return live_runs([Curves(described(settings), settings, metrics, evaluations)])
 
 
 def packed_row(
@@ -110,17 +148,9 @@ def levels(hits: Mapping[str, float], shown: str) -> go.Figure:
     hits: name to HR@1, a share of users. shown: the name of the one that the figure is about.
     """
     names = sorted(hits, key=lambda name: hits[name])
-    place = len(names) - names.index(shown)
-    figure = go.Figure()
-    figure.add_bar(
-        x=[100 * hits[name] for name in names], y=names, orientation="h",
-        marker_color=[INK if name == shown else FAINT for name in names],
-        text=[level(hits[name]) for name in names], textposition="outside", cliponaxis=False,
-        hovertemplate="%{y}: %{x:.1f} % of test users<extra></extra>",
-    )  # fmt: skip
-    title, height = f"{shown}: place {place} of {len(names)} by HR@1", 70 + 40 * len(names)
-    axes: dict[str, Any] = {"xaxis_rangemode": "tozero", "yaxis_showgrid": False}
-    return lay_out(figure, height, title, "HR@1, % of test users", margin_r=60, **axes)
+    title = f"{shown}: place {len(names) - names.index(shown)} of {len(names)} by HR@1"
+    exact = {name: Interval(hits[name], hits[name], hits[name]) for name in names}
+    return ranking_bars(exact, title, "HR@1, % of test users", {shown: INK})
 
 
 def intervals(table: pd.DataFrame, worlds: Sequence[str], what: str) -> go.Figure:
@@ -160,7 +190,7 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
         label, own, *_ = VARIANTS[variant]
         name = f"{label} {OBJECTIVE_LABELS[objective]}" if variant == "plain" else label
         for number, (seed, runs) in enumerate(table[table["dynamic"] == dynamic].groupby("seed")):
-            runs, dash = runs.sort_values("negatives"), SEED_DASHES[number % len(SEED_DASHES)]
+            runs, dash = runs.sort_values("negatives"), DASHES[number % len(DASHES)]
             for panel, (column, (_, scale)) in enumerate(columns.items(), start=1):
                 add_line(
                     figure, runs["negatives"], scale * runs[column], f"{name}, seed {seed}",

@@ -33,6 +33,7 @@ NEGATIVES = "K, negatives per training example"
 METRICS = {"hr@1": "HR@1", "ndcg@5": "NDCG@5", "mrr": "MRR", "hr@5": "HR@5", "reward_win_rate": "win rate"}
 AVERAGES = ("ndcg@5", "mrr")
 
+LOG = {"type": "log", "nticks": 4, "tickformat": "~g"}  # Plotly writes out powers of ten only
 AXIS = {"gridcolor": GRID, "zeroline": False, "automargin": True}
 
 TEMPLATE = go.layout.Template(
@@ -193,6 +194,27 @@ def error_bars(mean: Any, low: Any, high: Any, colour: str) -> dict[str, Any]:
     """`error_x` or `error_y` of intervals: numbers or arrays."""
     array, minus = np.atleast_1d(np.subtract(high, mean)), np.atleast_1d(np.subtract(mean, low))
     return {"type": "data", "array": array, "arrayminus": minus, "color": colour, "thickness": 2, "width": 4}
+
+
+def ranking_bars(
+    levels: Mapping[str, Interval], title: str, axis: str, colours: Mapping[str, str], ends: bool = False
+) -> go.Figure:
+    """HR@1 of rankings as bars, from the bottom up, with 95 % intervals where there are any, and with the numbers.
+
+    levels: by name, as shares of users. colours: by name; the other bars are grey. ends: write the intervals' ends too.
+    """
+    mean, low, high = 100 * np.array([astuple(level) for level in levels.values()]).T
+    figure = go.Figure()
+    figure.add_bar(
+        x=mean, y=list(levels), orientation="h", width=0.55, hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
+        marker_color=[colours.get(name, FAINT) for name in levels],
+        error_x=error_bars(mean, low, high, "#7A5195") if (low < high).any() else None,
+    )  # fmt: skip
+    for name, share, start, end in zip(levels, mean, low, high, strict=True):
+        text = f"<b>{share:.1f} %</b>" + f" [{start:.1f}, {end:.1f}]" * ends
+        figure.add_annotation(text=text, x=end, y=name, xanchor="left", xshift=8)
+    figure.update_xaxes(range=[0, min(130, 1.35 * high.max())], nticks=6)
+    return lay_out(figure, 90 + 40 * len(levels), title, axis, yaxis_showgrid=False)
 
 
 # ----------------------------------------------------------------------------------------------- paired differences

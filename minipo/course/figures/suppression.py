@@ -83,31 +83,25 @@ def one_user(negatives: pd.DataFrame, objective: str, beta: float) -> go.Figure:
     ranked at or above the chosen item is a mistake, and drawn larger.
     """
     rows = negatives.sort_values("gap", ascending=False)
-    group = np.where(rows["boundary"], "boundary", "discriminative")
-    mistake = rows["logp_gap"].to_numpy() <= 0
-    colours = [GROUPS[name][1] for name in group]
+    mistake = rows["logp_gap"] <= 0
+    rows["name"] = rows["item"].where(~mistake, "<b>" + rows["item"] + "</b>")
     figure = panels(("Margin to the chosen item", "Push"), shared_yaxes=True, horizontal_spacing=0.03)
-    names = [f"<b>{item}</b>" if wrong else item for item, wrong in zip(rows["item"], mistake, strict=True)]
-    figure.add_scatter(
-        x=beta * rows["gap"], y=names, mode="markers", showlegend=False, row=1, col=1,
-        marker={"color": colours, "size": np.where(mistake, 14, 9), "symbol": [GROUPS[name][2] for name in group],
-                "opacity": 1},
-        hovertemplate="%{y}: margin %{x:.2f}<extra></extra>",
-    )  # fmt: skip
-    parts = [
-        f"{item}: {row.push:.4f} = {row.dilution:.4f} (dilution) × {row.saturation:.4f} (saturation) × β"
-        for item, row in zip(rows["item"], rows.itertuples(), strict=True)
-    ]
-    figure.add_bar(
-        x=rows["push"], y=names, orientation="h", marker={"color": colours}, showlegend=False, row=1, col=2,
-        text=[short(value) for value in rows["push"]], textposition="outside", cliponaxis=False,
-        hovertext=parts, hoverinfo="text",
-    )  # fmt: skip
-    for label, colour, symbol in GROUPS.values():  # for the legend only
+    for group, (label, colour, symbol) in GROUPS.items():
+        part = rows[rows["boundary"] == (group == "boundary")]
+        size = np.where(mistake[part.index], 14, 9)
         figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=f"{label} negative", row=1, col=1,
-            marker={"color": colour, "symbol": symbol, "size": 9},
+            x=beta * part["gap"], y=part["name"], mode="markers", name=f"{label} negative", row=1, col=1,
+            marker={"color": colour, "size": size, "symbol": symbol, "opacity": 1},
+            hovertemplate="%{y}: margin %{x:.2f}<extra></extra>",
         )  # fmt: skip
+        figure.add_bar(
+            x=part["push"], y=part["name"], orientation="h", marker_color=colour, showlegend=False, row=1, col=2,
+            text=[short(value) for value in part["push"]], textposition="outside", cliponaxis=False,
+            customdata=part[["dilution", "saturation"]],
+            hovertemplate="%{y}: %{x:.4f} = %{customdata[0]:.4f} (dilution) × %{customdata[1]:.4f} (saturation) × β"
+            "<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(categoryorder="array", categoryarray=rows["name"])
     figure.add_vline(x=0, line={"color": FAINT, "width": 1.5}, row=1, col=1)
     low, high = rows["push"].min(), rows["push"].max()
     label = OBJECTIVE_LABELS[objective]
@@ -116,7 +110,9 @@ def one_user(negatives: pd.DataFrame, objective: str, beta: float) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text=MARGIN, row=1, col=1)
     figure.update_xaxes(title_text="∂loss / ∂s<sub>k</sub>", range=[0, 1.28 * high], row=1, col=2)
-    return lay_out(figure, 150 + 21 * len(rows), title, margin_t=92, legend_y=1 + 26 / (21 * len(rows)))
+    return lay_out(
+        figure, 150 + 21 * len(rows), title, margin_t=92, barmode="overlay", legend_y=1 + 26 / (21 * len(rows))
+    )
 
 
 def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:

@@ -112,15 +112,7 @@ def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None) -> 
             f"The mistake is alone: DMPO's loss is {short(row['loss'])} and its push on the "
             f"mistake {short(row['push'])}. Add easy negatives and watch."
         )
-    change, fall = _changes(row)
-    loss = f"The loss {'fell' if change < 0 else 'rose'} **{percent(abs(change))}**"
-    push = f"fell **{short(fall)}-fold**" if fall >= 1 else f"grew **{short(1 / fall)}-fold**"
-    return f"{loss}, the mistake is as it was, and its push {push}: {_factors(row)}."
-
-
-def _changes(row: dict[Any, Any]) -> tuple[float, float]:
-    """By what share the loss changed, and how many times smaller the push became, when the others were added."""
-    return row["loss"] / row["alone_loss"] - 1, row["alone_push"] / row["push"]
+    return f"The mistake is as it was. {guess_sentence(plain)}"
 
 
 def _factors(row: dict[Any, Any]) -> str:
@@ -148,7 +140,7 @@ def guess_sentence(plain: pd.DataFrame, times: float | None = None, loss: str | 
     the guess of what the loss does, "falls" or "rises"; None without a guess.
     """
     row = plain.to_dict("index")["dmpo"]
-    change, fall = _changes(row)
+    change, fall = row["loss"] / row["alone_loss"] - 1, row["alone_push"] / row["push"]
     push = f"falls **{short(fall)}-fold**" if fall >= 1 else f"grows **{short(1 / fall)}-fold**"
     text = f"The push {push} ({_factors(row)})"
     if times is not None:

@@ -73,10 +73,11 @@ def test_one_users_negatives_by_margin(probe):
     alike, apart = (one_user(pushes(later, objective), objective, 1.0) for objective in ("dmpo", "dpo"))
     assert alike.layout.title.text.startswith("DMPO pushes every negative alike: 0.0")
     assert apart.layout.title.text.startswith("DPO's pushes run from ")
-    margins, bars = apart.data[:2]
-    assert list(margins.x) == [3, 3, 3, 0]
-    assert margins.y[-1] == "<b>a</b>"  # the mistake
-    assert bars.x[-1] == max(bars.x) == pytest.approx(0.5 / 4)
+    boundary, pushed, easy, _ = apart.data
+    assert list(boundary.y) == ["<b>a</b>"]  # the mistake
+    assert (list(boundary.x), list(easy.x)) == ([0], [3, 3, 3])
+    assert list(pushed.x) == pytest.approx([0.5 / 4])
+    assert list(apart.layout.yaxis.categoryarray)[-1] == "<b>a</b>"
 
 
 def test_the_boundarys_shares():
