@@ -392,7 +392,7 @@ def _disagreement(function: Any, parts: Any) -> str:
     function = function_of(function, "disagreement(parts)")
     _by_group(parts)
     hints = {
-        "length": "The groups were not pushed alike: length *per push* is asked, of the one over the other.",
+        "length": "The groups were not pushed alike: the question is length *per push*, the one over the other.",
         "direction": "How do the groups compare in pointing along the whole?",
         "total": "How far are the odds of share and those of push_share apart?",
     }

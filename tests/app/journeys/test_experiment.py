@@ -107,8 +107,8 @@ def test_a_class_runs_an_experiment(
     other["seed"] = other["left"]["settings"]["seed"] = other["right"]["settings"]["seed"] = 7
     wrong = {
         "other-seed.json": (json.dumps(other), "This result is of seed 7, not of seed 102"),
-        "page.json": ("<html>", "it is not JSON"),
-        "deep.json": ("[" * 100_000, "it is not JSON"),
+        "page.json": ("<html>", "Invalid JSON"),
+        "deep.json": ("[" * 100_000, "Invalid JSON"),
         "big.json": (" " * 2_000_000, re.compile("must be .* or smaller|larger than")),
     }
     for name, (content, said) in wrong.items():
