@@ -176,10 +176,9 @@ def add_band(figure: go.Figure, spread: pd.DataFrame, colour: str, **place: Any)
     )  # fmt: skip
 
 
-def add_level(figure: go.Figure, y: float, text: str, right: bool = False, **place: Any) -> None:
-    """A dashed horizontal line with its label above the line's left or right end."""
-    side = {"x": 1, "xanchor": "right"} if right else {"x": 0, "xanchor": "left"}
-    label = {"text": text, "font": {"size": 13, "color": QUIET}, **side}
+def add_level(figure: go.Figure, y: float, text: str, **place: Any) -> None:
+    """A dashed horizontal line with its label above the line's left end."""
+    label = {"text": text, "font": {"size": 13, "color": QUIET}, "x": 0, "xanchor": "left"}
     figure.add_hline(y=y, line={"color": QUIET, "width": 1.5, "dash": "dash"}, annotation=label, **place)
 
 
