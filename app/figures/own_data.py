@@ -88,7 +88,7 @@ def items_of_users(content: dict[str, Any]) -> go.Figure:
     items, users = (np.array(side) for side in zip(*content["items_of_users"], strict=True))
     figure = go.Figure()
     figure.add_histogram(
-        x=items, y=users, histfunc="sum", nbinsx=BINS, marker_color=QUIET,
+        x=items, y=users, histfunc="sum", marker_color=QUIET, xbins_size=np.ceil((np.ptp(items) + 1) / BINS),
         hovertemplate="%{x} items: %{y:,} users<extra></extra>",
     )  # fmt: skip
     # The user in the middle, of all.
