@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,27 +114,23 @@ def user_grid(
     square's `customdata` is the user's number. shown: the user to mark with a ring.
     """
     before, after, numbers = np.asarray(before), np.asarray(after), np.asarray(users)
-    groups = user_groups(before, after)
-    across = min(USERS_ACROSS, max(1, int(np.ceil(np.sqrt(1.25 * len(numbers))))))
-    place, down = np.empty(len(numbers), dtype=int), 0
-    for inside in groups.values():  # each begins a row
-        place[inside] = down * across + np.arange(len(inside))
-        down += -(-len(inside) // across)
-    figure = go.Figure()
-    for (label, colour), inside in zip(GROUPS.values(), groups.values(), strict=True):
+    across, down = min(USERS_ACROSS, max(1, int(np.ceil(np.sqrt(1.25 * len(numbers)))))), 0
+    figure, ring = go.Figure(), {"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 3}}
+    marked: dict[str, Any] = {"x": [], "y": []}
+    for (label, colour), inside in zip(GROUPS.values(), user_groups(before, after).values(), strict=True):
+        y, x = np.divmod(np.arange(len(inside)), across)
+        y += down  # each group begins a row
         figure.add_scatter(
-            x=place[inside] % across, y=place[inside] // across, mode="markers", name=f"{label}: {len(inside):,}",
+            x=x, y=y, mode="markers", name=f"{label}: {len(inside):,}",
             marker={"symbol": "square", "size": 6, "color": colour}, customdata=numbers[inside],
             text=[f"place {1 + a} → {1 + b}" for a, b in zip(before[inside], after[inside], strict=True)],
             hovertemplate="user %{customdata}: %{text}<extra></extra>",
             selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
         )  # fmt: skip
-    if shown is not None and shown in numbers:
-        at = place[np.flatnonzero(numbers == shown)[0]]
-        figure.add_scatter(
-            x=[at % across], y=[at // across], mode="markers", showlegend=False, hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 3}},
-        )  # fmt: skip
+        if shown in numbers[inside]:
+            marked = {"x": x[numbers[inside] == shown], "y": y[numbers[inside] == shown]}
+        down += -(-len(inside) // across)
+    figure.add_scatter(**marked, mode="markers", showlegend=False, hoverinfo="skip", marker=ring)
     figure.update_xaxes(visible=False, range=[-0.7, across - 0.3], fixedrange=True)
     figure.update_yaxes(visible=False, range=[down - 0.3, -0.7], fixedrange=True)
     figure.update_layout(legend={"itemsizing": "constant", "itemclick": False, "itemdoubleclick": False})

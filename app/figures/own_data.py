@@ -86,16 +86,14 @@ def _best(content: dict[str, Any]) -> tuple[str, float]:
 def items_of_users(content: dict[str, Any]) -> go.Figure:
     """How many users took how many items."""
     items, users = (np.array(side) for side in zip(*content["items_of_users"], strict=True))
-    span = np.ptp(items) + 1
-    bins = {"start": items.min() - 0.5, "end": items.max() + 0.5, "size": np.ceil(span / BINS)}
     figure = go.Figure()
     figure.add_histogram(
-        x=items, y=users, histfunc="sum", xbins=bins, marker_color=QUIET,
+        x=items, y=users, histfunc="sum", marker_color=QUIET, xbins_size=np.ceil((np.ptp(items) + 1) / BINS),
         hovertemplate="%{x} items: %{y:,} users<extra></extra>",
     )  # fmt: skip
     # The user in the middle, of all.
     middle = items[np.searchsorted(users.cumsum(), users.sum() / 2)]
-    figure.update_xaxes(showgrid=False, tickformat=",d", nticks=8, dtick=1 if span < 8 else None)
+    figure.update_xaxes(showgrid=False, tickformat=",d", nticks=8, dtick=1 if np.ptp(items) < 7 else None)
     figure.update_yaxes(nticks=5)
     title = f"Half the users took {middle:,} items or fewer"
     return lay_out(figure, 270, title, "items that a user took", "users", margin_t=28, bargap=0.1)

@@ -83,11 +83,6 @@ class Explorer:
             # Without a kernel, the figure's data or picture is shown instead of the widget.
             display({**self.figure._repr_mimebundle_(), **self._plot._repr_mimebundle_()}, raw=True)
 
-    def set(self, **values: Any) -> None:
-        """Move controls by name, as a hand would: a slider stops at its ends, a choice takes none but its options."""
-        for name, value in values.items():
-            self.controls[name].value = value
-
     def _compute(self) -> None:
         drawn = self.draw(**{name: control.value for name, control in self.controls.items()})
         for part in drawn if isinstance(drawn, tuple) else (drawn,):

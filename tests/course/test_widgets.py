@@ -27,24 +27,24 @@ def test_an_explorer_draws_at_once_and_whenever_a_control_moves(explorer) -> Non
     assert explorer.sentence == "3 easy ones under sdpo"
     assert explorer.figure.data[0].y == (3,)
     explorer.controls["easy"].value = 7
-    explorer.set(rule="dmpo")
+    explorer.controls["rule"].value = "dmpo"
     assert explorer.sentence == "7 easy ones under dmpo"
     assert explorer.figure.data[0].y == (7,)
 
 
 def test_an_error_while_drawing_is_told_and_the_figure_stays(explorer) -> None:
-    explorer.set(easy=13)
+    explorer.controls["easy"].value = 13
     assert explorer.sentence == "Thirteen is not drawn: choose another number."
     assert explorer.figure.data[0].y == (3,)
-    explorer.set(easy=4)
+    explorer.controls["easy"].value = 4
     assert explorer.sentence == "4 easy ones under sdpo"
 
 
 def test_controls_move_no_further_than_a_hand_could(explorer) -> None:
-    explorer.set(easy=99)
+    explorer.controls["easy"].value = 99
     assert explorer.sentence == "18 easy ones under sdpo"
     with pytest.raises(TraitError):
-        explorer.set(rule="ppo")
+        explorer.controls["rule"].value = "ppo"
     assert explorer.sentence == "18 easy ones under sdpo"
 
 

@@ -32,28 +32,26 @@ from minipo.evaluation import Interval, Scores
 # ------------------------------------------------------------------------------------------------ the curve, guessed
 
 
-def guessed_curve(
-    table: pd.DataFrame, sft: float, guesses: Mapping[int, float] | None = None, objective: str = "dmpo"
-) -> go.Figure:
-    """Recorded test HR@1 against K (mean, in a band from lowest to highest seed), SFT's level, and guesses if any.
+def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] | None = None) -> go.Figure:
+    """DMPO's recorded test HR@1 against K (mean, in a band from lowest to highest seed), SFT's level, and any guesses.
 
-    table: one objective's plain runs, with `negatives` and `hr@1`. sft: HR@1, a share. guesses: K to HR@1 in percent.
+    table: DMPO's plain runs, with `negatives` and `hr@1`. sft: HR@1, a share. guesses: K to HR@1 in percent.
     """
-    label, colour = OBJECTIVE_LABELS[objective], OBJECTIVE_COLOURS[objective]
+    colour = OBJECTIVE_COLOURS["dmpo"]
     spread = (100 * table.groupby("negatives")["hr@1"].agg(["mean", "min", "max"])).sort_index()
     first, last = spread.index[0], spread.index[-1]
     change, below = spread["mean"].iloc[-1] - spread["mean"].iloc[0], int((spread["mean"] < 100 * sft).sum())
     moved = f"{'falls' if change < 0 else 'rises'} by {abs(change):.1f} points" if abs(change) >= 0.05 else "stays"
     figure = go.Figure()
     add_band(figure, spread, colour)
-    name = f"{label}, mean of {table['seed'].nunique()} seeds"
+    name = f"DMPO, mean of {table['seed'].nunique()} seeds"
     add_line(figure, spread.index, spread["mean"], name, colour, marker={"size": 8})
     if guesses:
         marker = {"symbol": "diamond-open", "size": 10}
         add_line(figure, list(guesses), list(guesses.values()), "your guesses", QUIET, "dot", width=2, marker=marker)
     add_level(figure, 100 * sft, f"SFT {100 * sft:.1f} %")
     title = (
-        f"From K = {first} to {last} {label}'s HR@1 {moved};<br>"
+        f"From K = {first} to {last} DMPO's HR@1 {moved};<br>"
         f"{below} of {len(spread)} means are below the SFT model that every run starts from"
     )
     return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", xaxis_tickvals=spread.index)

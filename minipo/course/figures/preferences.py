@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from minipo.course.figures.collapse import verdicts
 from minipo.course.figures.style import (
     FAINT,
     GRID,
@@ -27,7 +28,6 @@ from minipo.course.figures.style import (
     panels,
     percent,
     short,
-    verdict,
 )
 from minipo.evaluation import Interval
 
@@ -113,7 +113,7 @@ def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
 def push_by_margin(
     margins: Float[np.ndarray, " negatives"],
     pushes: Mapping[str, Float[np.ndarray, " negatives"]],
-    names: Sequence[str] | None = None,
+    names: Sequence[str],
 ) -> go.Figure:
     """One user's negatives: the push on each (log scale) against its margin, one colour per objective.
 
@@ -130,7 +130,7 @@ def push_by_margin(
         add_line(
             figure, margins[order], values[order], label, OBJECTIVE_COLOURS[name], width=1.5,
             hover=f"{label}: %{{y:.3g}}<br>%{{text}}, margin %{{x:.2f}}", marker={"size": 9, "symbol": symbol},
-            text=None if names is None else [names[place] for place in order],
+            text=[names[place] for place in order],
         )  # fmt: skip
     figure.add_vline(x=0, line={"color": GRID, "width": 2}, layer="below")
     title = f"Push on the lowest margin over that on the highest: {', '.join(ratios)}"
@@ -181,14 +181,10 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
 
     changes: objective to the interval (`records.difference`) as a share of users. first, last: the two K.
     """
-    words = {name: verdict(change.low, change.high) for name, change in changes.items()}
-    listed = {
-        word: " and ".join(OBJECTIVE_LABELS[name] for name in words if words[name] == word) for word in words.values()
-    }
-    found = "; ".join(f"{word}: {names}" for word, names in listed.items())
+    named = {OBJECTIVE_LABELS[name]: change for name, change in changes.items()}
     return differences(
-        {OBJECTIVE_LABELS[name]: change for name, change in changes.items()},
-        f"K = {first} → {last}. {found[:1].upper()}{found[1:]}",
+        named,
+        f"K = {first} → {last}: {verdicts(named)}",
         f"HR@1 at K = {last} minus K = {first}, points",
         {OBJECTIVE_LABELS[name]: OBJECTIVE_COLOURS[name] for name in changes},
     )

@@ -197,7 +197,7 @@ def seed_by_seed(table: pd.DataFrame, sft: float) -> go.Figure:
                     own or OBJECTIVE_COLOURS[objective], dash, f"{name}, seed {seed}, K = %{{x}}: %{{y:.3~f}}",
                     panel=panel, marker={"size": 8},
                 )  # fmt: skip
-    add_level(figure, float(np.log(2)), "log 2, reference", right=True, row=1, col=2)
+    add_level(figure, float(np.log(2)), "log 2, reference", row=1, col=2)
     add_level(figure, 100 * sft, f"SFT, {level(sft)}", row=1, col=3)
     figure.update_xaxes(tickvals=sorted(table["negatives"].unique()), gridcolor=GRID)
     figure.update_yaxes(nticks=6)

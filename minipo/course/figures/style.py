@@ -22,7 +22,6 @@ OBJECTIVE_COLOURS = {
 DYNAMIC_COLOUR = "#0072B2"
 INK, QUIET, FAINT, GRID = "#1B2430", "#5B6675", "#AAB3BF", "#E7EBF0"
 DILUTION_COLOUR, SATURATION_COLOUR = "#D9DEE6", "#A9B3C1"
-HALO = "0 0 2px white, 0 0 2px white, 0 0 3px white"  # around text, so that no line behind it crosses the letters
 SHADE = "#F3F5F8"  # of a region in the background
 MARGIN = "margin β(ρ<sub>chosen</sub> − ρ<sub>negative</sub>), nats"
 FONT = "Source Sans, Source Sans Pro, Helvetica, Arial, sans-serif"
@@ -57,7 +56,6 @@ TEMPLATE = go.layout.Template(
 # Neutral and dark colours on a dark page; the others can be seen on both.
 ON_DARK = {
     INK: "#E6EBF2", QUIET: "#A3AEBD", FAINT: "#5A6675", GRID: "#29323E", "white": "#11161D", SHADE: "#1B222C",
-    HALO: HALO.replace("white", "#11161D"),
     DILUTION_COLOUR: "#343E4C", SATURATION_COLOUR: "#556273", "#EEF1F5": "#1A212B", "#E0E5EC": "#232C38",
     "#D6E8F5": "#16324A", DYNAMIC_COLOUR: "#3D9BD9", "#882255": "#CC6699", "#7A5195": "#A98BC4",
 }  # fmt: skip
@@ -183,10 +181,9 @@ def add_band(figure: go.Figure, spread: pd.DataFrame, colour: str, **place: Any)
     )  # fmt: skip
 
 
-def add_level(figure: go.Figure, y: float, text: str, right: bool = False, **place: Any) -> None:
-    """A dashed horizontal line with its label above the line's left or right end."""
-    side = {"x": 1, "xanchor": "right"} if right else {"x": 0, "xanchor": "left"}
-    label = {"text": text, "font": {"size": 13, "color": QUIET}, **side}
+def add_level(figure: go.Figure, y: float, text: str, **place: Any) -> None:
+    """A dashed horizontal line with its label above the line's left end."""
+    label = {"text": text, "font": {"size": 13, "color": QUIET}, "x": 0, "xanchor": "left"}
     figure.add_hline(y=y, line={"color": QUIET, "width": 1.5, "dash": "dash"}, annotation=label, **place)
 
 

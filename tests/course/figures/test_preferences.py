@@ -69,7 +69,7 @@ def test_the_anatomy_names_the_objectives_at_both_ends_and_every_factor(easy):
 def test_who_resists_says_what_the_intervals_allow():
     changes = {"dpo": Interval(0.002, -0.003, 0.008), "dmpo": Interval(-0.011, -0.019, -0.003)}
     figure = preferences.who_resists(changes, 1, 19)
-    assert figure.layout.title.text == "K = 1 → 19. Stable: DPO; collapses: DMPO"
+    assert figure.layout.title.text == "K = 1 → 19: DPO stable, DMPO collapses"
     dmpo = figure.data[1]
     assert dmpo.x[0] == pytest.approx(-1.1)
     assert dmpo.error_x.array[0] == pytest.approx(0.8)
