@@ -230,7 +230,8 @@ def differences(
     colours: Mapping[str, str | None] | None = None,
     seeds: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Paired differences with their 95 % intervals, one per line, in the order given, with the numbers at the right.
+    """Paired differences with their 95 % intervals, one per line, in the order given, with the numbers at the right; an
+    open mark and a grey number where the interval includes zero.
 
     intervals: by label, as shares of users (0.01 is a point). title: made by the caller, from the same numbers.
     colours: by label; a label without one is drawn in ink. seeds: each label's differences seed by seed, as shares,
@@ -248,13 +249,14 @@ def differences(
     for place, (label, interval) in enumerate(intervals.items()):
         colour = (colours or {}).get(label) or INK
         mean, low, high = (100 * value for value in astuple(interval))
+        symbol, ink = ("diamond-open", QUIET) if low <= 0 <= high else ("diamond", INK)
         figure.add_scatter(
-            x=[mean], y=[place], mode="markers", marker={"size": 11, "color": colour, "symbol": "diamond"},
+            x=[mean], y=[place], mode="markers", marker={"size": 11, "color": colour, "symbol": symbol},
             error_x=error_bars(mean, low, high, colour), name="mean, 95 % interval",
             showlegend=seeds is not None and place == 0,
             hovertemplate=f"{label}: {in_points(interval)}<extra></extra>",
         )  # fmt: skip
-        text = {"text": in_points(interval), "font": {"size": 13}, "xanchor": "left"}
+        text = {"text": in_points(interval), "font": {"size": 13, "color": ink}, "xanchor": "left"}
         figure.add_annotation(x=1.01, xref="paper", y=place, **text)
     lines = 1 + title.count("<br>")
     height = 102 + 20 * lines + 38 * len(intervals) + 28 * (seeds is not None)
