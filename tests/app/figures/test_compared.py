@@ -18,8 +18,10 @@ def test_each_line_has_its_interval_its_colour_and_its_name_as_text():
     assert labels[:2] == ("DMPO, DynamicPO,<br>K = 19", "&lt;b&gt;&amp;")
     assert len(set(labels)) == 4
     assert max(len(line) for label in labels for line in label.split("<br>")) < 26
-    means = [trace for trace in figure.data if trace.marker.symbol == "diamond"]
-    assert [trace.x[0] for trace in means] == [2, -3, 0, 0]
+    means = [trace for trace in figure.data if trace.name == "mean, 95 % interval"]
+    assert [(trace.x[0], trace.marker.symbol) for trace in means] == [
+        (2, "diamond"), (-3, "diamond"), (0, "diamond-open"), (0, "diamond-open"),
+    ]  # fmt: skip
     assert [trace.marker.color for trace in means[:2]] == [DYNAMIC_COLOUR, INK]
 
 
