@@ -30,7 +30,7 @@ WORDS = {
     "β": "How strongly the loss pulls chosen and negatives apart.",
     "γ": "The margin in DynamicPO's own β: how far apart, in nats, the two margins must be for β to stay as it is.",
     "clusters": "Into how many groups DynamicPO parts the negatives where none is ranked above the chosen item.",
-    "SFT": "Supervised fine-tuning: the model before preference optimization, and the reference of every loss.",
+    "SFT": "Supervised fine-tuning: the model before preference optimization, and the reference where a loss has one.",
     "training loss": "The objective's own loss on training users. At another K it is another function: values at "
     "different K cannot be compared.",
     "pair_loss": "One yardstick for every run: the mean of −log σ(ρ chosen − ρ negative) over all 19 negatives of "
@@ -40,17 +40,17 @@ WORDS = {
     "MRR": "Mean of 1 / place of the chosen item.",
     "win rate": "Share of users whose chosen item gained more over SFT than every negative did.",
     "push": "How hard the loss pushes a negative down: the derivative of the loss with respect to its log-prob.",
-    "dilution": "The part of the push that is lost because a mean shares it among K negatives.",
+    "dilution": "The part of the push that a negative gets where a mean shares it among K negatives.",
     "saturation": "The part of the push that the sigmoid leaves, σ(−z): near zero once the loss is content.",
     "seed": "Fixes the order of users and negatives; runs with the same seed are paired.",
     "learning rate": "How far each step moves the model.",
-    "steps": "Optimizer steps, each on 32 users.",
+    "steps": "Optimizer steps, each on 32 users (16 for SmolLM2).",
     "interval": "A 95 % interval, paired over users and seeds: if it excludes zero, the difference is shown.",
     "oracle": "The best ranking that the history allows; known only because the catalogue is invented.",
     "log-prob": "The logarithm of the probability that the model gives to an item's name, in nats.",
     "log-ratio": "ρ: a candidate's log-prob minus its log-prob under SFT; what has changed since SFT, in nats.",
     "margin": "How far the chosen item is ahead of a negative: β times the difference of their log-ratios, in nats. "
-    "Below zero the negative is ahead: a mistake.",
+    "Below zero the negative has gained on the chosen item.",
     "easy negatives": "Negatives that the chosen item is already far ahead of.",
     "nats": "Units of a natural logarithm: one nat is a factor of 2.7 in probability.",
 }

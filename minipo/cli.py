@@ -36,7 +36,8 @@ def _add_setting(
     """A field of a configuration as an option, with the field's type, choices and description."""
     plain, choices = type_of(field)
     kind: Callable[[str], Any] = _boolean if plain is bool else plain
-    default = "" if field.default is None else f" (default {field.default})"
+    default = "" if field.default is None or not option.startswith("-") else f" (default {field.default})"
+    choices = ("yes", "no") if plain is bool else choices
     shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.strip("_").upper()
     parser.add_argument(
         option,
@@ -192,11 +193,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         return command
 
-    command = add("sft", _sft, "supervised fine-tuning")
+    recipes = "; defaults are shown for pocket models on the catalogue, other models and data have their own"
+    command = add("sft", _sft, "supervised fine-tuning" + recipes)
     _add_settings(command, SFTConfig)
     command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
 
-    command = add("prefer", _prefer, "preference training from an SFT run")
+    command = add("prefer", _prefer, "preference training from an SFT run" + recipes)
     _add_settings(command, PreferConfig)
     command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
 
@@ -209,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", help="the pair's file, .json (default: pair-SEED.json here)")
     command.add_argument("--runs", help="folder for the two runs (default: in minipo's cache)")
 
-    command = add("sweep", _sweep, "preference runs over a grid: every option takes values separated by commas")
+    command = add("sweep", _sweep, "preference runs over a grid: a setting takes values separated by commas")
     _add_settings(command, PreferConfig, lists=True)
     command.add_argument("--out", help="the table's file, .parquet or .csv")
     command.add_argument("--workers", type=int, help="runs at a time (default: one per core)")
@@ -229,7 +231,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")
     command.add_argument("--split", choices=["train", "validation", "test"], default="test")
 
-    add("app", _app, "open the demo in the browser; further arguments go to `streamlit run`")
+    add("app", _app, "open the app in the browser; further arguments go to `streamlit run`")
     return top
 
 

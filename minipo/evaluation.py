@@ -69,7 +69,7 @@ def pair_loss(log_ratios: Scores) -> float:
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found on one split."""
+    """What `report` computed on one split."""
 
     scores: Scores  # (B, 1+K) log-probs, chosen first
     ranks: NDArray[np.int64]  # (B,)

@@ -83,8 +83,8 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
     candidate by candidate, with one warning. Natural logarithms, float32 (float64 for a float64 model), on the model's
     device. With bfloat16 weights or under torch.autocast a log-prob is off by some 0.1-0.3 (SmolLM2-135M, 4-8 tokens).
 
-    Raises ValueError: a model that cannot score candidates (`architectures.examine`); a prompt and candidate beyond its
-    context; tokens that it does not know.
+    Raises ValueError: a model that cannot score candidates (`compatibility.architectures.examine`); a prompt and
+    candidate beyond its context; tokens that it does not know.
     """
     if "groups" in packed:
         width = packed["mask"].shape[1]

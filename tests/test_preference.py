@@ -478,11 +478,11 @@ POLICY, REFERENCE = candidates(3, 4)
 BAD_INPUT = {
     "unknown objective": (
         {"objective": "dmpo2"},
-        r"Unknown objective 'dmpo2'\. Did you mean 'dmpo'\? Known: dpo, dmpo, sdpo, mppo, simpo, beta-dpo\.",
+        rf"Unknown objective 'dmpo2'\. Did you mean 'dmpo'\? Known: {', '.join(OBJECTIVES)}\.",
     ),
     "objective of no use": (
         {"objective": 3},
-        r"objective is 3: give a name \(dpo, dmpo, sdpo, mppo, simpo, beta-dpo\) or a function\.",
+        rf"objective is 3: give a name \({', '.join(OBJECTIVES)}\) or a function\.",
     ),
     "no negatives": ({"policy": POLICY[:, :1]}, r"policy has shape \(3, 1\) and so no negatives: give at least one"),
     "policy of one axis": ({"policy": POLICY[0]}, r"policy is torch\.float64 of shape \(5,\): give a floating-point"),

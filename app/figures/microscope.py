@@ -57,7 +57,7 @@ def _rows(here: pd.DataFrame, left: int) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",  # the panels' own ground would lie on the band
         "yaxis": {
             "range": [len(here) + 0.5, 0.5], "fixedrange": True, "tickvals": here["place"].to_numpy(),
-            "ticktext": texts, "tickfont": {"size": 12}, "ticksuffix": " ",
+            "ticktext": texts, "tickfont": {"size": 12}, "ticksuffix": "  ",
         },
         "shapes": [
             {

@@ -64,7 +64,7 @@ def two_runs(metrics: Mapping[int, pd.DataFrame], evaluations: Mapping[int, pd.D
                 f"K = {k}, step %{{x}}: %{{y:.4~f}}", panel=column, marker=marker,
             )  # fmt: skip
     start = evaluations[small]["hr@1"].iloc[0]
-    add_level(figure, 100 * start, f"SFT, where both start: {level(start)}", row=1, col=3)
+    add_level(figure, 100 * start, f"SFT {level(start)}", row=1, col=3)
     figure.update_yaxes(nticks=5)
     figure.update_yaxes(rangemode="tozero", col=1)
     figure.update_yaxes(nticks=6, col=3)

@@ -248,7 +248,7 @@ def _lay_bars_out(figure: go.Figure, title: str, alone: pd.Series, **layout: Any
     )  # fmt: skip
     figure.update_xaxes(tickfont_size=12)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticksuffix="  ")
-    return lay_out(figure, 190, title, barmode="overlay", margin={"t": 32, "b": 54}, title_font_size=15, **layout)
+    return lay_out(figure, 214, title, barmode="overlay", margin={"t": 60, "b": 54}, title_font_size=15, **layout)
 
 
 def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:

@@ -32,7 +32,7 @@ def test_two_runs_says_which_is_lower_as_the_numbers_are():
 
 def test_two_runs_draws_the_level_they_start_from():
     figure = language.two_runs(*runs({1: 0.2, 19: 0.1}, {1: 0.71, 19: 0.68}))
-    assert "SFT, where both start: 70.0 %" in titles(figure)
+    assert "SFT 70.0 %" in titles(figure)
     assert figure.layout.shapes[0].y0 == pytest.approx(70)
 
 
