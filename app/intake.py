@@ -7,6 +7,7 @@ sentence on standard error, with exit code 2.
 
 import csv
 import sys
+import zipfile
 from pathlib import Path
 
 import limits
@@ -40,12 +41,17 @@ def read(path: Path) -> Splits:
 def check_tables(path: Path) -> None:
     """Raises ValueError if the text tables in a file or an archive are more than `limits` allows."""
     sources, titles = find(path)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            if {member.compress_type for member in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                # Python unpacks others only in large pieces, whatever their size.
+                raise ValueError(f"{path} does not use the usual zip compression (Deflate); create it again.")
     check_size(path, "tables", len(sources), limits.PARTS)
     room, rows = limits.UNPACKED_MB * 2**20, 0
     for source in [*sources, *([titles] if titles else [])]:
         content = check_text(source, room)
         room -= len(content)
-        rows += content.count(b"\n")
+        rows += max(map(content.count, (b"\n", b"\r")))  # of old Macs too
         if source.ending not in (".jsonl", ".json"):
             rows -= 1  # the header
             written = delimited.form(source, (tables.TITLES if source is titles else tables.INTERACTIONS).unnamed)

@@ -622,7 +622,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"sft_seed": -1}, r"^sft_seed must be greater than or equal to 0, not -1\.$"),
         ({"batch_size": 32, "accumulation": 3}, r"^accumulation 3 does not divide the batch of 32 users; choose"),
         ({"kind": "sft"}, r"^Unknown kind 'sft'\. Known: prefer\.$"),
-        ({"ties": "random"}, r"^ties applies only to a table of your own interactions, which catalog is not;"),
+        ({"ties": "random"}, r"^ties applies only to a table of your own interactions and to ml-100k, which catalog"),
         ({"sft": 3}, r"^sft must be a valid string, not 3\.$"),
         ({"titles": "a.csv"}, r"^titles applies only to a table of your own interactions, which catalog is not;"),
         ({"liked_from": True}, r"^liked_from must be a valid number, not True\.$"),

@@ -12,6 +12,7 @@ from itertools import islice
 
 from minipo.experiments.datasets.sources import UNQUOTED, Source
 
+csv.field_size_limit(2**24)  # letters of a cell: a page's text or an embedding, in a column that is not read, is long
 MOVIELENS = (".item", ".dat", ".data")  # MovieLens' endings: without a header, and some files in Latin-1
 
 

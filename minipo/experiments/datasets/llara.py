@@ -97,7 +97,7 @@ def _files(path: Path) -> dict[str, Path]:
             files[split] = file
     others = [file for file in every if file not in files.values()]
     for split in [split for split in SPLITS if split not in files]:
-        if unclear := [file for file in others if re.search(SPLITS[split], file.stem.lower())]:
+        if unclear := [file for file in others if re.search(f"{SPLITS[split]}(id|idation)?$", file.stem.lower())]:
             raise ValueError(
                 f"{unclear[0]} may hold {split} rows or not: if it does, separate the word, as in "
                 f"lastfm-{'val' if split == 'validation' else split}.json; if not, remove it from the folder."

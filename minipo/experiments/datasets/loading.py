@@ -114,5 +114,6 @@ def _check_settings(name: str | Path, **settings: object) -> None:
     for setting, value in settings.items():
         if value is not None:
             raise ValueError(
-                f"{setting} applies only to a table of your own interactions, which {name} is not; leave it out."
+                f"{setting} applies only to a table of your own interactions{' and to ml-100k' * (setting == 'ties')}, "
+                f"which {name} is not; leave it out."
             )

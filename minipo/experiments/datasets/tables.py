@@ -147,11 +147,14 @@ def _is_empty(source: Source) -> bool:
 
 def _parquet(source: Source, layout: Layout, folder: Path | None) -> Table:
     names = pa.parquet.read_schema(source.path).names
+    # The names of folders, such as rating=5, are columns too: text, because each file has only its own value of one.
+    inside = source.path.relative_to(folder).parts[:-1] if folder else ()
+    keys = [name.split("=")[0] for name in inside if "=" in name]
     dataset = pa.dataset.dataset(
         str(source.path),
         # Each different text is in memory once: a small file could unpack to more than fits.
         format=pa.dataset.ParquetFileFormat(dictionary_columns=names),
-        partitioning="hive" if folder else None,  # the names of folders, such as rating=5, are columns too
+        partitioning=pa.dataset.partitioning(pa.schema([(key, pa.string()) for key in keys]), flavor="hive"),
         partition_base_dir=str(folder) if folder else None,
     )
     called = _wanted(source, dataset.schema.names, layout)
@@ -210,12 +213,14 @@ def _as_table(source: Source, called: Mapping[str, str], rows: Iterator[tuple[An
     while some := list(islice(rows, 10_000)):
         try:
             cells = pa.table([pa.array(values) for values in zip(*some, strict=True)], names=list(called.values()))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeEncodeError) as error:
             said = f"a column holds neither text nor numbers throughout ({error})"
             raise ValueError(f"{source} cannot be read: {said}; write either.") from None
         parts.append(_as_needed(source, called, cells))
-    empty = pa.table({column: pa.array([], pa.string()).dictionary_encode() for column in called})
-    return pa.concat_tables(parts or [empty], promote_options="permissive")
+    if not parts:  # a header without rows, as Spark writes for an empty partition
+        none = pa.table({name: pa.array([], pa.string()) for name in called.values()})
+        return _as_needed(source, called, none)
+    return pa.concat_tables(parts, promote_options="permissive")
 
 
 def _as_needed(source: Source, called: Mapping[str, str], table: pa.Table) -> pa.Table:
@@ -229,6 +234,8 @@ def _as_needed(source: Source, called: Mapping[str, str], table: pa.Table) -> pa
             raise ValueError(
                 f"{source} cannot be read (the column {column} holds lists or records); write one value per row."
             )
+        if pa.types.is_timestamp(values.type):  # in UTC, so that parts with and without a zone are one table
+            values = values.cast(pa.timestamp(values.type.unit))
         packed = pa.types.is_dictionary(values.type)
         if column not in NAMES:
             columns[column] = values.cast(values.type.value_type) if packed else values
@@ -249,7 +256,7 @@ def _wanted(source: Source, found: Sequence[str], layout: Layout) -> dict[str, s
     wanted = {}
     for column, others in layout.names.items():
         called = [name for name in found if plain(name) == column] or [name for name in found if plain(name) in others]
-        if len(called) > 1:  # Amazon's reviews of 2023 have a second one, and say that the parent is the product
+        if "parentasin" in map(plain, called):  # Amazon's reviews of 2023 say that the parent is the product
             called = [name for name in called if plain(name) != "asin"]
         if len(called) > 1:
             raise ValueError(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import re
 import sys
 from importlib import import_module
@@ -101,6 +102,7 @@ MESSAGES = [
     ("3.5 strength P", silent, "0.962 β, where 0.521 β is right"),
     ("3.8 intervals", {}, "give a dict from each of"),
     ("3.8 intervals", dict.fromkeys(COMPARISONS, "a lot"), "as `difference` and `paired_interval` return it"),
+    ("3.8 intervals", dict.fromkeys(COMPARISONS, (math.nan,) * 3), "give three finite numbers"),
     ("3.8 intervals", dict.fromkeys(COMPARISONS, (-0.00285, -0.01, 0.01)), "The mean is another one"),
     ("3.9 reading", dict.fromkeys(COMPARISONS, "helps"), "the interval includes zero"),
     ("3.9 reading", dict.fromkeys(COMPARISONS, "better"), "say one of 'helps', 'hurts'"),

@@ -90,10 +90,14 @@ def test_a_negative_seed_is_refused():
         (
             "catalog",
             "random",
-            "ties applies only to a table of your own interactions, which catalog is not; leave it out",
+            "ties applies only to a table of your own interactions and to ml-100k, which catalog is not; leave it out",
         ),
-        ("lastfm", "file", "ties applies only to a table of your own interactions, which lastfm is not"),
-        ("rows.json", "random", r"ties applies only to a table of your own interactions, which \S*rows\.json is not"),
+        ("lastfm", "file", "ties applies only to a table of your own interactions and to ml-100k, which lastfm is not"),
+        (
+            "rows.json",
+            "random",
+            r"ties applies only to a table of your own interactions and to ml-100k, which \S*rows\.json is not",
+        ),
     ],
 )
 def test_ties_are_for_data_with_times(tmp_path, name, ties, message):

@@ -87,6 +87,7 @@ def test_parts_of_a_table_as_spark_writes_them(table, save, tmp_path):
         save(half, f"parquet/part-0000{number}-x.snappy.parquet")
         save(half.assign(user=half["user"].astype("category")), f"deep/kind={number}/x.parquet")
     save(b"", "csv/part-00001-x.csv")
+    save(text(table[:0]).encode(), "csv/part-00003-x.csv")  # an empty partition
     for folder in ("csv", "parquet"):
         save(b"", f"{folder}/_SUCCESS")
         save(b"crc", f"{folder}/.part-00000-x.csv.crc")
@@ -104,11 +105,28 @@ def test_a_column_in_the_names_of_folders_is_read(table, save, tmp_path):
     save(table[~disliked], "plays/rating=5/x.parquet")
     rated = table.assign(rating=np.where(disliked, 3, 5))
     assert load_dataset(tmp_path / "plays") == load_dataset(save(pd.concat([rated[disliked], rated[~disliked]])))
+    half_stars = np.where(disliked, 3, 4.5)
+    save(table[~disliked], "stars/rating=4.5/x.parquet")
+    save(table[disliked], "stars/rating=__HIVE_DEFAULT_PARTITION__/x.parquet")
+    unrated = table.assign(rating=np.where(disliked, np.nan, half_stars))
+    assert load_dataset(tmp_path / "stars") == load_dataset(save(pd.concat([unrated[~disliked], unrated[disliked]])))
     save(table, "csvs/rating=5/x.csv")
     with pytest.raises(
         ValueError, match=r"has a column in its folders' names; save it again as Parquet, or as one file"
     ):
         load_dataset(tmp_path / "csvs")
+
+
+def test_parts_with_and_without_a_time_zone_are_one_table(table, save, tmp_path):
+    times = pd.to_datetime(table["timestamp"], unit="s")
+    save(table[:50].assign(timestamp=times[:50]), "plays/a.parquet")
+    save(table[50:].assign(timestamp=times[50:].dt.tz_localize("UTC")), "plays/b.parquet")
+    assert load_dataset(tmp_path / "plays").fingerprint == load_dataset(save(table)).fingerprint
+
+
+def test_a_long_text_in_a_column_that_is_not_read_does_no_harm(table, save):
+    described = table.assign(page=["x" * 200_000, *[""] * (len(table) - 1)])
+    assert load_dataset(save(described, "a.csv")).fingerprint == load_dataset(save(table, "b.csv")).fingerprint
 
 
 def test_a_folder_is_read_anew_when_a_part_changes(table, save, tmp_path):
