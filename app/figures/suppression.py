@@ -10,6 +10,7 @@ from minipo.course.diagnostics import by_group
 from minipo.course.figures.style import (
     DYNAMIC_COLOUR,
     INK,
+    LOG,
     NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
@@ -141,8 +142,7 @@ def push_lines(
     if over != "step":
         figure.update_xaxes(tickvals=sorted(table[over].unique()))
     figure.update_yaxes(tickformat="~g")
-    power = {"type": "log", "dtick": "D2", "exponentformat": "none"}
-    figure.update_yaxes(power if logarithmic else {"rangemode": "tozero", "nticks": 6})
+    figure.update_yaxes(LOG if logarithmic else {"rangemode": "tozero", "nticks": 6})
     legend = several or len(columns) > 1 or beside is not None
     return lay_out(figure, 376, title, "step" if over == "step" else NEGATIVES, axis, margin_t=70, showlegend=legend)
 

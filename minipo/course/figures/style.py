@@ -32,7 +32,7 @@ NEGATIVES = "K, negatives per training example"
 METRICS = {"hr@1": "HR@1", "ndcg@5": "NDCG@5", "mrr": "MRR", "hr@5": "HR@5", "reward_win_rate": "win rate"}
 AVERAGES = ("ndcg@5", "mrr")
 
-LOG = {"type": "log", "nticks": 4, "tickformat": "~g"}  # Plotly writes out powers of ten only
+LOG = {"type": "log", "dtick": "D2", "tickformat": "~g"}  # without the format Plotly writes out powers of ten only
 AXIS = {"gridcolor": GRID, "zeroline": False, "automargin": True}
 
 TEMPLATE = go.layout.Template(
