@@ -11,8 +11,8 @@ from tests.app.conftest import charts, opened, text
 
 pytestmark = pytest.mark.usefixtures("recorded")
 STORY = (
-    "The mistake is as it was. The push falls **600-fold** (19 by averaging, 31 by the shared sigmoid). "
-    "The loss **falls** 98 %."
+    "The loss fell **98 %**, the mistake is as it was, and its push fell **600-fold**: 19 by averaging, "
+    "31 by the shared sigmoid."
 )
 
 

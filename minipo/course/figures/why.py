@@ -112,7 +112,10 @@ def push_sentence(plain: pd.DataFrame, selected: pd.DataFrame | None = None) -> 
             f"The mistake is alone: DMPO's loss is {short(row['loss'])} and its push on the "
             f"mistake {short(row['push'])}. Add easy negatives and watch."
         )
-    return f"The mistake is as it was. {guess_sentence(plain)}"
+    change, fall = row["loss"] / row["alone_loss"] - 1, row["alone_push"] / row["push"]
+    loss = f"The loss {'fell' if change < 0 else 'rose'} **{percent(abs(change))}**"
+    push = f"fell **{short(fall)}-fold**" if fall >= 1 else f"grew **{short(1 / fall)}-fold**"
+    return f"{loss}, the mistake is as it was, and its push {push}: {_factors(row)}."
 
 
 def _factors(row: dict[Any, Any]) -> str:

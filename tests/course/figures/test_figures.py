@@ -71,8 +71,8 @@ def test_push_table_has_the_numbers_of_the_story():
 def test_push_sentence_reads_the_story_aloud():
     plain = push_table(*MISTAKE_AMONG_18)
     assert push_sentence(plain) == (
-        "The mistake is as it was. The push falls **600-fold** (19 by averaging, 31 by the shared sigmoid). "
-        "The loss **falls** 98 %."
+        "The loss fell **98 %**, the mistake is as it was, and its push fell **600-fold**: 19 by averaging, "
+        "31 by the shared sigmoid."
     )
     selected = push_table(*MISTAKE_AMONG_18, dynamic=BOUNDARY_ONLY)
     assert push_sentence(plain, selected) == (
