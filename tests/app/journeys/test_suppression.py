@@ -28,7 +28,7 @@ def test_from_one_run_to_all_objectives_against_k(visit: Visit, picture: Picture
     drawn(page)
     picture(page, "suppression-light")
     page.get_by_role("radio", name="against K").click()
-    expect(page.get_by_text("DMPO's push on a boundary negative at the end of training")).to_be_visible()
+    expect(page.get_by_text("at the end of training, DMPO's push on a boundary negative")).to_be_visible()
     page.get_by_role("radio", name="all four").click()
     sentence = page.get_by_text("by objective: DPO falls")
     expect(sentence).to_be_visible()

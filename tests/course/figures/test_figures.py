@@ -85,8 +85,8 @@ def test_push_sentence_reads_the_story_aloud():
     ("values", "sentence"),
     [
         # the loss rises, and the sigmoid gives back what averaging took
-        ((3.0, -2.0, -2.0), "The loss **rises** 1698 %"),
-        ((3.0, -2.0, -2.0), "The push grows **4.1-fold** (3.0 by averaging, the shared sigmoid gave back 12)."),
+        ((3.0, -2.0, -2.0), "The loss rose **1698 %**"),
+        ((3.0, -2.0, -2.0), "its push grew **4.1-fold**: 3.0 by averaging, the shared sigmoid gave back 12."),
         ((-1.0,), "The mistake is alone: DMPO's loss is 1.3 and its push on the mistake 0.73"),
     ],
 )
