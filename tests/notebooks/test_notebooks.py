@@ -74,9 +74,9 @@ for _name, _thing in list(globals().items()):
         for _control in _thing.controls:
             _before, _changed, _at = _state(_thing), False, _thing.controls[_control].value
             for _value in _elsewhere(_thing.controls[_control]):
-                _thing.set(**{_control: _value})
+                _thing.controls[_control].value = _value
                 _changed |= _state(_thing) != _before
-            _thing.set(**{_control: _at})
+            _thing.controls[_control].value = _at
             assert _changed, f"{_name}: moving {_control} changes nothing"
             assert _state(_thing) == _before, f"{_name}: {_control} moved back does not give what was there"
         _moved["explorers"][_name] = len(_thing.controls)
