@@ -26,14 +26,17 @@ def read(path: Path) -> Splits:
     """The dataset in an upload; ValueError in one sentence if it is invalid, or more than `limits` allows."""
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; choose a file with rows.")
-    csv.field_size_limit(limits.CELL)
-    if path.suffix == ".parquet":
-        check_parquet(path)
-    elif tables.is_llara(path):
-        check_text(Source(path), limits.UNPACKED_MB * 2**20)
-    else:
-        check_tables(path)
-    splits = load_dataset(path)
+    before = csv.field_size_limit(limits.CELL)
+    try:
+        if path.suffix == ".parquet":
+            check_parquet(path)
+        elif tables.is_llara(path):
+            check_text(Source(path), limits.UNPACKED_MB * 2**20)
+        else:
+            check_tables(path)
+        splits = load_dataset(path)
+    finally:
+        csv.field_size_limit(before)
     check_lines(path, splits)
     return splits
 
