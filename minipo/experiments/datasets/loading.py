@@ -105,6 +105,8 @@ def check_dataset(
         lookup("dataset", str(name), DATASETS)
     elif not path.is_dir() and not known_kind:
         raise ValueError(f"{name} is not a file that minipo reads; give one whose name ends in {', '.join(FILES)}.")
+    elif titles is not None and not Path(titles).expanduser().exists():
+        raise ValueError(f"There is no file {titles}; check the path of the titles.")
     elif titles is not None and not (Path(titles).expanduser().is_file() and ending(str(titles)) in TITLES):
         raise ValueError(f"{titles} is not a file of ids and titles; give one whose name ends in {', '.join(TITLES)}.")
 
