@@ -13,7 +13,7 @@ from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.runs import Run
 from minipo.experiments.training import sft
 
-TINY = {"train": 64, "validation": 32, "test": 32}  # users
+TINY = {"train": 32, "validation": 16, "test": 16}  # users
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,7 +39,7 @@ def tiny_splits() -> Splits:
 
 @pytest.fixture
 def tiny(tiny_splits, monkeypatch) -> Splits:
-    """A catalogue of 64, 32 and 32 users, which `load_dataset` knows as "tiny"."""
+    """A catalogue of 32, 16 and 16 users, which `load_dataset` knows as "tiny"."""
     monkeypatch.setitem(DATASETS, "tiny", lambda seed: tiny_splits)
     return tiny_splits
 

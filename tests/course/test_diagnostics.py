@@ -138,7 +138,7 @@ def model_and_users(tiny, tiny_sft):
     """A model, its tokenizer, five users with 19, 19, 19, 19 and 7 negatives, and a reference apart from the model."""
     model, tokenizer = tiny_sft.load_model()
     *users, last = tiny.validation[:5]
-    users.append(replace(last, candidates=last.candidates[:8]))
+    users.append(replace(last, candidates=last.canonical[:8]))
     reference = score(model, tokenizer, users)
     return model, tokenizer, users, reference + np.random.default_rng(0).normal(0, 2, reference.shape)
 

@@ -33,7 +33,8 @@ from minipo.experiments.configuration import (
     splits_of,
     start_config,
 )
-from minipo.experiments.datasets.loading import load_dataset
+from minipo.experiments.datasets import catalog
+from minipo.experiments.datasets.loading import DATASETS, load_dataset
 from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.runs import Run, list_runs
@@ -44,7 +45,7 @@ from minipo.preference import OBJECTIVES
 from minipo.prompts import TEMPLATES
 from minipo.trainers import COMPLETE, MarkComplete, PreferenceTrainer
 
-STEPS = 12  # a line each, a checkpoint at 5, 10 and 12; an epoch is over at 8
+STEPS = 12  # a line each, a checkpoint at 5, 10 and 12; an epoch is over at 4
 SETTINGS = {"dataset": "tiny", "negatives": 5, "steps": STEPS, "batch_size": 8, "evaluate_every": 7}
 
 
@@ -174,13 +175,8 @@ def test_the_probe_holds_every_candidate_of_the_probed_users_at_each_evaluation(
     assert finished.evaluation["hr@1"].iloc[-1] == hits
 
 
-def test_the_probe_is_of_64_users(start, tmp_path, tiny, tiny_splits, monkeypatch):
-    from minipo.experiments.datasets.loading import DATASETS
-    from minipo.experiments.datasets.splits import Splits
-
-    # The same users in other places, so that there are more than 64 of them for validation.
-    more = Splits(tiny.name, tiny.train, tiny.train + tiny.validation, tiny.test, tiny.items)
-    monkeypatch.setitem(DATASETS, "tiny", lambda seed: more)
+def test_the_probe_is_of_64_users(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "tiny", lambda seed: catalog.generate(0, train=8, validation=70, test=8)[1])
     first = sft(tmp_path / "sft", progress=False, dataset="tiny", steps=1)
     probe = start(tmp_path / "run", sft=str(first.folder), steps=1).probe
     assert probe.groupby("step").user.nunique().to_dict() == {0: 64, 1: 64}
@@ -763,11 +759,11 @@ def scored(monkeypatch):
 
 def test_reference_log_probs_are_computed_once(start, tmp_path, home, scored):
     start(tmp_path / "short", steps=2)
-    assert scored() == 16 + 32 + 32  # the users whom the two steps visit, and those of the other splits
-    start(tmp_path / "long", steps=8)
-    assert scored() == 64 + 32 + 32
-    first = start(tmp_path / "other", objective="mppo", negatives=19, dynamic="on", tuning="lora", steps=8)
-    assert scored() == 64 + 32 + 32
+    assert scored() == 16 + 16 + 16  # the users whom the two steps visit, and those of the other splits
+    start(tmp_path / "long", steps=4)
+    assert scored() == 32 + 16 + 16
+    first = start(tmp_path / "other", objective="mppo", negatives=19, dynamic="on", tuning="lora", steps=4)
+    assert scored() == 32 + 16 + 16
     short = Run(tmp_path / "short").probe
     assert first.probe[first.probe.step == 0].reference.tolist() == short[short.step == 0].reference.tolist()
     assert len(list((home / "reference").glob("*.npy"))) == 3
@@ -779,7 +775,7 @@ def test_other_weights_and_another_precision_have_another_reference(start, tiny,
         start(tmp_path / str(number), steps=1, **settings).probe.reference
         for number, settings in enumerate([{}, {"sft": other.folder}, {"precision": "bfloat16"}])
     ]
-    assert scored() == 3 * (8 + 32 + 32)
+    assert scored() == 3 * (8 + 16 + 16)
     assert np.abs(found[0] - found[1]).max() > 0.1
     assert 0 < np.abs(found[0] - found[2]).max() < 0.3
 
@@ -790,7 +786,7 @@ def test_a_damaged_reference_is_computed_again(start, finished, tmp_path, home, 
     for path, whole in entries.items():
         path.write_bytes(whole[:-100])
     assert_same_end(start(tmp_path / "again"), finished)
-    assert scored() == 2 * (64 + 32 + 32)
+    assert scored() == 2 * (32 + 16 + 16)
     assert {path: path.read_bytes() for path in (home / "reference").glob("*.npy")} == entries
 
 
@@ -876,7 +872,7 @@ def test_what_a_run_was_started_with_is_read_back_whatever_the_recipe_says(finis
 
 
 def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
-    assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 6
+    assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 3
 
 
 def test_every_objective_and_template_can_be_chosen():

@@ -440,7 +440,7 @@ def finished_runs(tiny_splits, tmp_path_factory):
 
 @pytest.fixture
 def levels():
-    return {"sft": np.arange(32) % 3, "oracle": np.zeros(32, dtype=int)}
+    return {"sft": np.arange(16) % 3, "oracle": np.zeros(16, dtype=int)}
 
 
 @pytest.fixture
@@ -465,7 +465,7 @@ def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels
         assert curves[curves.kind == "metrics"].loss.tolist() == run.metrics.loss.tolist()
         evaluated = curves[curves.kind == "evaluation"]
         assert evaluated.step.tolist() == ([] if run.evaluation.empty else run.evaluation.step.tolist())
-        won = run.users["reward_win"].tolist() if run.config.kind == "prefer" else [None] * 32
+        won = run.users["reward_win"].tolist() if run.config.kind == "prefer" else [None] * 16
         assert [None if np.isnan(win) else bool(win) for win in recorded.wins[number]] == won
     assert recorded.wins[:4].mean(axis=1).tolist() == recorded.table["reward_win_rate"][:4].tolist()
     assert {name: rank.tolist() for name, rank in recorded.baselines.items()} == {
@@ -545,12 +545,12 @@ def test_ranks_among_300_negatives_are_kept(tiny, tmp_path, monkeypatch):
 def test_a_grid_whose_ranks_are_bytes_is_read_as_numbers_that_do_not_wrap(kept):
     path = kept / "ranks.parquet"
     table = pd.read_parquet(path)
-    table.assign(rank=[np.full(32, 200, np.uint8)] * len(table)).to_parquet(path)
+    table.assign(rank=[np.full(16, 200, np.uint8)] * len(table)).to_parquet(path)
     baselines = pd.read_parquet(kept / "baselines.parquet").astype(np.uint8)
     baselines.to_parquet(kept / "baselines.parquet")
     recorded = load_recorded("grid", kept)
-    assert (recorded.ranks[0] + recorded.ranks[1]).tolist() == [400] * 32
-    assert (recorded.baselines["oracle"] - recorded.ranks[0]).tolist() == [-200] * 32
+    assert (recorded.ranks[0] + recorded.ranks[1]).tolist() == [400] * 16
+    assert (recorded.baselines["oracle"] - recorded.ranks[0]).tolist() == [-200] * 16
 
 
 def test_runs_on_different_data_are_not_recorded_together(kept, finished_runs, levels, tiny, monkeypatch):
@@ -601,7 +601,7 @@ DAMAGES = {
         lambda folder: [shorten(folder, f"{name}.parquet", 0) for name in ("table", "ranks")],
         "do not fit together",
     ),
-    "fewer users": (lambda folder: shorten(folder, "baselines.parquet", 31), "do not fit together"),
+    "fewer users": (lambda folder: shorten(folder, "baselines.parquet", 15), "do not fit together"),
     "no ranks": (lambda folder: drop(folder / "ranks.parquet", "rank"), "do not fit together"),
     "wins of fewer users": (lambda folder: keep_one_win(folder / "ranks.parquet"), "do not fit together"),
     "a column less": (lambda folder: drop(folder / "table.parquet", "hr@1"), "do not fit together"),
