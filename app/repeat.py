@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import nbformat
-from nbformat import v4
-
 from minipo.experiments.configuration import CONFIGS, recipe
 from minipo.experiments.records import SETTINGS
 
@@ -95,6 +92,9 @@ def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
 
 def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
     """A Jupyter notebook, as JSON, that trains the runs again, one cell each; see `script`."""
+    import nbformat  # here, because it takes two seconds to load
+    from nbformat import v4
+
     cells = [
         v4.new_code_cell(f"# {_line(name)}\n{cell(settings, seeds)}", id=f"run-{number}")
         for number, (name, settings, seeds) in enumerate(runs, start=1)
