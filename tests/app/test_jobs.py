@@ -1,9 +1,9 @@
 """The queue: few at a time, in order; whatever happens to a process, the worker or the server is told on the run."""
 
+import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 import tomllib
@@ -30,16 +30,7 @@ worker.TICK = 0.05
 jobs.command = lambda job: [sys.executable, "-c", str(job.settings["does"]), job.token]
 worker.main()
 """
-SERVER = """
-import signal, sys, time
-from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program that a shell put in the background ignores
-sys.path.insert(0, {app!r})
-import jobs
-jobs.WORKER = Path({toy!r})
-jobs.start_worker()
-time.sleep(600)
-"""
+START_WORKER = jobs.start_worker  # before conftest.py puts nothing in its place
 SLEEP = "import time; time.sleep(60)"
 
 
@@ -51,22 +42,32 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "command", lambda job: [sys.executable, "-c", str(job.settings["does"]), job.token])
 
 
+def serve(toy: Path) -> None:
+    """What a server does for the queue, in a process group of its own."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    jobs.WORKER = toy
+    START_WORKER()
+    time.sleep(600)
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
-    """Starts a server that has a toy worker beside it; all of them end with the test."""
+def server(tmp_path: Path) -> Iterator[Callable[[], Any]]:
+    """Starts a server that has a toy worker beside it; all of them end with the test. A fork, which need not import
+    everything again."""
     toy = tmp_path / "toy.py"
     toy.write_text(TOY)
-    program = SERVER.format(app=str(MAIN.parent), toy=str(toy))
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Any] = []
 
-    def start() -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-c", program], start_new_session=True))
+    def start() -> Any:
+        started.append(multiprocessing.get_context("fork").Process(target=serve, args=(toy,)))
+        started[-1].start()
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.join()
 
 
 def submit(does: str, viewer: str = "viewer", kind: str = "prefer") -> jobs.Job:
