@@ -92,7 +92,7 @@ def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
 
 def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
     """A Jupyter notebook, as JSON, that trains the runs again, one cell each; see `script`."""
-    import nbformat  # here, because it takes two seconds to load
+    import nbformat  # here, because it takes more than a second to load
     from nbformat import v4
 
     cells = [

@@ -67,7 +67,7 @@ def test_it_can_be_read_in_one_sitting():
 def test_it_prints_a_hit_rate_for_each_of_three_runs(capsys, monkeypatch):
     data = minipo.load_dataset("catalog")
     fewer = replace(data, train=data.train[:64], test=data.test[:500])
-    monkeypatch.setattr(minipo, "load_dataset", lambda name: fewer, raising=False)
+    monkeypatch.setattr(minipo, "load_dataset", lambda name: fewer)
     monkeypatch.setattr("sys.argv", ["dynamicpo.py", "1"])
     runpy.run_path(str(PATH), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
