@@ -30,7 +30,7 @@ notebooks: .venv/installed-dev ## every notebook executed anew, its outputs refr
 test: .venv/installed-dev ## linter, type checker and the fast tests
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m ruff format --check
-	.venv/bin/python -m mypy
+	.venv/bin/pyrefly check
 	.venv/bin/lint-imports
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" $(PYTEST_ARGUMENTS)
 

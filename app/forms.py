@@ -206,7 +206,7 @@ def starts_at_once(settings: Mapping[str, Any]) -> bool:
         for folder in (*DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
             with suppress(ValueError, OSError):  # damaged, or on other data
                 run = Run(folder.parent)
-                if run.config == wanted and recorded.is_here(wanted.dataset):
+                if wanted is not None and run.config == wanted and recorded.is_here(wanted.dataset):
                     if wanted.dataset in DATASETS:  # an upload never changes
                         run.load_data()
                     return True

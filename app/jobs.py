@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import dumps, loads
@@ -106,7 +106,7 @@ def folder_of(token: str) -> Path:
 
 
 @contextmanager
-def database(write: bool = True) -> Iterator[sqlite3.Connection]:
+def database(write: bool = True) -> Generator[sqlite3.Connection]:
     """One transaction on the app's database; with `write` False it only reads, and waits for no other."""
     path = files.home() / "app" / "app.db"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,8 +124,9 @@ def database(write: bool = True) -> Iterator[sqlite3.Connection]:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    content = dict(row)
-    return Job(**{**content, "settings": loads(content["settings"]), "kept": bool(content["kept"])})
+    content: dict[str, Any] = dict(row)
+    content |= {"settings": loads(content["settings"]), "kept": bool(content["kept"])}
+    return Job(**content)
 
 
 # ------------------------------------------------------------------------------------------------- what a page may do

@@ -41,7 +41,7 @@ def _add_setting(
     shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.strip("_").upper()
     parser.add_argument(
         option,
-        **({"dest": name} if option.startswith("-") else {}),  # type: ignore[arg-type]
+        **({"dest": name} if option.startswith("-") else {}),  # pyrefly: ignore[bad-argument-type]
         type=_list_of(kind) if lists else kind,
         default=argparse.SUPPRESS,
         metavar=shown + (",..." if lists else ""),

@@ -109,7 +109,7 @@ def _round_up(number: int, multiple: int) -> int:
 def padding_share(packed: PackedBatch | PackedGroups) -> float:
     """The share, from 0 to 1, of a packed batch's tokens that is padding."""
     if "groups" in packed:
-        segments = torch.cat([group["segments"].flatten() for group in packed["groups"]])
+        segments = torch.cat([group["segments"].flatten() for group in packed["groups"]])  # pyrefly: ignore[not-iterable]
     else:
         segments = packed["segments"]
     return (segments < 0).double().mean().item()
@@ -182,7 +182,7 @@ def pack_ids(
 
 def unpack(packed: PackedBatch) -> tuple[list[TokenIds], list[list[TokenIds]]]:
     """The prompts and answers that `pack_ids` packed."""
-    batch = {name: tensor.cpu().numpy() for name, tensor in packed.items()}  # type: ignore[attr-defined]
+    batch = {name: tensor.cpu().numpy() for name, tensor in packed.items()}  # pyrefly: ignore[missing-attribute]
     prompt_ids = [ids[segments == 0] for ids, segments in zip(batch["input_ids"], batch["segments"], strict=True)]
     answer_ids = [
         [ids[:length] for ids, length in zip(targets, lengths, strict=True) if length]

@@ -88,11 +88,11 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
     """
     if "groups" in packed:
         width = packed["mask"].shape[1]
-        groups = [packed_logps(model, group) for group in packed["groups"]]
+        groups = [packed_logps(model, group) for group in packed["groups"]]  # pyrefly: ignore[not-iterable]
         groups = [nn.functional.pad(logps, (0, width - logps.shape[1]), value=-torch.inf) for logps in groups]
-        return torch.cat(groups)[packed["order"].argsort().to(groups[0].device)]
+        return torch.cat(groups)[packed["order"].argsort().to(groups[0].device)]  # pyrefly: ignore[bad-typed-dict-key]
     # torch.compile's wrapper does not see the hook that makes the head compute only what is needed.
-    model = getattr(model, "_orig_mod", model)
+    model = getattr(model, "_orig_mod", model)  # pyrefly: ignore[bad-assignment]
     prompt_lengths = (packed["segments"] == 0).sum(1)
     counts, lengths = packed["mask"].sum(1), packed["lengths"][packed["mask"]]
     check_context(model, *(tensor.cpu().numpy() for tensor in (prompt_lengths, counts, lengths)))

@@ -60,14 +60,14 @@ class _RowTrainer(Trainer):
     """What both trainers share: rows in their given order, a quiet console, checkpoints marked when complete, losses
     that are sums over a step divided by its `items`, and log-probs of rows in evaluation mode."""
 
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     processing_class: PreTrainedTokenizerBase
     train_dataset: TokenRows
     eval_dataset: TokenRows | None
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: TrainingArguments,
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None,
@@ -81,7 +81,7 @@ class _RowTrainer(Trainer):
         if peft_config is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(args.seed)
-                model = get_peft_model(model, peft_config)  # type: ignore[assignment]
+                model = get_peft_model(model, peft_config)
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
         )
@@ -185,7 +185,7 @@ class SFTTrainer(_RowTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: TrainingArguments,
         train_dataset: Rows,
         eval_dataset: Rows | None = None,
@@ -265,7 +265,7 @@ class PreferenceTrainer(_RowTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: TrainingArguments,
         train_dataset: Rows,
         eval_dataset: Rows | None = None,
@@ -281,7 +281,7 @@ class PreferenceTrainer(_RowTrainer):
     ):
         if negatives is not None and negatives < 1:
             raise ValueError(f"negatives is {negatives}: give at least 1, or None for all that a row has.")
-        self.objective: str | Objective | Aggregate = objective
+        self._objective: str | Objective | Aggregate = objective
         self.objective_state: State | None = None
         check_arguments(args, others, "DPOConfig", beta)
         self.beta, self.dynamic = beta, dynamic
@@ -329,7 +329,7 @@ class PreferenceTrainer(_RowTrainer):
         zeros = torch.zeros(2, 3)
         with torch.random.fork_rng(devices=[]):
             preference_loss(
-                self.objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
+                self._objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
             )
 
     def read(self, rows: Rows | TokenRows) -> TokenRows:
@@ -378,7 +378,7 @@ class PreferenceTrainer(_RowTrainer):
         policy = packed_logps(model, inputs["packed"])
         self.check_finite(policy[present])
         rows = (inputs["reference"], self.beta, present[:, 1:], inputs["lengths"])
-        output = preference_loss(self.objective, policy, *rows, dynamic=self.dynamic, state=self.objective_state)
+        output = preference_loss(self._objective, policy, *rows, dynamic=self.dynamic, state=self.objective_state)
         if model.training:
             self.objective_state = output.state
             if self.measured_step != self.state.global_step:

@@ -65,8 +65,8 @@ def probed_pushes(pushed: pd.DataFrame, census: str = "boundary") -> pd.DataFram
     negative is pushed alike at that step. Saturation is averaged over the negatives in use.
     """
     groups = by_group(pushed, census).set_index(["step", "group"])
-    columns = pd.MultiIndex.from_product([("push", "dilution"), GROUPS])
-    wide: pd.DataFrame = groups[["push", "dilution"]].unstack()  # type: ignore[assignment]
+    columns = pd.MultiIndex.from_product([["push", "dilution"], [*GROUPS]])
+    wide: pd.DataFrame = groups[["push", "dilution"]].unstack()  # pyrefly: ignore[bad-assignment]
     table = wide.reindex(columns=columns).set_axis(["_".join(name) for name in columns], axis=1)
     boundary, steps = groups.xs("boundary", level="group"), pushed.groupby("step")
     highest, lowest = steps["push"].max(), steps["push"].min()

@@ -5,7 +5,7 @@ reads packed rows correctly is known for a few architectures (`KNOWN`) and teste
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -130,17 +130,17 @@ def _is_known(model: nn.Module, adapters: list[Any]) -> bool:
 def text_config(model: nn.Module) -> Any:
     """The configuration of the part that reads text."""
     try:
-        return model.config.get_text_config()  # type: ignore[operator, union-attr]
+        return model.config.get_text_config()  # pyrefly: ignore[missing-attribute]
     except ValueError as error:  # of several parts, as in a model of text and sound
         raise ValueError(
-            f"This {model.config.model_type} model cannot score candidates: it has several parts that read text; "  # type: ignore[union-attr]
+            f"This {model.config.model_type} model cannot score candidates: it has several parts that read text; "  # pyrefly: ignore[missing-attribute]
             "choose a decoder-only text model."
         ) from error
 
 
 def own_class(model: nn.Module) -> type:
     """The model's own class, also where peft wraps it."""
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model)  # type: ignore[operator]
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model)  # pyrefly: ignore[not-callable]
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -227,7 +227,7 @@ def check_context(
 
 
 def check_tokens(model: nn.Module, packed: PackedBatch) -> None:
-    table = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    table = getattr(model.get_input_embeddings(), "weight", None)  # pyrefly: ignore[not-callable]
     highest = max(int(packed["input_ids"].max()), int(packed["targets"].max()))
     if isinstance(table, Tensor) and highest >= len(table):
         raise ValueError(
@@ -237,7 +237,7 @@ def check_tokens(model: nn.Module, packed: PackedBatch) -> None:
 
 
 @contextmanager
-def without_adapters(model: Any) -> Iterator[None]:
+def without_adapters(model: Any) -> Generator[None]:
     """Inside the context, the model computes without its peft adapters; ValueError if they cannot be switched off."""
     with ExitStack() as stack:
         try:
@@ -275,9 +275,9 @@ def _check_kind(model: nn.Module) -> None:
         _refuse(model, "it is an encoder-decoder; choose a decoder-only one")
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in _adapters(model)):
         _refuse(model, "its adapter puts virtual tokens before the prompt; choose LoRA")
-    if model.get_output_embeddings() is None:  # type: ignore[operator]
+    if model.get_output_embeddings() is None:  # pyrefly: ignore[not-callable]
         _refuse(model, "its get_output_embeddings() returns no output head; choose one of transformers' own models")
-    if not isinstance(getattr(model.get_input_embeddings(), "weight", None), Tensor):  # type: ignore[operator]
+    if not isinstance(getattr(model.get_input_embeddings(), "weight", None), Tensor):  # pyrefly: ignore[not-callable]
         _refuse(model, "it does not read one token per position; choose a text model")
 
 
@@ -342,7 +342,7 @@ def _said(error: Exception) -> str:
 
 def _described(model: nn.Module) -> str:
     with_adapter = f" with an adapter of type {_kinds(model)}" if _adapters(model) else ""
-    return f"{model.config.model_type} model{with_adapter}"  # type: ignore[union-attr]
+    return f"{model.config.model_type} model{with_adapter}"  # pyrefly: ignore[missing-attribute]
 
 
 def _kinds(model: nn.Module) -> str:
@@ -352,7 +352,7 @@ def _kinds(model: nn.Module) -> str:
 
 def _adapters(model: nn.Module) -> list[Any]:
     """The configurations of the model's adapters, whether peft or transformers added them."""
-    return list((getattr(model, "peft_config", None) or {}).values())
+    return list((getattr(model, "peft_config", None) or {}).values())  # pyrefly: ignore[not-callable]
 
 
 def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
@@ -360,7 +360,7 @@ def _adapter_state(model: nn.Module) -> tuple[Any, ...]:
     if not _adapters(model):
         return ()
     layer = next((module for module in model.modules() if hasattr(module, "_disable_adapters")), None)
-    return () if layer is None else (layer._disable_adapters, *layer.active_adapters)  # type: ignore[misc]
+    return () if layer is None else (layer._disable_adapters, *layer.active_adapters)  # pyrefly: ignore[not-iterable]
 
 
 # Packed rows against plain ones.
@@ -372,7 +372,7 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
     read_end = longrope_limit(model) is not None
     few = _few(packed, read_end)
     computed: list[torch.dtype] = []  # the dtype of the head's logits: autocast may start inside the model
-    hook = model.get_output_embeddings().register_forward_hook(lambda *call: computed.append(call[-1].dtype))  # type: ignore[operator]
+    hook = model.get_output_embeddings().register_forward_hook(lambda *call: computed.append(call[-1].dtype))  # pyrefly: ignore[not-callable]
     try:
         with _mode(model, training=False):  # dropout would make any two scores differ
             plain = one_by_one(model, few, read_end)[few["mask"]]
@@ -403,7 +403,7 @@ def _few(packed: PackedBatch, read_end: bool = False) -> PackedBatch:
 
 
 @contextmanager
-def perturbed_adapters(model: nn.Module) -> Iterator[None]:
+def perturbed_adapters(model: nn.Module) -> Generator[None]:
     """Inside the context, adapter weights are perturbed: most adapters start as the identity, and what they do shows
     only once they are trained. The model's own weights do not change, and autograd notices nothing."""
     generator, kept = torch.Generator().manual_seed(0), []
@@ -419,7 +419,7 @@ def perturbed_adapters(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def _mode(model: nn.Module, training: bool) -> Generator[None]:
     """Inside the context, the whole model is in training or evaluation mode; afterwards each module is as before."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments
+from torch import nn
+from transformers import TrainingArguments
 
 from minipo.compatibility.architectures import context_of
 
@@ -73,7 +74,7 @@ def check_arguments(
                 raise ValueError(f"args.{field.name} is {value!r}, which is not supported; leave it at {default!r}.")
 
 
-def longest_row(model: PreTrainedModel, args: TrainingArguments) -> int | None:
+def longest_row(model: nn.Module, args: TrainingArguments) -> int | None:
     """The maximum tokens of a row, by the model's context and the `max_length` of a TRL config; None for no limit."""
     limits = (context_of(model), getattr(args, "max_length", None))
     return min((limit for limit in limits if limit is not None), default=None)

@@ -30,6 +30,7 @@ from minipo.prompts import answer
 from minipo.scoring import pack, packed_logps
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -233,7 +234,7 @@ class Watched:
     seen: dict[int, Any]
 
 
-Look = Callable[["PreTrainedModel", "PreTrainedTokenizerBase"], Any]
+Look = Callable[["PreTrainedModel | PeftModel", "PreTrainedTokenizerBase"], Any]
 
 
 def watch(

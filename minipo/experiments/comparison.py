@@ -176,7 +176,8 @@ def paired(left: Line, right: Line, metric: str = "hr@1") -> Difference:
         seeds = [seed for seed in ours if seed is not None and seed in theirs]
         over = "users; no seed in common"
     if not seeds:
-        ours, theirs = {None: np.mean([*ours.values()], axis=0)}, {None: np.mean([*theirs.values()], axis=0)}
+        averages: list[Outcomes] = [{None: np.mean([*side.values()], axis=0)} for side in (ours, theirs)]
+        ours, theirs = averages
     elif len(seeds) == 1:
         over = f"users, seed {seeds[0]}"
     else:
@@ -259,8 +260,8 @@ def apart(compared: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
 def csv(compared: pd.DataFrame) -> bytes:
     """A table as CSV that is safe in a spreadsheet: text that looks like a formula begins with an apostrophe."""
     safe = compared.copy()
-    for name in safe.select_dtypes(exclude="number"):
-        safe[name] = safe[name].map(_no_formula)
+    texts = safe.select_dtypes(exclude="number").columns
+    safe[texts] = safe[texts].map(_no_formula)
     return safe.to_csv(index=False).encode("utf-8-sig")  # with the byte order mark by which Excel recognises UTF-8
 
 

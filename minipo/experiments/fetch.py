@@ -71,7 +71,7 @@ def smollm2_from_gguf(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     (gguf,) = folder.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=gguf.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=gguf.name, dtype=torch.float32)
     # SmolLM2 reads digits one by one, which transformers does not read from the file.
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ def home() -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Generator[Path]:
     """A temporary path to write to, which becomes `path` only if the block succeeds: an atomic write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The extension stays last, because pandas and safetensors choose the format by it.
@@ -80,7 +80,7 @@ def read(path: Path, reader: Callable[[Path], T], remedy: str) -> T:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Generator[None]:
     """A lock on `out`: another process that wants the same run waits, and then finds it finished.
 
     The lock is the operating system's, so it ends with its process, however that ends.

@@ -1,7 +1,7 @@
 """From a name to a model and its tokenizer: new pocket models, hub models, local folders; LoRA."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minipo.experiments.fetch import SOURCES, fetch, first_line
 from minipo.experiments.files import read_json, remove, write_json
-from minipo.names import lookup
+from minipo.names import unknown
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
 DROPOUT = 0.1  # GPT-2's own; SFT on a few thousand users needs it; preference training turns it off
@@ -59,7 +59,7 @@ def load_model(
     elif folder.is_absolute() or name.startswith((".", "~")) or len(folder.parts) > 1:
         raise ValueError(f"There is no model folder {name!r}; give a folder in from_pretrained format.")
     else:
-        lookup("model", name, MODELS)
+        raise ValueError(unknown("model", name, MODELS))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -250,7 +250,7 @@ def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, se
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Generator[None]:
     """Draw under `seed` inside, and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -63,7 +63,7 @@ def _digest(path: Path, *version: int) -> str:
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
+def without_bars() -> Generator[None]:
     """Hide transformers' progress bars for reading and writing files; the training bar is not one of them."""
     from transformers.utils import logging
 

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ from minipo.experiments.runs import (
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, Trainer
 
     from minipo.evaluation import Report, Scores
@@ -65,7 +66,7 @@ def _begin(out: Path, config: Config, splits: Splits, start: Path | None) -> Non
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def _writing(out: Path) -> Generator[None]:
     """An OSError in one sentence if `out` cannot be written: safetensors and torch raise errors of their own."""
     try:
         yield
@@ -134,7 +135,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     if only_adapter:
         _save_model(trainer, out)
     if config.tuning == "lora":  # what starts from here, above all the reference, is one whole model
-        trainer.model = model = model.merge_and_unload()
+        trainer.model = model = model.merge_and_unload()  # pyrefly: ignore[not-callable]
     if not only_adapter:
         _save_model(trainer, out)
     logs = Run(out).metrics
@@ -242,7 +243,7 @@ def preference_trainer(
     )  # fmt: skip
 
 
-def arithmetic(model: "PreTrainedModel", precision: str) -> Any:
+def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
     """The autocast context of a run with this precision: matrix products in bfloat16, or no change."""
     import torch
 

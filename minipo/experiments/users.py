@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from minipo.compatibility.architectures import context_of
 from minipo.compatibility.tokenizers import tokenize
+from minipo.evaluation import Report, Scores, report
 from minipo.experiments.datasets.splits import Interaction
 from minipo.names import lookup
 from minipo.prompts import TEMPLATES, Template, answer, render
 from minipo.scoring import candidate_logps
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from minipo.evaluation import Report, Scores, report
 
 NO_USERS = "There are no users to evaluate: the split is empty; give at least one."
 
@@ -113,7 +114,7 @@ def preference_rows(
 
 
 def score(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     interactions: Sequence[Interaction],
     template: str | Template = "line",
@@ -136,7 +137,7 @@ def score(
 
 
 def evaluate(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     interactions: Sequence[Interaction],
     reference: Scores | None = None,
@@ -154,7 +155,7 @@ def evaluate(
 
 
 def valid_ratio(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | PeftModel",
     tokenizer: "PreTrainedTokenizerBase",
     interactions: Sequence[Interaction],
     items: Sequence[str],
@@ -184,7 +185,7 @@ def valid_ratio(
             inputs = tokenizer.pad({"input_ids": [row.tolist() for row in ids]}, return_tensors="pt").to(model.device)
             inputs.pop("token_type_ids", None)
             with torch.inference_mode():
-                output = model.generate(  # type: ignore[operator]
+                output = model.generate(  # pyrefly: ignore[not-callable]
                     **inputs,
                     max_new_tokens=longest + 1,
                     do_sample=False,

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -92,7 +92,7 @@ def _work(
 
 
 @contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
+def _ignoring_interrupts() -> Generator[None]:
     """Processes started here ignore Ctrl-C, which goes to the whole terminal: the parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

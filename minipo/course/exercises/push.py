@@ -375,7 +375,7 @@ def _two_views(function: Any, parts: Any) -> str:
                     f"On this table {view!r} is {given[view]!r}: {groups.round(3).to_dict('index')}. What counts is "
                     "how far a part takes the whole; norm is the length of a part, in whatever direction."
                 )
-        boundary = groups.loc["boundary"]
+        boundary: Any = groups.loc["boundary"]
         truth, ratio = boundary["share"] / boundary["push_share"], float(given["ratio"])
         if not math.isclose(ratio, truth, rel_tol=0.02):
             turned = " Yours is turned round." if math.isclose(ratio, 1 / truth, rel_tol=0.02) else ""

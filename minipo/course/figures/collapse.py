@@ -168,6 +168,7 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
     (first, (below, _)), *_, (last, (_, above)) = counts.items()
     titles = [f"<b>{name}</b><br>{under} below 0, {over} above" for name, (under, over) in counts.items()]
     figure = panels(titles, horizontal_spacing=0.015, shared_yaxes=True)
+    rows = {}
     for column, cells in enumerate(maps.values(), start=1):
         rows = {epoch: f"{epoch:g} epochs" for epoch in sorted({epoch for epoch, _ in cells})}
         figure.add_trace(settings_heatmap(cells, rows), row=1, col=column)

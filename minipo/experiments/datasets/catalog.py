@@ -231,7 +231,7 @@ def _next_genre(genres: Int[np.ndarray, "batch steps"]) -> Float[np.ndarray, "ba
     posterior = prior * rising[draws].prod(axis=2) / rising_total[1 + redraws.sum(axis=1)]
     posterior /= posterior.sum(axis=1, keepdims=True)
 
-    seen = own.any(axis=1)
+    seen = np.any(own, axis=1)
     kinds = seen.sum(axis=1, keepdims=True)
     unseen = CONCENTRATION * (GENRES_OF_A_USER - kinds) / (len(GENRES) - kinds)
     drawn = np.where(seen[:, None, :], CONCENTRATION + draws, unseen[:, None, :]) / total[:, None]
@@ -280,7 +280,7 @@ def _after_visit(
         chances = _chances(places, shelf, seen)  # (visits, cells, artists)
         if step + 1 < visits.shape[1]:
             weights = weights * chances[rows, :, visits[:, step + 1] % ARTISTS]
-    return (weights[:, None, :] @ chances)[:, 0] / weights.sum(axis=1, keepdims=True)
+    return (weights[:, None, :] @ chances)[:, 0] / weights.sum(axis=1, keepdims=True)  # pyrefly: ignore[unbound-name]
 
 
 def _chances(

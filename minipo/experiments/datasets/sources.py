@@ -2,7 +2,7 @@
 
 import gzip
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -46,7 +46,7 @@ class Source:
         return ending(self.name)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def open(self) -> Generator[BinaryIO]:
         """Its bytes, unpacked."""
         with ExitStack() as stack:
             if self.member:
@@ -56,10 +56,10 @@ class Source:
             stack.enter_context(stream)
             if self.name.lower().endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream))
-            yield stream
+            yield stream  # pyrefly: ignore[invalid-yield]
 
     @contextmanager
-    def lines(self, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
+    def lines(self, encoding: str = "utf-8-sig") -> Generator[TextIO]:
         """Its text; lines keep their line endings. ValueError if it is in another encoding."""
         try:
             with self.open() as stream, TextIOWrapper(stream, encoding=encoding, newline="") as lines:
