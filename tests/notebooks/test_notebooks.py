@@ -1,8 +1,8 @@
 """The course's notebooks: executed, their widgets moved, and their committed outputs looked at.
 
-`make test` executes each as its `fast` metadata says, from another folder than its own and in a fork of one process
-that has imported what notebooks need; `make test-all` in full, each from a fresh kernel, and compares what is printed
-with what is committed. 08, which needs a download, is executed only where that is possible.
+`make test` executes each as its `fast` metadata says, from another folder than its own and in a fork of the tests'
+process; `make test-all` in full, each from a fresh kernel, and compares what is printed with what is committed. 08,
+which needs a download, is executed only where that is possible.
 """
 
 import base64
@@ -41,7 +41,7 @@ NAMES = [
 
 # What the notebooks import between them, most of it behind functions of minipo's.
 IMPORTED = [
-    __name__, "minipo.course.diagnostics", "minipo.course.exercises.checks", "minipo.course.widgets",
+    "minipo.course.diagnostics", "minipo.course.exercises.checks", "minipo.course.widgets",
     *(f"minipo.course.figures.{path.stem}" for path in (ROOT / "minipo" / "course" / "figures").glob("[a-z]*.py")),
     "minipo.experiments.models", "minipo.experiments.training", "minipo.trainers",
     "transformers.models.gpt2.modeling_gpt2",
@@ -119,28 +119,28 @@ def shortened(notebook: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    """Runs each task in a process of its own, forked from one that has imported what notebooks need. The cache of
-    reference log-probs is theirs together, and nothing can be downloaded."""
-    environment = {
-        "MINIPO_HOME": str(tmp_path_factory.mktemp("notebooks") / "home"),
-        "PLOTLY_RENDERER": "plotly_mimetype",
-        "PIP_NO_INDEX": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """minipo's folder for what the notebooks keep, one for all of them; nothing can be downloaded into it."""
+    for name in IMPORTED:
+        importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
-            yield processes
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr("plotly.io.renderers.default", "plotly_mimetype")
+        yield tmp_path_factory.mktemp("notebooks")
 
 
-def run_cells(sources: list[str], folder: Path) -> str:
+def run(sources: list[str], folder: Path, cache: Path) -> str:
+    """`run_cells` in a process of its own, a fork of this one, which has imported what notebooks need."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+        return process.submit(run_cells, sources, folder, cache).result()
+
+
+def run_cells(sources: list[str], folder: Path, cache: Path) -> str:
     """Runs cells as a kernel does, from `folder`: what they show is formatted too. Returns what the last one printed;
-    raises AssertionError with what a cell that failed printed."""
+    raises RuntimeError with what a cell that failed printed."""
     gc.freeze()  # as tests/conftest.py does
+    os.environ["MINIPO_HOME"] = str(cache)
     os.chdir(folder)
     shell = InteractiveShell.instance()
     printed = ""
@@ -148,7 +148,8 @@ def run_cells(sources: list[str], folder: Path) -> str:
         with capture_output() as captured:
             outcome = shell.run_cell(source, store_history=True)
         printed = captured.stdout
-        assert outcome.success, printed
+        if not outcome.success:
+            raise RuntimeError(printed)
     return printed
 
 
@@ -174,12 +175,10 @@ def test_the_course_is_complete_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("path", OFFLINE, ids=lambda path: path.stem)
-def test_executes_in_the_fast_setting_and_its_widgets_respond(
-    path: Path, tmp_path: Path, warm: ProcessPoolExecutor
-) -> None:
+def test_executes_in_the_fast_setting_and_its_widgets_respond(path: Path, tmp_path: Path, cache: Path) -> None:
     first = MOVE_THE_FIRST_PICTURE if path.name.startswith("00") else ""
     sources = [cell.source for cell in code_cells(shortened(read(path)))]
-    found = moved(warm.submit(run_cells, [*sources, first + MOVE], tmp_path).result())  # another folder than its own
+    found = moved(run([*sources, first + MOVE], tmp_path, cache))  # another folder than its own
     if "03" <= path.name[:2] <= "07":
         assert found["explorers"], "no widget computes live"
         assert found["guesses"], "nothing is to be guessed"
@@ -228,11 +227,11 @@ def test_a_real_llm_executes_in_the_fast_setting(tmp_path: Path) -> None:
     moved(texts(notebook.cells[-1]))
 
 
-def test_a_missing_download_is_told_in_one_sentence(tmp_path: Path, warm: ProcessPoolExecutor) -> None:
+def test_a_missing_download_is_told_in_one_sentence(tmp_path: Path, cache: Path) -> None:
     (path,) = FOLDER.glob("08*.ipynb")
     sources = [cell.source for cell in code_cells(read(path)) if "start()" in cell.source or "fetch(" in cell.source]
-    with pytest.raises(AssertionError) as error:
-        warm.submit(run_cells, sources, tmp_path).result()
+    with pytest.raises(RuntimeError) as error:
+        run(sources, tmp_path, cache)
     assert "minipo fetch" in str(error.value).strip().splitlines()[-1]
     assert "Traceback" not in str(error.value)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 FIRST_SCREEN = ("why_line", "why_loss", "why_push")
 
 
@@ -23,7 +23,6 @@ def nothing_overflows(page: Page) -> None:
     assert cut == []
 
 
-@pytest.mark.slow
 def test_a_link_may_call_it_by_its_name(visit: Callable[..., Page]):
     page = visit("why?easy=3")
     expect(page.locator("p", has_text="The loss fell")).to_be_visible(timeout=30_000)
@@ -31,7 +30,6 @@ def test_a_link_may_call_it_by_its_name(visit: Callable[..., Page]):
     expect(page.get_by_text("Page not found")).to_have_count(0)
 
 
-@pytest.mark.slow
 def test_the_slider_answers_at_once_and_the_first_screen_holds_the_picture(
     visit: Callable[..., Page], picture: Callable[[Page, str], Any]
 ):
@@ -87,7 +85,6 @@ def test_a_guess_is_revealed_and_its_link_shows_the_same(
 @pytest.mark.parametrize(
     ("size", "dark", "name"), [("projector", False, "light"), ("projector", True, "dark"), ("phone", False, "phone")]
 )
-@pytest.mark.slow
 def test_about_opens_drawn_and_finds_a_word(
     visit: Callable[..., Page], picture: Callable[[Page, str], Any], size: str, dark: bool, name: str
 ):
