@@ -1128,10 +1128,12 @@ def test_no_bars_but_the_trainings_own(start, tmp_path, capfd):
     assert "Writing model shards" not in shown
 
 
-def test_reading_runs_does_without_transformers():
+def test_reading_data_does_without_torch_and_reading_runs_without_transformers():
     code = (
-        "import sys, minipo, minipo.experiments.sweeps\n"
+        "import sys, minipo, minipo.experiments.datasets.loading\n"
+        "print([name for name in ('torch', 'transformers', 'peft', 'accelerate') if name in sys.modules])\n"
+        "import minipo.experiments.sweeps\n"
         "print([name for name in ('transformers', 'peft', 'accelerate') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path.cwd())
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
