@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from minipo.scoring import candidate_logps
     from minipo.trainers import PreferenceTrainer, SFTTrainer
 
-# Loaded on first use: torch takes a second, transformers several, and who reads a file needs neither.
+# Loaded on first use: torch takes a second, transformers several, and reading a file needs neither.
 _MODULES = {
     "DynamicPO": "dynamic",
     "PreferenceOutput": "preference",
