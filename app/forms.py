@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import Any
 
 import jobs
@@ -30,12 +30,12 @@ NAMES = (
     "learning_rate", "steps", "seed", *OWN,
 )  # fmt: skip
 # Settings that belong to one objective: label, and a number's minimum, maximum and step.
-OF_OBJECTIVES: dict[str, tuple[str, *tuple[float, ...]]] = {
-    "likelihood_of": ("Likelihood of",),
-    "target_margin": ("γ, target margin", 0.0, 10.0, 0.1),
-    "alpha": ("α, how β follows", 0.0, 10.0, 0.1),
-    "keep": ("Share of pairs", 0.05, 1.0, 0.05),
-    "momentum": ("Momentum", 0.0, 0.99, 0.05),
+OF_OBJECTIVES: dict[str, tuple[str, tuple[float, float, float] | None]] = {
+    "likelihood_of": ("Likelihood of", None),
+    "target_margin": ("γ, target margin", (0.0, 10.0, 0.1)),
+    "alpha": ("α, how β follows", (0.0, 10.0, 0.1)),
+    "keep": ("Share of pairs", (0.05, 1.0, 0.05)),
+    "momentum": ("Momentum", (0.0, 0.99, 0.05)),
 }
 LAB = "train_"  # prefix of Live lab's: other pages have an objective too, which must not change the form
 WIDTH = 146  # of a control, in pixels: two fit a phone's line
@@ -94,15 +94,6 @@ def run_settings(
             bind="query-params", **more,
         )  # fmt: skip
 
-    def of_objective(field: Field[Any]) -> Any:
-        """A control for a setting that belongs to the objective."""
-        label, *numbers = OF_OBJECTIVES[field.name]
-        if numbers:
-            low, high, step = numbers
-            return number(field.name, label, low, high, step, purpose(field))
-        return choose(field.name, label, list(type_of(field)[1]), str, purpose(field))
-
-    switch = {"on": "on", "off": "off"}.__getitem__
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=f"{prefix}settings"):
         if data is None:
             datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
@@ -129,7 +120,7 @@ def run_settings(
                 width=WIDTH, bind="query-params",
             ),
             "dynamic": choose(
-                "dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"],
+                "dynamic", "DynamicPO", ["off", "on"], str, WORDS["DynamicPO"],
                 disabled=OBJECTIVES[objective].selects,
             ),
             "steps": number("steps", "Steps", 10, limits.STEPS, 50, WORDS["steps"]),
@@ -150,14 +141,18 @@ def run_settings(
                     "DynamicPO's selection, or a control for it. " + WORDS["boundary"], disabled=off,
                 ),
                 "adjust_beta": choose(
-                    "adjust_beta", "Dual-margin β", ["on", "off"], switch,
+                    "adjust_beta", "Dual-margin β", ["on", "off"], str,
                     "DynamicPO's own β for each negative, from two margins.", disabled=off,
                 ),
                 "margin": number("margin", "γ, margin of β", 0.0, 20.0, 1.0, WORDS["γ"], disabled=off),
             }  # fmt: skip
             for field in fields(PreferConfig):
                 if OWN.get(field.name) == objective:
-                    settings[field.name] = of_objective(field)
+                    label, numbers = OF_OBJECTIVES[field.name]
+                    if numbers:
+                        settings[field.name] = number(field.name, label, *numbers, purpose(field))
+                    else:
+                        settings[field.name] = choose(field.name, label, list(type_of(field)[1]), str, purpose(field))
             if away and data is None:
                 st.caption("Other data and models, which the administrator of this server can add:")
                 st.caption("\n".join(f"- {fetch.missing(name)}" for name in away))

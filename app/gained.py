@@ -50,7 +50,7 @@ def who(world: recorded.World) -> None:
     before, after = (sft if run is None else recorded.grid(run[0]).ranks[run[1]] for run in runs)
     names = chosen[0], chosen[1]
     st.markdown(collapse.user_sentence(before, after, names, moved_by(before, after)))
-    users = numbers(world, len(before))
+    users = [user.user for user in tested(world)] or list(range(len(before)))  # places, if the users are unknown
     groups = collapse.user_groups(before, after)
     moved = [*groups["lost"], *groups["gained"], *range(len(users))]
     drawing, text = st.columns([0.42, 0.58], gap="large")
@@ -84,11 +84,6 @@ def tested(world: recorded.World) -> tuple[Interaction, ...]:
         return ()
     splits, grid = load_dataset(dataset), recorded.grid(recorded.WORLDS[world][0])
     return splits.test if splits.fingerprint == grid.fingerprint else ()
-
-
-def numbers(world: recorded.World, count: int) -> list[int]:
-    """The test users' numbers, or their places if the users are unknown."""
-    return [user.user for user in tested(world)] or list(range(count))
 
 
 def forget_user() -> None:

@@ -72,9 +72,7 @@ def choose(label: str, options: Iterable[str], key: str, help: str, default: str
 
 def pick(label: str, options: Iterable[Any], key: str, help: str | None = None, index: int = 0, **more: Any) -> Any:
     """One of many options as a drop-down list; part of the link."""
-    return st.selectbox(
-        label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more
-    )  # fmt: skip
+    return st.selectbox(label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more)
 
 
 def distinct(names: Mapping[str, str]) -> dict[str, str]:

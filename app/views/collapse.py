@@ -204,14 +204,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
 
 
 def not_recorded(world: recorded.World, objective: str, line: str, strengths: dict[str, float], what: str) -> None:
-    """Say in one sentence what is not recorded, and offer to train it."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.info(f"Not recorded for {OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
-        lab(world, objective, line, strengths)
-
-
-def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, float]) -> None:
-    """A link to the Live lab with these settings filled in, at the largest K."""
+    """Say in one sentence what is not recorded, and offer to train it in the Live lab, at the largest K."""
     dataset, model = world
     query = recorded.LINES[line]
     asks = {
@@ -225,7 +218,9 @@ def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, f
     if query["dynamic"] == "on":
         asks |= {"select": recorded.SELECT[query["select"]], "adjust_beta": query["adjust_beta"]}
     link = {forms.LAB + name: value for name, value in asks.items()}
-    st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=link)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(f"Not recorded for {OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
+        st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=link)
 
 
 def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sft: bool) -> str:

@@ -150,7 +150,7 @@ def made(
     objectives = recorded.OBJECTIVES if shown == ALL else [NAMES[shown]]
     over = "step" if view == OVER else "negatives"
     counted = [negatives] if over == "step" else choices("training")
-    seen = validated(objectives, counted, dynamic, census)
+    seen = joined([probed(objective, k, dynamic, census) for objective in objectives for k in counted])
     table = seen if users == "validation" else trained(objectives, counted, dynamic, begun=over == "step")
     if table.empty:
         ran = f"{shown}{' with DynamicPO' * (dynamic == 'on')}, K = {counted[0]}"
@@ -202,10 +202,6 @@ def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("objective", key=lambda names: names.map(recorded.OBJECTIVES.index), kind="stable")
-
-
-def validated(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame:
-    return joined([probed(objective, k, dynamic, census) for objective in objectives for k in counted])
 
 
 def untrained(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame | None:
