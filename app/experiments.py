@@ -86,10 +86,8 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
     for side in (left, right):
         jobs.check_settings(side)
     sides = pairs.sides(left, right)
-    settings: dict[str, Any] = {
-        name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)
-    }
-    settings["fingerprint"] = splits_of(sides[0]).fingerprint
+    left, right = map(pairs.essential, sides)
+    settings = {"left": left, "right": right, "fingerprint": splits_of(sides[0]).fingerprint}
     code = "".join(secrets.choice(LETTERS) for _ in range(8))
     now = time.time()
     with database() as connection:
@@ -239,14 +237,13 @@ def collect(code: str | None = None) -> None:
 
 def _take(code: str, viewer: str, pair: pairs.Pair) -> None:
     left, right = (float((ranks == 0).mean()) for ranks in (pair.left_ranks, pair.right_ranks))
+    differences = pair.differences.astype(np.int8).tobytes()
     with database() as connection:
         taken = connection.execute(
             "update entries set differences = ?, left_hits = ?, right_hits = ?, sft_hits = ?, arrived = ? "
             "where code = ? and viewer = ? and seed = ? and arrived is null",
-            (
-                pair.differences.astype(np.int8).tobytes(), left, right, pair.sft, time.time(), code, viewer, pair.seed,
-            ),
-        ).rowcount  # fmt: skip
+            (differences, left, right, pair.sft, time.time(), code, viewer, pair.seed),
+        ).rowcount
         if taken:
             _changed(connection, code)
 

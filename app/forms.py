@@ -76,9 +76,8 @@ def run_settings(
     """
     state = st.session_state
     opening = {**OPENING, **opening}
-    models = [name for name in recorded.MODELS if recorded.is_here(name)]
-    if data is not None:
-        models = [name for name in models if name.startswith("pocket-")]
+    pocket = [name for name in recorded.MODELS if name.startswith("pocket-")]
+    models = pocket if data is not None else [name for name in recorded.MODELS if recorded.is_here(name)]
     away = [name for name in (*recorded.DATASETS, *recorded.MODELS) if not recorded.is_here(name)]
 
     def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> Any:
@@ -95,14 +94,11 @@ def run_settings(
         )  # fmt: skip
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=f"{prefix}settings"):
-        if data is None:
-            datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
-            dataset = choose(
-                "dataset", "Data", datasets, recorded.DATASETS.__getitem__,
-                "The histories and items that the model learns from.", on_change=_refill, args=(prefix,),
-            )  # fmt: skip
-        else:
-            dataset = data
+        dataset = data or choose(
+            "dataset", "Data", [name for name in recorded.DATASETS if recorded.is_here(name)],
+            recorded.DATASETS.__getitem__, "The histories and items that the model learns from.",
+            on_change=_refill, args=(prefix,),
+        )  # fmt: skip
         model = choose(
             "model", "Model", models, recorded.MODELS.__getitem__,
             "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
@@ -210,8 +206,7 @@ def starts_at_once(settings: Mapping[str, Any]) -> bool:
 
 def neighbours(settings: Mapping[str, Any], fingerprint: str | None) -> pd.DataFrame:
     """Recorded runs of the same objective and parts on the same data, at the nearest K below and above."""
-    names = ["objective", "dynamic"]
-    names += [] if settings["dynamic"] == "off" else ["select", "adjust_beta"]
+    names = ["objective", "dynamic", *(["select", "adjust_beta"] if settings["dynamic"] == "on" else [])]
     table = pd.DataFrame({"negatives": [], "hr@1": []})
     for grid in recorded.WORLDS.get((settings["dataset"], settings["model"]), ()):
         with suppress(ValueError):  # not recorded, or damaged

@@ -242,9 +242,8 @@ def stop(token: str) -> str:
         return "Stopped."
     if (job := find(token)) is None:
         return "This run is no longer on this server."
-    return {"done": "It had already finished.", "stopped": "It was already stopped."}.get(
-        job.state, "It had already ended."
-    )
+    before = {"done": "It had already finished.", "stopped": "It was already stopped."}
+    return before.get(job.state, "It had already ended.")
 
 
 def resume(token: str) -> None:
@@ -359,7 +358,8 @@ def finish(token: str, state: str, message: str) -> None:
 def running() -> list[Job]:
     """Every job that has a process, or had one when the worker died."""
     with database(write=False) as connection:
-        return [_job(row) for row in connection.execute("select * from jobs where state = 'running'")]
+        query = "select * from jobs where state = 'running' and pid is not null"
+        return [_job(row) for row in connection.execute(query)]
 
 
 def wait_again() -> None:

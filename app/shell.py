@@ -14,7 +14,6 @@ import streamlit as st
 
 from minipo.course.figures.style import darkened
 
-PLOT = {"displayModeBar": False}
 COOKIE = "minipo_viewer"
 REMOVED = "removed_runs"  # in the session: those that its viewer has removed, so that no page reports them missing
 TOKEN = re.compile(r"[A-Za-z0-9_-]{10,40}")
@@ -112,7 +111,7 @@ def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
     if st.context.theme.type == "dark":
         content = darkened(content)
     ready = go.Figure(content, _validate=False)  # it was validated when it was made, which is slow
-    return st.plotly_chart(ready, key=key, theme=None, config=PLOT, alt=alt, **more)
+    return st.plotly_chart(ready, key=key, theme=None, config={"displayModeBar": False}, alt=alt, **more)
 
 
 def viewer() -> str:

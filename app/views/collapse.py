@@ -22,7 +22,6 @@ from minipo.experiments.records import Recorded, difference
 BETAS, MARGINS = (0.3, 1.0, 3.0), (2.0, 6.0, 12.0)
 USUAL = {"beta": PreferConfig.beta, "margin": PreferConfig.margin}  # what the other grids have
 # Options are their own labels, as a link has them.
-OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 METRICS = {label: name for name, label in style.METRICS.items()}
 GUESSES = [f"guess{k}" for k in range(2, 20)]
 RANKING = "What is compared. " + " ".join(f"{name}: {WORDS[name]}" for name in ("HR@1", "NDCG@5", "MRR", "win rate"))
@@ -67,7 +66,8 @@ def against_k(world: recorded.World) -> None:
     """Loss, pair_loss and ranking against K. Raises ValueError if the record is missing or damaged."""
     controls = st.container(horizontal=True, vertical_alignment="bottom")
     with controls:
-        objective = OBJECTIVES[choose("Objective", OBJECTIVES, "curve", WORDS["objective"], "DMPO", on_change=hide)]
+        chosen = choose("Objective", recorded.OBJECTIVES, "curve", WORDS["objective"], "DMPO", on_change=hide)
+        objective = recorded.OBJECTIVES[chosen]
         parts = (
             " Its parts: only the selection, only β, and two controls for the selection: as many negatives as it "
             "keeps, drawn at random, and as many of the hardest (which are the same ones)."
@@ -192,7 +192,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
         shown = st.toggle("Reveal", key="revealed", bind="query-params", help="Show what the recorded runs did.")
     # The guesses move into a popover once the curve is shown.
     with controls.popover("Guesses") if shown else st.container(horizontal=True, vertical_alignment="bottom"):
-        guesses = {
+        return {
             k: st.number_input(
                 f"K = {k}{unit}", 0.0, highest, round(start * highest, digits), step, f"%.{digits}f", f"guess{k}",
                 f"Your guess of {style.METRICS[metric]} with {k} negatives. It starts at the value of K = {first}.",
@@ -200,7 +200,6 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
             )
             for k in others
         }  # fmt: skip
-    return guesses
 
 
 def not_recorded(world: recorded.World, objective: str, line: str, strengths: dict[str, float], what: str) -> None:

@@ -237,7 +237,7 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     """The displayed table, its columns' configuration, and the settings that all lines share, in words."""
     differing, same = comparison.apart(table)
     switched = any(name in differing for name in SWITCHES)
-    columns = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
+    columns: list[Any] = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
     look = pd.DataFrame({"name": table["name"]})
     look["difference"] = [
         in_points(Interval(*interval)) if pd.notna(interval[0]) else over
@@ -253,9 +253,8 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     first = look[look["name"] == table["baseline"].iloc[0]]
     as_level: dict[Any, Any] = {name: partial(level, metric="mrr" if name in LOSSES else name) for name in measures}
     styled = look.style.format(as_level, na_rep="–")
-    settings: list[Any] = columns
     styled = styled.apply(
-        lambda cells: [HIGHLIGHT if cell != first[cells.name].iloc[0] else "" for cell in cells], subset=settings
+        lambda cells: [HIGHLIGHT if cell != first[cells.name].iloc[0] else "" for cell in cells], subset=columns
     )
     titles = {
         **NAMES, **METRICS, "name": "Run", "difference": f"Δ {METRICS[metric]}, points", "seeds": "Seeds",
