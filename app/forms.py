@@ -54,15 +54,12 @@ def defaults(dataset: str, model: str) -> dict[str, Any]:
     return {name: type(getattr(PreferConfig, name))(settings[name]) for name in names}
 
 
-def fill(prefix: str, settings: Mapping[str, Any]) -> None:
-    """Set the controls of the form `prefix` to these settings."""
-    st.session_state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
-
-
-def _refill(prefix: str) -> None:
-    """Other data or another model: their settings."""
+def refill(prefix: str, dataset: str | None = None) -> None:
+    """Other data or another model: set the controls of the form `prefix` to their settings."""
     state = st.session_state
-    fill(prefix, defaults(state.get(prefix + "dataset", "own"), state[prefix + "model"]))
+    dataset = dataset or state.get(prefix + "dataset", "own")
+    settings = defaults(dataset, state.get(prefix + "model", "pocket-gpt2"))
+    state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
 
 
 def run_settings(
@@ -97,12 +94,12 @@ def run_settings(
         dataset = data or choose(
             "dataset", "Data", [name for name in recorded.DATASETS if recorded.is_here(name)],
             recorded.DATASETS.__getitem__, "The histories and items that the model learns from.",
-            on_change=_refill, args=(prefix,),
+            on_change=refill, args=(prefix,),
         )  # fmt: skip
         model = choose(
             "model", "Model", models, recorded.MODELS.__getitem__,
             "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
-            on_change=_refill, args=(prefix,),
+            on_change=refill, args=(prefix,),
         )  # fmt: skip
         opening = {**{name: getattr(PreferConfig, name) for name in OWN}, **defaults(dataset, model), **opening}
         settings = {

@@ -189,9 +189,8 @@ def set_up(mine: str) -> None:
 
 def refill() -> None:
     """Other data: their settings on both sides."""
-    state = st.session_state
     for side in ("left_", "right_"):
-        forms.fill(side, forms.defaults(state["data"], state.get(side + "model", "pocket-gpt2")))
+        forms.refill(side, st.session_state["data"])
 
 
 def class_time(sides: pairs.Sides) -> str:
