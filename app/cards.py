@@ -1,5 +1,7 @@
 """A run as a card: its place in the queue or progress, its result, and its viewer's actions."""
 
+from collections.abc import Callable
+from dataclasses import astuple
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from minipo.evaluation import paired_interval, ranking_metrics
 from minipo.experiments.runs import Run
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
-GONE = "This run is no longer on this server: it was removed, or it expired."
 DAMAGED = "The files of this run are missing or damaged: remove it, and train it again."
 EVERY = 2  # seconds between looks at a run that is active
 
@@ -35,7 +36,7 @@ def _watch(token: str, active: bool) -> None:
     if active != (job is not None and job.active):
         st.rerun()  # the page starts or stops its refresh
     if job is None:
-        st.info(GONE, icon=":material/delete:")
+        st.info("This run is no longer on this server: it was removed, or it expired.", icon=":material/delete:")
     else:
         show(job)
 
@@ -98,7 +99,7 @@ def state(job: Job) -> None:
         st.button(
             "Cancel" if waiting else "Stop",
             icon=":material/close:" if waiting else ":material/stop:", key=f"stop_{token}",
-            on_click=_do, args=(token, "stop"),
+            on_click=_do, args=(jobs.stop, token),
             help="Remove it from the queue." if waiting else "End the training now; its results so far are kept.",
         )  # fmt: skip
         return
@@ -114,12 +115,9 @@ def state(job: Job) -> None:
         return
     step = 0 if metrics.empty else int(metrics["step"].iloc[-1])
     reached = f" It had reached step {step} of {job.settings['steps']}." if step else ""
-    if job.state == "failed":
-        st.error(plain(job.message) + reached)
-    else:
-        st.info(plain(job.message) + reached)
+    (st.error if job.state == "failed" else st.info)(plain(job.message) + reached)
     st.button(
-        "Resume", icon=":material/play_arrow:", key=f"resume_{token}", on_click=_do, args=(token, "resume"),
+        "Resume", icon=":material/play_arrow:", key=f"resume_{token}", on_click=_do, args=(jobs.resume, token),
         help="Back into the queue; the training resumes from its last checkpoint.",
     )  # fmt: skip
 
@@ -155,8 +153,7 @@ def gain(job: Job) -> tuple[float, float, float] | None:
 @st.cache_data(max_entries=200, show_spinner=False)
 def _gain(run: str, start: str) -> tuple[float, float, float]:
     after, before = (ranking_metrics(Run(Path(folder)).users["rank"].to_numpy())["hr@1"] for folder in (run, start))
-    interval = paired_interval(after - before)
-    return interval.mean, interval.low, interval.high
+    return astuple(paired_interval(after - before))
 
 
 def menu(job: Job) -> None:
@@ -168,7 +165,7 @@ def menu(job: Job) -> None:
             help="The name of this run wherever it is shown; press Enter to save it.",
         )  # fmt: skip
         st.toggle(
-            "Keep it", job.kept, key=f"keep_{token}", on_change=_do, args=(token, "keep"),
+            "Keep it", job.kept, key=f"keep_{token}", on_change=keep, args=(token, f"said_{token}"),
             help=f"A finished run is removed after {limits.HOURS} hours, or after {limits.DAYS_KEPT} days if you keep "
             f"it; you may keep {limits.RUNS_KEPT}.",
         )  # fmt: skip
@@ -190,20 +187,20 @@ def _remove(token: str) -> None:
     st.session_state.setdefault(REMOVED, set()).add(token)
 
 
-def _do(token: str, what: str) -> None:
-    """Stop, resume or keep a run, and save a message if there is one."""
-    said = ""
+def _do(action: Callable[[str], str | None], token: str) -> None:
+    """Stop or resume a run, and save a message if there is one."""
     try:
-        if what == "stop":
-            done = jobs.stop(token)
-            said = "" if done == "Stopped." else done
-        elif what == "resume":
-            jobs.resume(token)
-        else:
-            jobs.keep(token, st.session_state[f"keep_{token}"])
+        said = action(token)
     except ValueError as error:
         said = str(error)
-        if what == "keep":
-            st.session_state[f"keep_{token}"] = False
-    if said:
+    if said and said != "Stopped.":
         st.session_state[f"said_{token}"] = said
+
+
+def keep(token: str, said: str) -> None:
+    """Keep a run or an upload, as its control says; if that is refused, the session gets the reason, as `said`."""
+    state = st.session_state
+    try:
+        jobs.keep(token, state[f"keep_{token}"])
+    except ValueError as error:
+        state[f"keep_{token}"], state[said] = False, str(error)

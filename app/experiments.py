@@ -65,8 +65,6 @@ class Experiment:
 class Entry:
     """A student of an experiment. token: of the job that trains the pair here; arrived: when the result arrived."""
 
-    code: str
-    viewer: str
     seed: int
     nickname: str
     guess: float | None
@@ -88,10 +86,8 @@ def open_experiment(viewer: str, title: str, left: Mapping[str, Any], right: Map
     for side in (left, right):
         jobs.check_settings(side)
     sides = pairs.sides(left, right)
-    settings: dict[str, Any] = {
-        name: pairs.essential(side) for name, side in zip(("left", "right"), sides, strict=True)
-    }
-    settings["fingerprint"] = splits_of(sides[0]).fingerprint
+    left, right = map(pairs.essential, sides)
+    settings = {"left": left, "right": right, "fingerprint": splits_of(sides[0]).fingerprint}
     code = "".join(secrets.choice(LETTERS) for _ in range(8))
     now = time.time()
     with database() as connection:
@@ -131,8 +127,8 @@ def remove(code: str, viewer: str, seed: int) -> None:
     used again."""
     with database() as connection:
         _own(connection, code, viewer)
-        tokens = connection.execute("select token from entries where code = ? and seed = ?", (code, seed)).fetchall()
-        connection.execute("delete from entries where code = ? and seed = ?", (code, seed))
+        query = "delete from entries where code = ? and seed = ? returning token"
+        tokens = connection.execute(query, (code, seed)).fetchall()
         _changed(connection, code)
     _stop(tokens)
 
@@ -198,21 +194,14 @@ def _experiment(row: sqlite3.Row) -> Experiment:
 def table(code: str) -> pd.DataFrame:
     """One row per student, in the order in which results arrived: seed, name, guess, difference, and HR@1 of left,
     right and SFT, as shares; nan for missing ones."""
-    names = "seed, nickname, guess, differences, left_hits, right_hits, sft_hits"
+    query = """
+        select seed, coalesce(nullif(nickname, ''), 'seed ' || seed) as name, guess,
+            right_hits - left_hits as difference, left_hits as "left", right_hits as "right", sft_hits as sft
+        from entries where code = ? order by arrived is null, arrived, seed
+    """
+    types = {"seed": int, **dict.fromkeys(("guess", "difference", "left", "right", "sft"), float)}
     with database(write=False) as connection:
-        rows = connection.execute(
-            f"select {names} from entries where code = ? order by arrived is null, arrived, seed", (code,)
-        ).fetchall()
-    found = pd.DataFrame([tuple(row) for row in rows], columns=names.split(", "))
-    return pd.DataFrame(
-        {
-            "seed": found["seed"].astype(int),
-            "name": [name or f"seed {seed}" for name, seed in zip(found["nickname"], found["seed"], strict=True)],
-            "guess": found["guess"].astype(float),
-            "difference": (found["right_hits"].astype(float) - found["left_hits"].astype(float)),
-            **{name: found[f"{name}_hits"].astype(float) for name in ("left", "right", "sft")},
-        }
-    )
+        return pd.read_sql_query(query, connection, params=(code,)).astype(types)
 
 
 def differences(code: str) -> np.ndarray:
@@ -248,14 +237,13 @@ def collect(code: str | None = None) -> None:
 
 def _take(code: str, viewer: str, pair: pairs.Pair) -> None:
     left, right = (float((ranks == 0).mean()) for ranks in (pair.left_ranks, pair.right_ranks))
+    differences = pair.differences.astype(np.int8).tobytes()
     with database() as connection:
         taken = connection.execute(
             "update entries set differences = ?, left_hits = ?, right_hits = ?, sft_hits = ?, arrived = ? "
             "where code = ? and viewer = ? and seed = ? and arrived is null",
-            (
-                pair.differences.astype(np.int8).tobytes(), left, right, pair.sft, time.time(), code, viewer, pair.seed,
-            ),
-        ).rowcount  # fmt: skip
+            (differences, left, right, pair.sft, time.time(), code, viewer, pair.seed),
+        ).rowcount
         if taken:
             _changed(connection, code)
 
@@ -267,11 +255,7 @@ def entry(code: str, viewer: str) -> Entry | None:
     """This viewer's entry, or None."""
     with database(write=False) as connection:
         row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
-    return _entry(row) if row else None
-
-
-def _entry(row: sqlite3.Row) -> Entry:
-    return Entry(**{name: row[name] for name in Entry.__dataclass_fields__})
+    return Entry(**{name: row[name] for name in Entry.__dataclass_fields__}) if row else None
 
 
 def join(code: str, viewer: str, nickname: str = "") -> Entry:
@@ -349,14 +333,14 @@ def _student(code: str, viewer: str) -> tuple[Entry, Experiment]:
     """The viewer's entry, if it still lacks its result, and its experiment; else ValueError in one sentence."""
     with database(write=False) as connection:
         experiment = _experiment(_open(connection, code))
-        row = connection.execute("select * from entries where code = ? and viewer = ?", (code, viewer)).fetchone()
-    if row is None:
+    student = entry(code, viewer)
+    if student is None:
         raise ValueError("You have not joined this experiment, or you were removed: join first.")
-    if row["guess"] is None:
+    if student.guess is None:
         raise ValueError("Guess first, then run the pair.")
-    if row["arrived"] is not None:
+    if student.arrived is not None:
         raise ValueError("Your result has already arrived; an experiment takes one per student.")
-    return _entry(row), experiment
+    return student, experiment
 
 
 def progress(job: jobs.Job) -> float:

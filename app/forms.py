@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import Field, fields
+from dataclasses import fields
 from typing import Any
 
 import jobs
@@ -30,12 +30,12 @@ NAMES = (
     "learning_rate", "steps", "seed", *OWN,
 )  # fmt: skip
 # Settings that belong to one objective: label, and a number's minimum, maximum and step.
-OF_OBJECTIVES: dict[str, tuple[str, *tuple[float, ...]]] = {
-    "likelihood_of": ("Likelihood of",),
-    "target_margin": ("γ, target margin", 0.0, 10.0, 0.1),
-    "alpha": ("α, how β follows", 0.0, 10.0, 0.1),
-    "keep": ("Share of pairs", 0.05, 1.0, 0.05),
-    "momentum": ("Momentum", 0.0, 0.99, 0.05),
+OF_OBJECTIVES: dict[str, tuple[str, tuple[float, float, float] | None]] = {
+    "likelihood_of": ("Likelihood of", None),
+    "target_margin": ("γ, target margin", (0.0, 10.0, 0.1)),
+    "alpha": ("α, how β follows", (0.0, 10.0, 0.1)),
+    "keep": ("Share of pairs", (0.05, 1.0, 0.05)),
+    "momentum": ("Momentum", (0.0, 0.99, 0.05)),
 }
 LAB = "train_"  # prefix of Live lab's: other pages have an objective too, which must not change the form
 WIDTH = 146  # of a control, in pixels: two fit a phone's line
@@ -54,15 +54,12 @@ def defaults(dataset: str, model: str) -> dict[str, Any]:
     return {name: type(getattr(PreferConfig, name))(settings[name]) for name in names}
 
 
-def fill(prefix: str, settings: Mapping[str, Any]) -> None:
-    """Set the controls of the form `prefix` to these settings."""
-    st.session_state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
-
-
-def _refill(prefix: str) -> None:
-    """Other data or another model: their settings."""
+def refill(prefix: str, dataset: str | None = None) -> None:
+    """Other data or another model: set the controls of the form `prefix` to their settings."""
     state = st.session_state
-    fill(prefix, defaults(state.get(prefix + "dataset", "own"), state[prefix + "model"]))
+    dataset = dataset or state.get(prefix + "dataset", "own")
+    settings = defaults(dataset, state.get(prefix + "model", "pocket-gpt2"))
+    state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
 
 
 def run_settings(
@@ -76,9 +73,8 @@ def run_settings(
     """
     state = st.session_state
     opening = {**OPENING, **opening}
-    models = [name for name in recorded.MODELS if recorded.is_here(name)]
-    if data is not None:
-        models = [name for name in models if name.startswith("pocket-")]
+    pocket = [name for name in recorded.MODELS if name.startswith("pocket-")]
+    models = pocket if data is not None else [name for name in recorded.MODELS if recorded.is_here(name)]
     away = [name for name in (*recorded.DATASETS, *recorded.MODELS) if not recorded.is_here(name)]
 
     def choose(name: str, label: str, options: list[str], shown: Any, help: str, **more: Any) -> Any:
@@ -94,28 +90,16 @@ def run_settings(
             bind="query-params", **more,
         )  # fmt: skip
 
-    def of_objective(field: Field[Any]) -> Any:
-        """A control for a setting that belongs to the objective."""
-        label, *numbers = OF_OBJECTIVES[field.name]
-        if numbers:
-            low, high, step = numbers
-            return number(field.name, label, low, high, step, purpose(field))
-        return choose(field.name, label, list(type_of(field)[1]), str, purpose(field))
-
-    switch = {"on": "on", "off": "off"}.__getitem__
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=f"{prefix}settings"):
-        if data is None:
-            datasets = [name for name in recorded.DATASETS if recorded.is_here(name)]
-            dataset = choose(
-                "dataset", "Data", datasets, recorded.DATASETS.__getitem__,
-                "The histories and items that the model learns from.", on_change=_refill, args=(prefix,),
-            )  # fmt: skip
-        else:
-            dataset = data
+        dataset = data or choose(
+            "dataset", "Data", [name for name in recorded.DATASETS if recorded.is_here(name)],
+            recorded.DATASETS.__getitem__, "The histories and items that the model learns from.",
+            on_change=refill, args=(prefix,),
+        )  # fmt: skip
         model = choose(
             "model", "Model", models, recorded.MODELS.__getitem__,
             "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
-            on_change=_refill, args=(prefix,),
+            on_change=refill, args=(prefix,),
         )  # fmt: skip
         opening = {**{name: getattr(PreferConfig, name) for name in OWN}, **defaults(dataset, model), **opening}
         settings = {
@@ -129,7 +113,7 @@ def run_settings(
                 width=WIDTH, bind="query-params",
             ),
             "dynamic": choose(
-                "dynamic", "DynamicPO", ["off", "on"], switch, WORDS["DynamicPO"],
+                "dynamic", "DynamicPO", ["off", "on"], str, WORDS["DynamicPO"],
                 disabled=OBJECTIVES[objective].selects,
             ),
             "steps": number("steps", "Steps", 10, limits.STEPS, 50, WORDS["steps"]),
@@ -150,14 +134,18 @@ def run_settings(
                     "DynamicPO's selection, or a control for it. " + WORDS["boundary"], disabled=off,
                 ),
                 "adjust_beta": choose(
-                    "adjust_beta", "Dual-margin β", ["on", "off"], switch,
+                    "adjust_beta", "Dual-margin β", ["on", "off"], str,
                     "DynamicPO's own β for each negative, from two margins.", disabled=off,
                 ),
                 "margin": number("margin", "γ, margin of β", 0.0, 20.0, 1.0, WORDS["γ"], disabled=off),
             }  # fmt: skip
             for field in fields(PreferConfig):
                 if OWN.get(field.name) == objective:
-                    settings[field.name] = of_objective(field)
+                    label, numbers = OF_OBJECTIVES[field.name]
+                    if numbers:
+                        settings[field.name] = number(field.name, label, *numbers, purpose(field))
+                    else:
+                        settings[field.name] = choose(field.name, label, list(type_of(field)[1]), str, purpose(field))
             if away and data is None:
                 st.caption("Other data and models, which the administrator of this server can add:")
                 st.caption("\n".join(f"- {fetch.missing(name)}" for name in away))
@@ -215,8 +203,7 @@ def starts_at_once(settings: Mapping[str, Any]) -> bool:
 
 def neighbours(settings: Mapping[str, Any], fingerprint: str | None) -> pd.DataFrame:
     """Recorded runs of the same objective and parts on the same data, at the nearest K below and above."""
-    names = ["objective", "dynamic"]
-    names += [] if settings["dynamic"] == "off" else ["select", "adjust_beta"]
+    names = ["objective", "dynamic", *(["select", "adjust_beta"] if settings["dynamic"] == "on" else [])]
     table = pd.DataFrame({"negatives": [], "hr@1": []})
     for grid in recorded.WORLDS.get((settings["dataset"], settings["model"]), ()):
         with suppress(ValueError):  # not recorded, or damaged

@@ -1,5 +1,7 @@
 """Who gained, who lost: a view of Collapse. The users for whom one recorded setting is right and another wrong."""
 
+from typing import Any
+
 import numpy as np
 import recorded
 import streamlit as st
@@ -33,24 +35,21 @@ def who(world: recorded.World) -> None:
     settings = settings_of(world)
     options = [SFT, *settings]
     most = recorded.grid(recorded.WORLDS[world][0]).rows(objective="dmpo")["negatives"].max()
-    usual = [f"DMPO, K = {k}" for k in (1, most)]
     help = "A recorded setting, the same for both except what you compare; all start from SFT."
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        chosen = [
-            pick(
-                f"{letter.upper()}: {when}", options, letter, help, options.index(at), width=330, on_change=forget_user
-            )
-            for at, (letter, when) in zip(usual, (("a", "before"), ("b", "after")), strict=True)
-        ]
+        look: dict[str, Any] = {"width": 330, "on_change": forget_user}
+        names: tuple[str, str] = (
+            pick("A: before", options, "a", help, options.index("DMPO, K = 1"), **look),
+            pick("B: after", options, "b", help, options.index(f"DMPO, K = {most}"), **look),
+        )
         every = {seed for runs in settings.values() for seed in runs}
-        seeds = sorted(every.intersection(*(settings[each] for each in chosen if each != SFT)))
+        seeds = sorted(every.intersection(*(settings[each] for each in names if each != SFT)))
         seed = pick("Seed", seeds, "pair_seed", WORDS["seed"], width=90, on_change=forget_user)
-    runs: list[Ranked] = [None if each == SFT else settings[each][seed] for each in chosen]
+    runs: list[Ranked] = [None if each == SFT else settings[each][seed] for each in names]
     sft = recorded.grid(recorded.WORLDS[world][0]).baselines["sft"]
     before, after = (sft if run is None else recorded.grid(run[0]).ranks[run[1]] for run in runs)
-    names = chosen[0], chosen[1]
     st.markdown(collapse.user_sentence(before, after, names, moved_by(before, after)))
-    users = numbers(world, len(before))
+    users = [user.user for user in tested(world)] or list(range(len(before)))  # places, if the users are unknown
     groups = collapse.user_groups(before, after)
     moved = [*groups["lost"], *groups["gained"], *range(len(users))]
     drawing, text = st.columns([0.42, 0.58], gap="large")
@@ -68,7 +67,7 @@ def who(world: recorded.World) -> None:
             collapse.user_grid(users, before, after, names, user), "users", "Every test user, gained, lost or neither.",
             on_select=clicked, selection_mode="points",
         )  # fmt: skip
-    st.caption(f"{len(users):,} test users, seed {seed}, one square each. " + churn(settings, chosen, seed))
+    st.caption(f"{len(users):,} test users, seed {seed}, one square each. " + churn(settings, names, seed))
 
 
 @st.cache_data(show_spinner=False, max_entries=500)
@@ -84,11 +83,6 @@ def tested(world: recorded.World) -> tuple[Interaction, ...]:
         return ()
     splits, grid = load_dataset(dataset), recorded.grid(recorded.WORLDS[world][0])
     return splits.test if splits.fingerprint == grid.fingerprint else ()
-
-
-def numbers(world: recorded.World, count: int) -> list[int]:
-    """The test users' numbers, or their places if the users are unknown."""
-    return [user.user for user in tested(world)] or list(range(count))
 
 
 def forget_user() -> None:
@@ -126,7 +120,7 @@ def describe(
         st.caption("The microscope has test users of the catalogue's runs at K = 1 and 19, seed 0.")
 
 
-def churn(settings: dict[str, dict[int, tuple[str, int]]], chosen: list[str], seed: int) -> str:
+def churn(settings: dict[str, dict[int, tuple[str, int]]], chosen: tuple[str, str], seed: int) -> str:
     """How many users change between two seeds of one setting, to compare with."""
     name = next((each for each in chosen if each != SFT and len(settings[each]) > 1), None)
     if name is None:

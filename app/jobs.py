@@ -35,28 +35,23 @@ ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
 OWN = "own:"  # begins the name of an uploaded dataset, before the upload's token
 SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
-# The last two are those of experiments.py.
-TABLES = (
-    """
+# The last two tables are those of experiments.py.
+DATABASE = """
+    pragma journal_mode = wal;
     create table if not exists jobs (
         token text primary key, viewer text, kind text, name text, settings text, state text, message text,
         created real, started real, ended real, kept integer, pid integer
-    )
-    """,
-    """
+    );
     create table if not exists experiments (
         code text primary key, viewer text, title text, settings text, created real, open integer, next_seed integer,
         version integer
-    )
-    """,
-    """
+    );
     create table if not exists entries (
         code text, viewer text, seed integer, nickname text, guess real, token text, problem text, arrived real,
         differences blob, left_hits real, right_hits real, sft_hits real,
         primary key (code, seed), unique (code, viewer)
-    )
-    """,
-)
+    );
+"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +108,7 @@ def database(write: bool = True) -> Generator[sqlite3.Connection]:
     connection = sqlite3.connect(path, timeout=10, isolation_level=None)
     try:
         connection.row_factory = sqlite3.Row
-        connection.execute("pragma journal_mode = wal")
-        for table in TABLES:
-            connection.execute(table)
+        connection.executescript(DATABASE)
         connection.execute("begin immediate" if write else "begin")
         with connection:
             yield connection
@@ -124,9 +117,7 @@ def database(write: bool = True) -> Generator[sqlite3.Connection]:
 
 
 def _job(row: sqlite3.Row) -> Job:
-    content: dict[str, Any] = dict(row)
-    content |= {"settings": loads(content["settings"]), "kept": bool(content["kept"])}
-    return Job(**content)
+    return Job(**dict(row) | {"settings": loads(row["settings"]), "kept": bool(row["kept"])})
 
 
 # ------------------------------------------------------------------------------------------------- what a page may do
@@ -161,8 +152,7 @@ def _room(connection: sqlite3.Connection, kind: str, viewer: str) -> None:
     """Raises ValueError in one sentence if the viewer, or all viewers, have as many jobs as `limits` allows."""
 
     def count(where: str, *values: object) -> int:
-        found: int = connection.execute(f"select count(*) from jobs where {where}", values).fetchone()[0]
-        return found
+        return connection.execute(f"select count(*) from jobs where {where}", values).fetchone()[0]
 
     mine = count(f"state in {ACTIVE} and viewer = ? and (kind = 'data') = ?", viewer, kind == "data")
     most = limits.UPLOADS_AT_ONCE if kind == "data" else limits.RUNS_AT_ONCE
@@ -222,11 +212,11 @@ def find(token: str) -> Job | None:
     return _job(row) if row else None
 
 
-def of_viewer(viewer: str, *kinds: str) -> list[Job]:
-    """A viewer's jobs of these kinds, the newest first."""
+def of_viewer(viewer: str, kind: str) -> list[Job]:
+    """A viewer's jobs of this kind, the newest first."""
     with database(write=False) as connection:
-        rows = connection.execute("select * from jobs where viewer = ? order by created desc", (viewer,)).fetchall()
-    return [_job(row) for row in rows if row["kind"] in kinds]
+        query = "select * from jobs where viewer = ? and kind = ? order by created desc"
+        return [_job(row) for row in connection.execute(query, (viewer, kind))]
 
 
 def place(token: str) -> int:
@@ -252,9 +242,8 @@ def stop(token: str) -> str:
         return "Stopped."
     if (job := find(token)) is None:
         return "This run is no longer on this server."
-    return {"done": "It had already finished.", "stopped": "It was already stopped."}.get(
-        job.state, "It had already ended."
-    )
+    before = {"done": "It had already finished.", "stopped": "It was already stopped."}
+    return before.get(job.state, "It had already ended.")
 
 
 def resume(token: str) -> None:
@@ -369,7 +358,8 @@ def finish(token: str, state: str, message: str) -> None:
 def running() -> list[Job]:
     """Every job that has a process, or had one when the worker died."""
     with database(write=False) as connection:
-        return [_job(row) for row in connection.execute("select * from jobs where state = 'running'")]
+        query = "select * from jobs where state = 'running' and pid is not null"
+        return [_job(row) for row in connection.execute(query)]
 
 
 def wait_again() -> None:

@@ -59,9 +59,7 @@ st.html(f"<style>{STYLE}</style>")
 state = st.session_state
 if state.get("page") != page.url_path:  # just opened: its link sets the controls
     kept = {"viewer", shell.REMOVED, *st.query_params}
-    for name in [
-        str(name) for name in state if name not in kept
-    ]:  # otherwise a control would take another page's value
+    for name in [str(name) for name in state if name not in kept]:  # or a control would take another page's value
         del state[name]
     state["page"], state["link_opened"] = page.url_path, st.query_params.to_dict()
 dropped = [name for name in st.query_params if any(map(infinite, st.query_params.get_all(name)))]

@@ -12,7 +12,7 @@ from minipo.course.figures.why import Mistake
 from minipo.experiments import fetch, files, records
 from minipo.experiments.records import Recorded, check_same_data, load_recorded
 
-OBJECTIVES = ["dpo", "dmpo", "sdpo", "mppo"]
+OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in ("dpo", "dmpo", "sdpo", "mppo")}
 SELECT = {"on": "the boundary", "off": "all of them", "random": "as many, at random", "hardest": "as many, the hardest"}
 DATASETS = {
     "catalog": "catalogue", "ml-100k": "MovieLens-100K", "lastfm": "LastFM", "goodreads": "Goodreads", "steam": "Steam",

@@ -24,15 +24,10 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["kind"] == "sft" and settings["steps"]:
         always -= {"epochs"}  # steps replace them
     return {
-        name: _short(value)
+        name: int(value) if isinstance(value, float) and value.is_integer() else value  # 40, not 40.0
         for name, value in settings.items()
         if name not in never and value is not None and (name in always or value != usual[name])
     }
-
-
-def _short(value: Any) -> Any:
-    """40.0 as 40."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def command(settings: Mapping[str, Any], seeds: Sequence[int]) -> str:
@@ -51,29 +46,22 @@ def _word(value: Any) -> str:
 
 def cell(settings: Mapping[str, Any], seeds: Sequence[int]) -> str:
     """The notebook cell that trains these runs again."""
-    given = named(settings)
-    several = len(seeds) > 1
-    sweep = several and settings["kind"] == "prefer"
-    if sweep:
-        given["seeds"] = list(seeds)
-    elif not several:
-        given["seed"] = seeds[0]
-    words = [f"{name}={_literal(value)}," for name, value in given.items()]
-    if several and not sweep:
-        call = [f"    minipo.{settings['kind']}(", *_lines([*words, "seed=seed,"], "        "), "    )"]
-        lines = ["runs = [", *call, f"    for seed in {list(seeds)}", "]", "[run.summary for run in runs]"]
-    elif sweep:
-        lines = ["table = minipo.sweep(", *_lines(words), ")", "table"]
+    kind, words = settings["kind"], [f"{name}={_literal(value)}," for name, value in named(settings).items()]
+    if len(seeds) == 1:
+        lines = [f"run = minipo.{kind}(", *_lines([*words, f"seed={seeds[0]},"]), ")", "run.summary"]
+    elif kind == "prefer":
+        lines = ["table = minipo.sweep(", *_lines([*words, f"seeds={list(seeds)},"]), ")", "table"]
     else:
-        lines = [f"run = minipo.{settings['kind']}(", *_lines(words), ")", "run.summary"]
+        call = [f"    minipo.{kind}(", *_lines([*words, "seed=seed,"], "        "), "    )"]
+        lines = ["runs = [", *call, f"    for seed in {list(seeds)}", "]", "[run.summary for run in runs]"]
     return "\n".join(["import minipo", "", *lines])
 
 
-def _lines(words: Iterable[str], indent: str = "    ", width: int = 88) -> list[str]:
-    """Words on as few lines as possible, none of them broken."""
+def _lines(words: Iterable[str], indent: str = "    ") -> list[str]:
+    """Words on as few lines of 88 characters as possible, none of them broken."""
     lines: list[str] = []
     for word in words:
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
+        if lines and len(lines[-1]) + 1 + len(word) <= 88:
             lines[-1] += " " + word
         else:
             lines.append(indent + word)
@@ -86,7 +74,7 @@ def _literal(value: Any) -> str:
 
 def script(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> str:
     """A shell script that trains the runs again; runs: name, settings and seeds of each."""
-    parts = [f"# {_line(name)}\n{command(settings, seeds)}\n" for name, settings, seeds in runs]
+    parts = [f"# {' '.join(name.split())}\n{command(settings, seeds)}\n" for name, settings, seeds in runs]
     return "\n".join(["#!/bin/sh\nset -e\n", *parts])
 
 
@@ -96,13 +84,8 @@ def notebook(runs: Iterable[tuple[str, Mapping[str, Any], Sequence[int]]]) -> st
     from nbformat import v4
 
     cells = [
-        v4.new_code_cell(f"# {_line(name)}\n{cell(settings, seeds)}", id=f"run-{number}")
+        v4.new_code_cell(f"# {' '.join(name.split())}\n{cell(settings, seeds)}", id=f"run-{number}")
         for number, (name, settings, seeds) in enumerate(runs, start=1)
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return nbformat.writes(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}))
-
-
-def _line(name: str) -> str:
-    """A name on one line, for a comment."""
-    return " ".join(name.split())

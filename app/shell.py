@@ -14,7 +14,6 @@ import streamlit as st
 
 from minipo.course.figures.style import darkened
 
-PLOT = {"displayModeBar": False}
 COOKIE = "minipo_viewer"
 REMOVED = "removed_runs"  # in the session: those that its viewer has removed, so that no page reports them missing
 TOKEN = re.compile(r"[A-Za-z0-9_-]{10,40}")
@@ -72,9 +71,7 @@ def choose(label: str, options: Iterable[str], key: str, help: str, default: str
 
 def pick(label: str, options: Iterable[Any], key: str, help: str | None = None, index: int = 0, **more: Any) -> Any:
     """One of many options as a drop-down list; part of the link."""
-    return st.selectbox(
-        label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more
-    )  # fmt: skip
+    return st.selectbox(label, list(options), index, key=key, help=help, filter_mode=None, bind="query-params", **more)
 
 
 def distinct(names: Mapping[str, str]) -> dict[str, str]:
@@ -114,7 +111,7 @@ def draw(figure: go.Figure, key: str, alt: str, **more: Any) -> Any:
     if st.context.theme.type == "dark":
         content = darkened(content)
     ready = go.Figure(content, _validate=False)  # it was validated when it was made, which is slow
-    return st.plotly_chart(ready, key=key, theme=None, config=PLOT, alt=alt, **more)
+    return st.plotly_chart(ready, key=key, theme=None, config={"displayModeBar": False}, alt=alt, **more)
 
 
 def viewer() -> str:

@@ -101,16 +101,6 @@ def restrain(pid: int, gigabytes: int) -> None:
             process.rlimit(psutil.RLIMIT_DATA, (gigabytes * 2**30, gigabytes * 2**30))
 
 
-def process_of(job: jobs.Job) -> psutil.Process | None:
-    """A job's process, if it still runs; its number may belong to another process by now."""
-    with suppress(psutil.Error):
-        if job.pid is not None:
-            process = psutil.Process(job.pid)
-            if any(job.token in part for part in process.cmdline()):
-                return process
-    return None
-
-
 def end(process: psutil.Process, patience: float = 5) -> None:
     """End a process and its children, gently at first."""
     with suppress(psutil.Error):
@@ -150,8 +140,10 @@ def last_line(errors: Path) -> str:
 def end_all(patience: float) -> None:
     """End the processes of all running jobs."""
     for job in jobs.running():
-        if process := process_of(job):
-            end(process, patience)
+        with suppress(psutil.Error):  # it may have ended
+            process = psutil.Process(job.pid)
+            if any(job.token in part for part in process.cmdline()):  # or its number belongs to another by now
+                end(process, patience)
 
 
 def tidy() -> None:

@@ -45,15 +45,14 @@ def class_dots(entries: pd.DataFrame, interval: Interval | None, colour: str) ->
     """
     found = entries.dropna(subset="difference")
     seen = [0.0, *(100 * found["difference"])]
-    if interval is not None:
-        seen += [100 * interval.low, 100 * interval.high]
-    half = max(max(seen) - min(seen), 2.0) * 0.75
-    low, high = min(seen) - half, max(seen) + half
     figure = go.Figure()
     if interval is not None:
+        seen += [100 * interval.low, 100 * interval.high]
         figure.add_hrect(y0=100 * interval.low, y1=100 * interval.high, fillcolor=GRID, line_width=0, layer="below")
         figure.add_hline(y=100 * interval.mean, line={"color": colour, "width": 2})
     figure.add_hline(**ZERO)
+    half = max(max(seen) - min(seen), 2.0) * 0.75
+    low, high = min(seen) - half, max(seen) + half
     inset = 0.03 * (high - low)
     guessed = entries["guess"].notna()
     shapes = np.select(

@@ -114,7 +114,7 @@ def user_grid(
     square's `customdata` is the user's number. shown: the user to mark with a ring.
     """
     before, after, numbers = np.asarray(before), np.asarray(after), np.asarray(users)
-    across, down = min(USERS_ACROSS, max(1, int(np.ceil(np.sqrt(1.25 * len(numbers)))))), 0
+    across, down = int(np.clip(np.ceil(np.sqrt(1.25 * len(numbers))), 1, USERS_ACROSS)), 0
     figure, ring = go.Figure(), {"symbol": "circle-open", "size": 16, "color": INK, "line": {"width": 3}}
     marked: dict[str, Any] = {"x": [], "y": []}
     for (label, colour), inside in zip(GROUPS.values(), user_groups(before, after).values(), strict=True):

@@ -21,7 +21,9 @@ def compared(
     """
     labels: dict[str, str] = {}
     for number, name in enumerate(intervals, start=1):
-        label = _label(name)  # two long names may have been cut to one
+        words = name.replace(" = ", "\u00a0=\u00a0")  # "K = 19" stays on one line
+        label = "<br>".join(map(as_text, textwrap.wrap(words, LETTERS, max_lines=2, placeholder="…")))
+        # Two long names may have been cut to one.
         labels[name] = label if label not in labels.values() else f"{label} ({number})"
     return differences(
         {labels[name]: interval for name, interval in intervals.items()},
@@ -29,11 +31,6 @@ def compared(
         f"difference of {metric}, points",
         {labels[name]: colours.get(name) for name in intervals},
     )
-
-
-def _label(name: str) -> str:
-    name = name.replace(" = ", "\u00a0=\u00a0")  # "K = 19" stays on one line
-    return "<br>".join(as_text(line) for line in textwrap.wrap(name, LETTERS, max_lines=2, placeholder="…"))
 
 
 def compared_sentence(intervals: Mapping[str, Interval], metric: str, baseline: str, level: str) -> str:

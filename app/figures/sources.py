@@ -27,8 +27,7 @@ def held(table: pd.DataFrame) -> str:
     """A recorded grid's content in words: objectives, K, DynamicPO, and what else varies."""
     runs = table[table["objective"] != "sft"]
     parts = [", ".join(label for name, label in OBJECTIVE_LABELS.items() if name in set(runs["objective"]))]
-    counts = sorted(runs["negatives"].unique())
-    parts.append(f"K = {', '.join(str(count) for count in counts)}")
+    parts.append(f"K = {', '.join(map(str, sorted(runs['negatives'].unique())))}")
     switches = runs.drop_duplicates(["dynamic", "select", "adjust_beta"])
     whole = (switches["dynamic"] == "on") & (switches["select"] == "on") & (switches["adjust_beta"] == "on")
     said = ["plain"] * bool((switches["dynamic"] == "off").any()) + ["DynamicPO"] * bool(whole.any())
@@ -70,8 +69,8 @@ def runs_sentence(tables: Mapping[str, pd.DataFrame], absent: int = 0) -> str:
     runs = {name: len(table) for name, table in tables.items()}
     if not runs:
         return "No recorded grid can be read here, so no page has recorded numbers to show."
-    objectives = [label for name, label in OBJECTIVE_LABELS.items()
-                  if any((table["objective"] == name).any() for table in tables.values())]  # fmt: skip
+    trained = {name for table in tables.values() for name in table["objective"]}
+    objectives = [label for name, label in OBJECTIVE_LABELS.items() if name in trained]
     total, most = sum(runs.values()), max(runs, key=lambda name: runs[name])
     text = (
         f"**{total:,} recorded runs** in {len(runs)} grid{'s' * (len(runs) > 1)} are behind the pages, of "

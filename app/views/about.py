@@ -10,7 +10,6 @@ import streamlit as st
 from figures import sources
 from shell import WORDS, check_link, draw, head, plain
 
-from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.evaluation import Interval
 from minipo.experiments import files, records
 from minipo.experiments.records import Outcomes, Recorded, difference
@@ -120,9 +119,8 @@ def outcomes(label: str) -> Outcomes:
         return recorded.grid("objectives").baseline(label.lower())
     if match := LABEL.fullmatch(label):
         dynamic, objective, negatives = match.groups()
-        names = {said: name for name, said in OBJECTIVE_LABELS.items()}
-        line = recorded.LINES["dynamic" if dynamic else "plain"]
-        return recorded.grid("objectives").outcomes(objective=names[objective], negatives=int(negatives), **line)
+        query = {"objective": recorded.OBJECTIVES[objective], "negatives": int(negatives)}
+        return recorded.grid("objectives").outcomes(**query, **recorded.LINES["dynamic" if dynamic else "plain"])
     line = recorded.LINES[{"random": "random |B|"}.get(label, label)]
     return recorded.grid("parts").outcomes(objective="dmpo", negatives=19, **line)
 
@@ -139,7 +137,6 @@ def headline(content: dict[str, Any]) -> list[tuple[str, str, Interval, Interval
 def unseen_users() -> None:
     try:
         content = files.read_json(records.RECORDED / "fresh.json")
-        sources.unseen(content)  # raises ValueError if it is damaged
         pairs = headline(content)
         users = len(recorded.grid("objectives").baselines["sft"]), content["users"]
     except ValueError as error:

@@ -22,7 +22,6 @@ from minipo.experiments.records import Recorded, difference
 BETAS, MARGINS = (0.3, 1.0, 3.0), (2.0, 6.0, 12.0)
 USUAL = {"beta": PreferConfig.beta, "margin": PreferConfig.margin}  # what the other grids have
 # Options are their own labels, as a link has them.
-OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 METRICS = {label: name for name, label in style.METRICS.items()}
 GUESSES = [f"guess{k}" for k in range(2, 20)]
 RANKING = "What is compared. " + " ".join(f"{name}: {WORDS[name]}" for name in ("HR@1", "NDCG@5", "MRR", "win rate"))
@@ -67,7 +66,8 @@ def against_k(world: recorded.World) -> None:
     """Loss, pair_loss and ranking against K. Raises ValueError if the record is missing or damaged."""
     controls = st.container(horizontal=True, vertical_alignment="bottom")
     with controls:
-        objective = OBJECTIVES[choose("Objective", OBJECTIVES, "curve", WORDS["objective"], "DMPO", on_change=hide)]
+        chosen = choose("Objective", recorded.OBJECTIVES, "curve", WORDS["objective"], "DMPO", on_change=hide)
+        objective = recorded.OBJECTIVES[chosen]
         parts = (
             " Its parts: only the selection, only β, and two controls for the selection: as many negatives as it "
             "keeps, drawn at random, and as many of the hardest (which are the same ones)."
@@ -192,7 +192,7 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
         shown = st.toggle("Reveal", key="revealed", bind="query-params", help="Show what the recorded runs did.")
     # The guesses move into a popover once the curve is shown.
     with controls.popover("Guesses") if shown else st.container(horizontal=True, vertical_alignment="bottom"):
-        guesses = {
+        return {
             k: st.number_input(
                 f"K = {k}{unit}", 0.0, highest, round(start * highest, digits), step, f"%.{digits}f", f"guess{k}",
                 f"Your guess of {style.METRICS[metric]} with {k} negatives. It starts at the value of K = {first}.",
@@ -200,18 +200,10 @@ def guess(controls: Any, plain_runs: pd.DataFrame, metric: str) -> dict[int, flo
             )
             for k in others
         }  # fmt: skip
-    return guesses
 
 
 def not_recorded(world: recorded.World, objective: str, line: str, strengths: dict[str, float], what: str) -> None:
-    """Say in one sentence what is not recorded, and offer to train it."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.info(f"Not recorded for {OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
-        lab(world, objective, line, strengths)
-
-
-def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, float]) -> None:
-    """A link to the Live lab with these settings filled in, at the largest K."""
+    """Say in one sentence what is not recorded, and offer to train it in the Live lab, at the largest K."""
     dataset, model = world
     query = recorded.LINES[line]
     asks = {
@@ -225,7 +217,9 @@ def lab(world: recorded.World, objective: str, line: str, strengths: dict[str, f
     if query["dynamic"] == "on":
         asks |= {"select": recorded.SELECT[query["select"]], "adjust_beta": query["adjust_beta"]}
     link = {forms.LAB + name: value for name, value in asks.items()}
-    st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=link)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(f"Not recorded for {OBJECTIVE_LABELS[objective]} on {recorded.named(world)}: {what}.")
+        st.page_link("views/lab.py", label="Train it in the Live lab", icon=":material/play_arrow:", query_params=link)
 
 
 def figure_note(world: recorded.World, table: pd.DataFrame, metric: str, more_sft: bool) -> str:

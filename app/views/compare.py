@@ -237,7 +237,7 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     """The displayed table, its columns' configuration, and the settings that all lines share, in words."""
     differing, same = comparison.apart(table)
     switched = any(name in differing for name in SWITCHES)
-    columns = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
+    columns: list[Any] = [name for name in NAMES if name in differing or (name == "dynamic" and switched)]
     look = pd.DataFrame({"name": table["name"]})
     look["difference"] = [
         in_points(Interval(*interval)) if pd.notna(interval[0]) else over
@@ -253,9 +253,8 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     first = look[look["name"] == table["baseline"].iloc[0]]
     as_level: dict[Any, Any] = {name: partial(level, metric="mrr" if name in LOSSES else name) for name in measures}
     styled = look.style.format(as_level, na_rep="–")
-    settings: list[Any] = columns
     styled = styled.apply(
-        lambda cells: [HIGHLIGHT if cell != first[cells.name].iloc[0] else "" for cell in cells], subset=settings
+        lambda cells: [HIGHLIGHT if cell != first[cells.name].iloc[0] else "" for cell in cells], subset=columns
     )
     titles = {
         **NAMES, **METRICS, "name": "Run", "difference": f"Δ {METRICS[metric]}, points", "seeds": "Seeds",
@@ -271,16 +270,6 @@ def shown(table: pd.DataFrame, metric: str) -> tuple[Any, dict[str, Any], str]:
     elif "DynamicPO" in alike:
         alike["DynamicPO"] = part(table.dropna(subset="dynamic").iloc[0])
     return styled, config, ", ".join(f"{name} {value}" for name, value in alike.items())
-
-
-@st.cache_data(show_spinner=False, max_entries=50)
-def as_csv(table: pd.DataFrame) -> bytes:
-    return comparison.csv(table)
-
-
-@st.cache_data(show_spinner=False, max_entries=50)
-def as_parquet(table: pd.DataFrame) -> bytes:
-    return table.to_parquet(index=False)
 
 
 def button(label: str, data: Callable[[], Any], file: str, help: str) -> None:
@@ -344,9 +333,10 @@ def compare(mine: str) -> None:
     with st.container(key="compared"):
         st.dataframe(styled, hide_index=True, column_config=config, placeholder="–", alt="The chosen runs.")
     repeated = [(line.name, line.settings, line.seeds) for line in lines.values()]
+    parquet = partial(table.to_parquet, index=False)
     with st.container(horizontal=True, key="downloads"):
-        button("CSV", partial(as_csv, table), "comparison.csv", "The table's raw numbers, settings as columns.")
-        button("Parquet", partial(as_parquet, table), "comparison.parquet", "The same table for pandas and the like.")
+        button("CSV", partial(comparison.csv, table), "comparison.csv", "The table's raw numbers, settings as columns.")
+        button("Parquet", parquet, "comparison.parquet", "The same table for pandas and the like.")
         button("Commands", partial(repeat.script, repeated), "comparison.sh", "A shell script that repeats the runs.")
         button("Notebook", partial(repeat.notebook, repeated), "comparison.ipynb", "A notebook that repeats the runs.")
     again(repeated)
@@ -381,12 +371,10 @@ def again(repeated: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> N
     help = "A command for a shell, or a cell for a notebook; either trains the runs again, with minipo installed."
     with choice:
         way = choose("Repeat as", ["command", "notebook cell"], "repeat", help, label_visibility="collapsed")
+    written, language = (repeat.command, "bash") if way == "command" else (repeat.cell, "python")
     for name, settings, seeds in repeated:
         st.caption(plain(name))
-        if way == "command":
-            st.code(repeat.command(settings, seeds), "bash", wrap_lines=True)
-        else:
-            st.code(repeat.cell(settings, seeds), "python", wrap_lines=True)
+        st.code(written(settings, seeds), language, wrap_lines=True)
     if any(str(settings["dataset"]).startswith("./") for _, settings, _ in repeated):
         st.caption("Uploaded data: run it in the folder of your file.")
 

@@ -67,14 +67,6 @@ def forget(token: str) -> None:
     st.session_state["data_removed"] = True
 
 
-def keep(token: str) -> None:
-    try:
-        jobs.keep(token, st.session_state[f"keep_{token}"])
-    except ValueError as error:
-        st.session_state["data_said"] = str(error)
-        st.session_state[f"keep_{token}"] = False
-
-
 def controls(job: jobs.Job | None, me: str) -> None:
     """The controls for uploading a file, and for an upload."""
     bringing, doing = st.columns([3, 1.15], vertical_alignment="bottom", gap="medium")
@@ -96,7 +88,7 @@ def controls(job: jobs.Job | None, me: str) -> None:
         return
     with doing.popover("This upload", icon=":material/more_vert:", width="stretch", help="Keep or remove it"):
         st.toggle(
-            "Keep it", job.kept, key=f"keep_{job.token}", on_change=keep, args=(job.token,),
+            "Keep it", job.kept, key=f"keep_{job.token}", on_change=cards.keep, args=(job.token, "data_said"),
             help=f"An upload is removed after {limits.HOURS} hours, or after {limits.DAYS_KEPT} days if you keep it.",
         )  # fmt: skip
         st.caption("Removed with it: every run on it, and the models that they trained.")
@@ -247,8 +239,7 @@ def page() -> None:
     state, me = st.session_state, viewer()
     token = st.query_params.get("data")
     job = jobs.find(token) if token else None
-    if job is not None and job.kind != "data":
-        job = None
+    job = job if job is not None and job.kind == "data" else None
     head("Your data", "What is in a file of your own, and the same runs and figures on it.")
     controls(job if job is not None and not job.active else None, me)
     if said := state.pop("data_said", None):

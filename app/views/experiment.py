@@ -17,7 +17,7 @@ import streamlit as st
 from figures import classroom
 from shell import WORDS, check_link, draw, head, plain, viewer
 
-from minipo.course.figures.style import colour_of
+from minipo.course.figures.style import colour_of, level
 from minipo.experiments import pairs
 from minipo.experiments.configuration import PreferConfig, make_config
 
@@ -60,10 +60,8 @@ def results(code: str, version: int) -> Drawn:
     note = "No result has arrived yet."
     if interval is not None:
         means = entries[["left", "right", "sft"]].mean()
-        levels = ", ".join(
-            f"{100 * means[name]:.1f} % ({label})"
-            for name, label in zip(("left", "right", "sft"), (*experiment.labels, "SFT"), strict=True)
-        )
+        labels = (*experiment.labels, "SFT")
+        levels = ", ".join(f"{level(mean)} ({label})" for mean, label in zip(means, labels, strict=True))
         note = (
             f"Mean HR@1 of {len(differences)} pair{'s' * (len(differences) > 1)} of runs: {levels}; "
             f"{differences.shape[1]:,} test users. "
@@ -191,9 +189,8 @@ def set_up(mine: str) -> None:
 
 def refill() -> None:
     """Other data: their settings on both sides."""
-    state = st.session_state
     for side in ("left_", "right_"):
-        forms.fill(side, forms.defaults(state["data"], state.get(side + "model", "pocket-gpt2")))
+        forms.refill(side, st.session_state["data"])
 
 
 def class_time(sides: pairs.Sides) -> str:

@@ -114,12 +114,11 @@ def example() -> list[Curves]:
     """Recorded runs, plain and under DynamicPO; ValueError if the record is missing or damaged."""
     grid = recorded.grid("objectives")
     examples = []
-    for dynamic in ("off", "on"):
-        for number, run in grid.rows(**EXAMPLE, dynamic=dynamic).iterrows():
-            lines = grid.curves[grid.curves["run"] == number]
-            metrics, evaluations = (lines[lines["kind"] == kind] for kind in ("metrics", "evaluation"))
-            settings = {str(name): value for name, value in run.items()}
-            examples.append(Curves(recorded.labelled(run), settings, metrics, evaluations))
+    for number, run in grid.rows(**EXAMPLE).sort_values("dynamic", kind="stable").iterrows():
+        lines = grid.curves[grid.curves["run"] == number]
+        metrics, evaluations = (lines[lines["kind"] == kind] for kind in ("metrics", "evaluation"))
+        settings = {str(name): value for name, value in run.items()}
+        examples.append(Curves(recorded.labelled(run), settings, metrics, evaluations))
     return examples
 
 

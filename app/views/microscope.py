@@ -22,10 +22,8 @@ KEYS = (
     "run", "split", "among", "user", "step", "objective", "K", "rule", "adjust_beta", "beta", "gamma", "clusters",
 )  # fmt: skip
 OPENING = {"objective": "dmpo", "negatives": 19, "dynamic": "off"}  # the run that is shown where no other is named
-SPLITS = ("validation", "test")
 # How many negatives are ranked above the chosen item.
 AMONG = {"all": range(1000), "with one mistake": (1,), "with mistakes": range(1, 1000), "without mistakes": (0,)}
-OBJECTIVES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 RULES = {label: name for name, label in recorded.SELECT.items()}
 STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 TOKENS = {"catalog": 3.0}  # of an answer, its end included: what MPPO's average likelihood divides by
@@ -241,13 +239,13 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
     if state.get("beta", run["beta"]) not in strengths:
         state.pop("beta")
     link: dict[str, Any] = {"bind": "query-params"}
-    if run["objective"] not in OBJECTIVES:
+    if run["objective"] not in recorded.OBJECTIVES:
         place.caption(f"{run['objective']}, this run's own loss, is not drawn here; other losses on its log-probs are.")
         run["objective"] = "DMPO"
     with place:
         help = " At first the run's own: change it, and see what another loss would do to the same log-probs."
-        place_of = list(OBJECTIVES).index(run["objective"])
-        objective = pick("Loss", OBJECTIVES, "objective", WORDS["objective"] + help, place_of)
+        place_of = list(recorded.OBJECTIVES).index(run["objective"])
+        objective = pick("Loss", recorded.OBJECTIVES, "objective", WORDS["objective"] + help, place_of)
         count = negatives
         if negatives > 1:
             count = st.slider("K, negatives", 1, negatives, run["K"], key="K", help=WORDS["K"], **link)
@@ -263,7 +261,7 @@ def choose_loss(place: Any, settings: dict[str, Any], negatives: int) -> dict[st
         )
         clusters = st.slider("Clusters", 2, 5, run["clusters"], key="clusters", help=WORDS["clusters"], **link)
     return {
-        "objective": OBJECTIVES[objective], "negatives": count, "select": RULES[rule], "adjust_beta": adjust,
+        "objective": recorded.OBJECTIVES[objective], "negatives": count, "select": RULES[rule], "adjust_beta": adjust,
         "beta": beta, "margin": gamma, "clusters": clusters,
     }  # fmt: skip
 
@@ -277,7 +275,7 @@ def picture(who: str, every: float | None) -> None:
         run = choose_run(row, who)
         with row:
             help = "Validation users were recorded during training; test users before and after a recorded run."
-            split = pick("Users", SPLITS, "split", help, width=135)
+            split = pick("Users", ("validation", "test"), "split", help, width=135)
         shown = source(run, split)
         training = shown.training
         user, step = choose_moment(row, shown)

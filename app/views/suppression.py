@@ -13,14 +13,12 @@ from shell import WORDS, check_link, choose, draw, head, pick
 
 from minipo import DynamicPO
 from minipo.course import diagnostics
-from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.experiments import files
 
 GRID = "objectives"
 TOKENS = 3.0  # of an answer in the catalogue, its end included: what MPPO's average likelihood divides by
 OVER, AGAINST = "over training", "against K"
 ALL = "all four"
-NAMES = {OBJECTIVE_LABELS[name]: name for name in recorded.OBJECTIVES}
 CENSUS = {"now": "boundary", "before training": "boundary_at_start"}
 KEYS = ("view", "objective", "K", "dynamic", "users", "census", "log", "seeds")
 PUSHES = {"push_boundary": "boundary", "push_discriminative": "discriminative"}
@@ -40,9 +38,9 @@ def probed(objective: str, negatives: int, dynamic: str, census: str, untrained:
     untrained: only at step 0, where every run is still the SFT model, so that any run's log-probs will do.
     """
     grid = recorded.grid(GRID)
-    rows = grid.table if untrained else grid.rows(objective=objective, negatives=negatives, dynamic=dynamic)
-    number = next((number for number in grid.probes if number in rows.index), None)
     settings = grid.rows(objective=objective, negatives=negatives, dynamic=dynamic)
+    rows = grid.table if untrained else settings
+    number = next((number for number in grid.probes if number in rows.index), None)
     if number is None or settings.empty:
         return None
     probe, run = files.read_parquet(grid.probes[number]), settings.iloc[0]
@@ -71,7 +69,7 @@ def page() -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         help = "Over the steps of runs with one K, or at the end of training for every K."
         view = choose("Pushes", [OVER, AGAINST], "view", help)
-        shown = choose("Objective", [*NAMES, ALL], "objective", WORDS["objective"], "DMPO")
+        shown = choose("Objective", [*recorded.OBJECTIVES, ALL], "objective", WORDS["objective"], "DMPO")
         users = choose(
             "Measured on", ["training", "validation"], "users",
             "The training batches, logged every 10 steps by every run; or 64 validation users, on whom the model was "
@@ -107,7 +105,7 @@ def choices(users: str) -> list[int]:
         grid = recorded.grid(GRID)
     except ValueError:  # shown in place of the figure
         return [1, 19]
-    table = grid.rows(objective=recorded.OBJECTIVES)
+    table = grid.rows(objective=recorded.OBJECTIVES.values())
     found = table.loc[[*grid.probes], "negatives"] if users == "validation" and grid.probes else table["negatives"]
     return sorted({int(k) for k in found})
 
@@ -147,10 +145,10 @@ def made(
     view: str, shown: str, users: str, negatives: int, dynamic: str, census: str, logarithmic: bool, spread: bool
 ) -> tuple[str, dict[str, go.Figure], str, str]:
     """The sentence, the figures by key, the caption and the objections; only a sentence if nothing is recorded."""
-    objectives = recorded.OBJECTIVES if shown == ALL else [NAMES[shown]]
+    objectives = [*recorded.OBJECTIVES.values()] if shown == ALL else [recorded.OBJECTIVES[shown]]
     over = "step" if view == OVER else "negatives"
     counted = [negatives] if over == "step" else choices("training")
-    seen = validated(objectives, counted, dynamic, census)
+    seen = joined([probed(objective, k, dynamic, census) for objective in objectives for k in counted])
     table = seen if users == "validation" else trained(objectives, counted, dynamic, begun=over == "step")
     if table.empty:
         ran = f"{shown}{' with DynamicPO' * (dynamic == 'on')}, K = {counted[0]}"
@@ -188,10 +186,7 @@ def made(
 
 def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool) -> pd.DataFrame:
     """The runs' logged pushes; `begun`: with those before the first step, where they are the same for every user."""
-    table = logged()
-    table = table[
-        table["objective"].isin(objectives) & table["negatives"].isin(counted) & (table["dynamic"] == dynamic)
-    ]
+    table = logged().query("objective in @objectives and negatives in @counted and dynamic == @dynamic")
     begin = untrained(objectives, counted, dynamic, "boundary") if begun else None
     if begin is not None and len(table):
         runs = table[["objective", "negatives", "dynamic", "seed", "users"]].drop_duplicates()
@@ -201,11 +196,8 @@ def trained(objectives: list[str], counted: list[int], dynamic: str, begun: bool
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    return table.sort_values("objective", key=lambda names: names.map(recorded.OBJECTIVES.index), kind="stable")
-
-
-def validated(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame:
-    return joined([probed(objective, k, dynamic, census) for objective in objectives for k in counted])
+    order = [*recorded.OBJECTIVES.values()]
+    return table.sort_values("objective", key=lambda names: names.map(order.index), kind="stable")
 
 
 def untrained(objectives: list[str], counted: list[int], dynamic: str, census: str) -> pd.DataFrame | None:
