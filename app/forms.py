@@ -55,9 +55,12 @@ def defaults(dataset: str, model: str) -> dict[str, Any]:
 
 
 def refill(prefix: str, dataset: str | None = None) -> None:
-    """Other data or another model: set the controls of the form `prefix` to their settings."""
+    """Other data or another model: set the controls of the form `prefix` to their settings.
+
+    dataset: if the page has chosen it; otherwise the form has a control for it.
+    """
     state = st.session_state
-    dataset = dataset or state.get(prefix + "dataset", "own")
+    dataset = dataset or state[prefix + "dataset"]
     settings = defaults(dataset, state.get(prefix + "model", "pocket-gpt2"))
     state.update({prefix + name: value for name, value in settings.items() if name in NAMES})
 
@@ -99,7 +102,7 @@ def run_settings(
         model = choose(
             "model", "Model", models, recorded.MODELS.__getitem__,
             "Pocket models are language models of 0.1 to 1 million parameters, trained here in seconds.",
-            on_change=refill, args=(prefix,),
+            on_change=refill, args=(prefix, data),
         )  # fmt: skip
         opening = {**{name: getattr(PreferConfig, name) for name in OWN}, **defaults(dataset, model), **opening}
         settings = {

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from minipo import load_dataset
 from minipo.evaluation import Interval
 from minipo.experiments import pairs
+from minipo.experiments.configuration import PreferConfig
 from minipo.experiments.datasets.loading import DATASETS
 from tests.app.conftest import charts, opened, text
 
@@ -296,6 +297,13 @@ def test_a_lecturer_opens_an_experiment_with_these_settings(recorded: Path, look
     assert experiment.settings["right"]["negatives"] == 7
     assert [side.steps for side in experiment.sides()] == [10, 10]
     assert "Nobody has joined yet." in text(app)
+
+
+def test_another_model_takes_the_settings_for_the_chosen_data(recorded: Path, looks: Any) -> None:
+    app = opened("experiment", setup="true")
+    app.selectbox(key="left_model").select("pocket-qwen2").run()
+    assert not app.exception
+    assert app.number_input(key="left_learning_rate").value == PreferConfig().learning_rate  # own data have another
 
 
 def test_equal_sides_are_told_before_anything_is_opened(recorded: Path, looks: Any) -> None:
