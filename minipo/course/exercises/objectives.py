@@ -65,7 +65,6 @@ _PANELS = {
         {"A": "dpo", "B": "mppo", "C": "sdpo", "D": "dmpo"},
     ),
 }  # fmt: skip
-_DASHES = {"A": "solid", "B": "dash", "C": "dot", "D": "dashdot"}
 
 
 def unlabelled(panel: str) -> go.Figure:
@@ -77,10 +76,10 @@ def unlabelled(panel: str) -> go.Figure:
     drawn = lookup("panel", panel, _PANELS)
     at = drawn.at.tolist()
     figure = go.Figure()
-    for letter, objective in drawn.letters.items():
+    for (letter, objective), dash in zip(drawn.letters.items(), ("solid", "dash", "dot", "dashdot"), strict=True):
         pushes = drawn.push(objective)[0].tolist()
         figure.add_scatter(
-            x=at, y=pushes, mode="lines", name=letter, line={"color": INK, "dash": _DASHES[letter], "width": 2},
+            x=at, y=pushes, mode="lines", name=letter, line={"color": INK, "dash": dash, "width": 2},
             hovertemplate=f"{letter}: %{{y:.2g}} at %{{x:.1f}}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(x=at[-1], y=log10(pushes[-1]), text=f"<b>{letter}</b>", xanchor="left", xshift=6)
@@ -109,15 +108,12 @@ def _matched(panel: _Panel, answer: Any) -> str:
     letter, name = wrong[which], OBJECTIVE_LABELS[given[wrong[which]]]
     push, dilution, saturation = (short(number) for number in claimed[:, which, where].tolist())
     likelihood = " × π of the negative" if given[letter] == "mppo" else ""
+    place = f"{panel.at[where].item():g}".replace("-", "−")
     raise Wrong(
-        f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {_minus(panel.at[where])}, curve "
+        f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {place}, curve "
         f"{letter} is at {short(drawn[which, where].item())}, but {name}'s push is {push} there: dilution "
         f"{dilution} × saturation {saturation}{likelihood}. {len(wrong)} letters are matched wrongly."
     )
-
-
-def _minus(number: Tensor) -> str:
-    return f"{number.item():g}".replace("-", "−")
 
 
 for _number, _name in enumerate(_PANELS, start=1):
