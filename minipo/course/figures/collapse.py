@@ -29,8 +29,6 @@ from minipo.course.figures.style import (
 )
 from minipo.evaluation import Interval, Scores
 
-# ------------------------------------------------------------------------------------------------ the curve, guessed
-
 
 def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] | None = None) -> go.Figure:
     """DMPO's recorded test HR@1 against K (mean, in a band from lowest to highest seed), SFT's level, and any guesses.
@@ -94,8 +92,8 @@ def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1,
             marker = {"size": 7} if name == "pair_loss" else None
             values, colour = means[name][k], OBJECTIVE_COLOURS[objective]
             add_line(figure, values.index, values, f"K = {k}", colour, dash, panel=column, marker=marker)
-    title = f"pair_loss from step {trained.index[0]:.0f} to {trained.index[-1]:.0f}<br>{moves}"
-    title = f"{OBJECTIVE_LABELS[objective]}: {title}"
+    steps = " to ".join(f"{step:.0f}" for step in trained.index[[0, -1]])
+    title = f"{OBJECTIVE_LABELS[objective]}: pair_loss from step {steps}<br>{moves}"
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return lay_out(figure, 420, title, "step", ("nats", "nats, validation users"), margin_t=126, legend_y=1.1)

@@ -41,15 +41,14 @@ def gaps_opening(groups: pd.DataFrame) -> go.Figure:
 
     groups: `by_group(..., "boundary_at_start")`, so that a group's members stay the same.
     """
-    last = groups[groups["step"] == groups["step"].max()].set_index("group")["gap"]
+    last = groups[groups["step"] == groups["step"].max()].set_index("group")["gap"].map(short)
     figure = go.Figure()
     for group, (label, colour, symbol) in GROUPS.items():
         lines = groups[groups["group"] == group]
         marker, hover = {"symbol": symbol, "size": 7}, f"{label}, step %{{x}}: %{{y:.2f}} nats"
         add_line(figure, lines["step"], lines["gap"], f"{label} negatives", colour, hover=hover, marker=marker)
     title = (
-        f"From 0, the easy negatives' gap opens to {short(last['discriminative'])} nats, "
-        f"the boundary's to {short(last['boundary'])}"
+        f"From 0, the easy negatives' gap opens to {last['discriminative']} nats, the boundary's to {last['boundary']}"
     )
     return lay_out(figure, 330, title, "step", "mean gap ρ<sub>chosen</sub> − ρ<sub>negative</sub>, nats")
 
@@ -121,8 +120,8 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
     parts: step to `gradient_parts`' table.
     """
     steps = sorted(parts)
-    table = pd.concat({step: parts[step].set_index("group") for step in steps}, names=["step"]).reset_index()
-    boundary = table[table["group"] == "boundary"].set_index("step")
+    table = pd.concat({step: parts[step].set_index("group") for step in steps}, names=["step"])
+    boundary = table.xs("boundary", level="group")
     count = boundary["negatives"] / table.groupby("step")["negatives"].sum()
     shares = {
         "of the negatives": (100 * count, FAINT, "dot"),
@@ -139,12 +138,8 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
 
 def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:
     """HR@1 minus that of `against`, with 95 % intervals, one row each; the title gives the row `name`."""
-    return differences(
-        intervals,
-        f"{name}: {_points(intervals[name])}",
-        f"test HR@1 minus {against}'s, points",
-        {row: COLOURS.get(row.split(":")[0]) for row in intervals},
-    )
+    title, axis = f"{name}: {_points(intervals[name])}", f"test HR@1 minus {against}'s, points"
+    return differences(intervals, title, axis, {row: COLOURS.get(row.split(":")[0]) for row in intervals})
 
 
 def ranks_better(difference: Interval) -> str:
