@@ -9,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from minipo.course.exercises.checks import Wrong, dictionary, plant, task
 from minipo.course.figures.style import INK, OBJECTIVE_LABELS, lay_out, short
@@ -136,25 +135,19 @@ def _right_in_another_order(policy: Tensor, reference: Tensor, beta: float) -> T
 
 
 def _loss_w(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    ratio = policy - reference
-    return -logsigmoid(beta * (ratio[:, :1] - ratio[:, 1:])).mean(1)
+    return preference_loss("dpo", policy, reference, beta).losses
 
 
 def _loss_x(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    rewards = beta * (policy - reference)
-    return -logsigmoid(beta * (rewards[:, 0] - rewards[:, 1:].mean(1)))
+    return right(policy, reference, beta**2)
 
 
 def _loss_y(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    gap = policy[:, 0] - policy[:, 1:].mean(1)
-    expected = reference[:, 0] - reference[:, 1:].mean(1)
-    return -logsigmoid(beta * (gap + expected))
+    return right(policy, -reference, beta)
 
 
 def _loss_z(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    ratio = policy - reference
-    ratio = torch.cat([ratio[:, :1].detach(), ratio[:, 1:]], dim=1)
-    return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1:].mean(1)))
+    return right(torch.cat([policy[:, :1].detach(), policy[:, 1:]], dim=1), reference, beta)
 
 
 def _value(loss: Loss, policy: list[float], reference: list[float] | None = None, beta: float = 1.0) -> str:

@@ -66,8 +66,7 @@ def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
     figure = go.Figure()
     for name in map(str, losses):
         label, colour, strong = OBJECTIVE_LABELS[name], OBJECTIVE_COLOURS[name], name == objective
-        marker, width = ({"size": 9}, 3.5) if strong else ({"size": 5}, 1.5)
-        opacity = 1 if strong else 0.55
+        marker, width, opacity = ({"size": 9}, 3.5, 1) if strong else ({"size": 5}, 1.5, 0.55)
         add_line(figure, losses.index, losses[name], label, colour, width=width, marker=marker, opacity=opacity)
     title = f"From K = {losses.index[0]} to {losses.index[-1]}, {OBJECTIVE_LABELS[objective]}'s loss "
     title += f"{motion(losses[objective])},<br>and the model is the same"
@@ -176,8 +175,7 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
     )
     figure.update_xaxes(type="category")
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
-    figure.update_yaxes(title_text="SFT before", col=1)
-    return lay_out(figure, 190 + 62 * len(rows), title, "learning rate", width=860, margin_t=112)
+    return lay_out(figure, 190 + 62 * len(rows), title, "learning rate", ["SFT before"], width=860, margin_t=112)
 
 
 def _cell(interval: Interval) -> str:

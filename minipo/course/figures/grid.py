@@ -57,10 +57,8 @@ def collapse_sentence(
     """
     plain = table[table["variant"] == "plain"]
     first, last = plain["negatives"].min(), plain["negatives"].max()
-    text = (
-        f"From K = {first} to {last}, {OBJECTIVE_LABELS[objective]}'s training loss {loss_motion(plain)}; "
-        f"its {METRICS[metric]} "
-    )
+    label, name = OBJECTIVE_LABELS[objective], METRICS[metric]
+    text = f"From K = {first} to {last}, {label}'s training loss {loss_motion(plain)}; its {name} "
     if change is None:
         few, many = plain.groupby("negatives")[metric].mean()[[first, last]]
         return text + f"goes from {level(few, metric)} to {level(many, metric)}."

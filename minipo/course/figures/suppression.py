@@ -1,8 +1,5 @@
 """Gradient suppression (notebook 04 and the app's page): gaps that open, pushes by group over training and against K,
-one user's negatives, and the causal swap.
-
-Tables are those of `diagnostics`; groups of negatives are drawn alike everywhere, the boundary dark and the easy
-(discriminative) ones grey.
+one user's negatives, and the causal swap. Tables are those of `diagnostics`.
 """
 
 from collections.abc import Mapping
@@ -103,10 +100,8 @@ def one_user(negatives: pd.DataFrame, objective: str, beta: float) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=rows["name"])
     figure.add_vline(x=0, line={"color": FAINT, "width": 1.5}, row=1, col=1)
     low, high = rows["push"].min(), rows["push"].max()
-    label = OBJECTIVE_LABELS[objective]
-    title = f"{label} pushes every negative alike: {short(high)}" if high - low <= 1e-9 * high else (
-        f"{label}'s pushes run from {short(low)} to {short(high)}"
-    )  # fmt: skip
+    alike, differ = f" pushes every negative alike: {short(high)}", f"'s pushes run from {short(low)} to {short(high)}"
+    title = OBJECTIVE_LABELS[objective] + (alike if high - low <= 1e-9 * high else differ)
     figure.update_xaxes(title_text=MARGIN, row=1, col=1)
     figure.update_xaxes(title_text="∂loss / ∂s<sub>k</sub>", range=[0, 1.28 * high], row=1, col=2)
     return lay_out(

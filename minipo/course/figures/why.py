@@ -311,7 +311,6 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
             hovertemplate="your guess: %{x:.3g}<extra></extra>",
         )  # fmt: skip
     last = np.log10(max(alone.max(), push.max(), guessed if guess else 0, 1)) + 0.1
-    dtick = 1 if exponent > -7 else 2
-    figure.update_xaxes(type="log", range=[exponent, last], dtick=dtick, exponentformat="power")
+    figure.update_xaxes(type="log", range=[exponent, last], dtick=1 if exponent > -7 else 2, exponentformat="power")
     legend = {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"}
     return _lay_bars_out(figure, "<b>Push on the mistake</b> (log scale)", alone, legend=legend)
