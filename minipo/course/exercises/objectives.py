@@ -86,8 +86,7 @@ def unlabelled(panel: str) -> go.Figure:
     title, axis = f"{drawn.title}<br><sup>{note}</sup>", "push −∂loss/∂s, log scale"
     figure.update_xaxes(range=[at[0], at[-1]])
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 12})
-    margin = {"t": 70, "r": 32}
-    return lay_out(figure, 440, title, drawn.axis, axis, width=820, showlegend=False, margin=margin)
+    return lay_out(figure, 440, title, drawn.axis, axis, width=820, showlegend=False, margin_t=70, margin_r=32)
 
 
 def _matched(panel: _Panel, answer: Any) -> str:

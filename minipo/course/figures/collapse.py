@@ -1,5 +1,5 @@
 """Figures of notebook 03 and of the app's page Collapse: the collapse over seeds, what its losses can and cannot show,
-guesses, the settings in which it occurs, and the users that a setting gains and loses.
+guesses, the settings in which it occurs, and what a repeated run shows.
 
 Tables are those of a sweep: one row per run, HR@1 as a share. Differences are `minipo.evaluation.Interval`s.
 """
@@ -53,9 +53,6 @@ def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] 
         f"{below} of {len(spread)} means are below the SFT model that every run starts from"
     )
     return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", xaxis_tickvals=spread.index)
-
-
-# ------------------------------------------------------------------------------ what a loss at another K can show
 
 
 def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
@@ -132,9 +129,6 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
     return lay_out(figure, 390, title, y=["HR@1, % of test users"])
 
 
-# ------------------------------------------------------------------------------------------------ paired differences
-
-
 def verdicts(rows: Mapping[str, Interval]) -> str:
     """What each objective's interval of K = 19 minus K = 1 shows, as one line: a title for `differences`."""
     return ", ".join(f"{label} {verdict(row.low, row.high)}" for label, row in rows.items())
@@ -165,9 +159,8 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
     (first, (below, _)), *_, (last, (_, above)) = counts.items()
     titles = [f"<b>{name}</b><br>{under} below 0, {over} above" for name, (under, over) in counts.items()]
     figure = panels(titles, horizontal_spacing=0.015, shared_yaxes=True)
-    rows = {}
+    rows = {epoch: f"{epoch:g} epochs" for epoch in sorted({epoch for cells in maps.values() for epoch, _ in cells})}
     for column, cells in enumerate(maps.values(), start=1):
-        rows = {epoch: f"{epoch:g} epochs" for epoch in sorted({epoch for epoch, _ in cells})}
         figure.add_trace(settings_heatmap(cells, rows), row=1, col=column)
     title = (
         f"{first} is below zero in {below} of {len(cells)} settings, {last} above in {above};<br>"
