@@ -77,8 +77,7 @@ def _boundaries(before: set[int], after: set[int]) -> str:
 @task("2.1 leaves")
 def _leaves(answer: Any) -> str:
     _, mover, (before, after) = _moved(answer)
-    left = before - after - {mover}
-    if not left:
+    if not (left := before - after - {mover}):
         raise Wrong(
             f"{_boundaries(before, after)}, and negative {mover} moved: no other negative leaves. The groups are those "
             "with the smallest sum of squares; ask which other partner a member of the top group could have."
@@ -94,9 +93,8 @@ def _leaves(answer: Any) -> str:
 @task("2.2 enters")
 def _enters(answer: Any) -> str:
     logps, mover, (before, after) = _moved(answer)
-    entered = after - before - {mover}
     start, end = logps[:, mover].tolist()
-    if not entered:
+    if not (entered := after - before - {mover}):
         raise Wrong(
             f"{_boundaries(before, after)}, and negative {mover} moved: no other negative enters. There are three "
             "groups to spend; ask what happens at the top when one of them is needed at the bottom."

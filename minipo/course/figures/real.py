@@ -108,8 +108,7 @@ def packed_row(
     """
     total, owner, looks = len(segments), segments.numpy(), may_look.numpy()
     kind = np.where(looks, np.where(owner == 0, 1, 2), 0).astype(np.uint8)  # of the token that is looked at
-    sees_sibling = bool((looks & (owner > 0) & (owner != owner[:, None])).any())
-    seen = "a sibling too" if sees_sibling else "never a sibling"
+    seen = "a sibling too" if (looks & (owner > 0) & (owner != owner[:, None])).any() else "never a sibling"
     title = f"{total:,} tokens instead of {tokens_alone:,}: an answer sees the prompt and itself, {seen}"
     figure = panels((title, ""), rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     figure.add_heatmap(
