@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 GROUPS = ("boundary", "discriminative")
 
 
-# ----------------------------------------------------------------------------- from log-probs: every negative's push
-
-
 @dataclass(frozen=True)
 class Moment:
     """A probe's log-probs at one step, chosen first; −inf if a user has fewer candidates than the longest row."""
@@ -61,13 +58,12 @@ def moments(probe: pd.DataFrame) -> list[Moment]:
         raise ValueError(f"The probe lacks the columns {', '.join(missing)}: give a run's probe, or that of `watch`.")
     found = []
     for step, lines in probe.groupby("step"):
-        values = {name: lines.pivot(index="user", columns="candidate", values=name) for name in needed[3:]}
+        table = lines.pivot(index="user", columns="candidate")
         policy, reference = (
-            torch.from_numpy(values[name].to_numpy(np.float64, na_value=-np.inf)) for name in ("policy", "reference")
+            torch.from_numpy(table[name].to_numpy(np.float64, na_value=-np.inf)) for name in ("policy", "reference")
         )
-        items = tuple(tuple(row[: int(np.isfinite(logps).sum())])
-                      for row, logps in zip(values["item"].to_numpy(), policy.numpy(), strict=True))  # fmt: skip
-        found.append(Moment(int(str(step)), tuple(values["policy"].index), items, policy, reference))
+        items = tuple(tuple(names[pd.notna(names)]) for names in table["item"].to_numpy())
+        found.append(Moment(int(str(step)), tuple(table.index), items, policy, reference))
     return found
 
 
@@ -107,9 +103,7 @@ def pushes(
             "boundary_at_start": at_start,
             "used": output.used,
             "beta": output.beta,
-            "push": push.push,
-            "dilution": push.dilution,
-            "saturation": push.saturation,
+            **vars(push),
         }
         rows, places = mask.nonzero(as_tuple=True)
         tables.append(
@@ -140,9 +134,6 @@ def by_group(pushed: pd.DataFrame, census: str = "boundary") -> pd.DataFrame:
     total = grouped["push"].sum()
     table["push_share"] = total / total.groupby("step").transform("sum")
     return table.reset_index()
-
-
-# ------------------------------------------------------------------------------ from a model: the parameters' gradient
 
 
 def gradient_parts(
@@ -192,11 +183,8 @@ def gradient_parts(
                 groups = (census, mask & ~census)
                 for number, group in enumerate(groups):
                     inside = (push * above * group).sum() / len(interactions)
-                    gradient = torch.autograd.grad(inside, parameters, retain_graph=number == 0, allow_unused=True)
-                    parts[number] += torch.cat([
-                        torch.zeros(parameter.numel()) if part is None else part.flatten().cpu()
-                        for part, parameter in zip(gradient, parameters, strict=True)
-                    ])  # fmt: skip
+                    gradient = torch.autograd.grad(inside, parameters, retain_graph=number == 0, materialize_grads=True)
+                    parts[number] += torch.cat([part.flatten().cpu() for part in gradient])
                     pushed[number] += push[group].sum().cpu()
                     counts[number] += group.sum().cpu()
     finally:
@@ -213,9 +201,6 @@ def gradient_parts(
             "share": along / whole.square().sum().clamp(min=1e-30),
         }
     )
-
-
-# -------------------------------------------------------------------------------------------- over training: a run
 
 
 @dataclass(frozen=True)
@@ -257,8 +242,6 @@ def watch(
     """
     from transformers import TrainerCallback
 
-    from minipo.experiments.arguments import Listen
-
     if every < 1 or probed < 1:
         raise ValueError(f"every is {every} and probed {probed}: give whole numbers of at least 1.")
     config = make_config(PreferConfig, {**settings, "objective": objective if isinstance(objective, str) else "dmpo"})
@@ -271,7 +254,6 @@ def watch(
         for each in (splits.train, probed_users, ranked)
     )
     seen: dict[int, Any] = {}
-    logs: list[dict[str, float]] = []
     scores: dict[int, Scores] = {}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -283,26 +265,19 @@ def watch(
         probe_reference, test_reference = trainer.reference_logps(probe), trainer.reference_logps(test)
 
         class Watch(TrainerCallback):
-            def on_train_begin(self, *_: Any, **__: Any) -> None:
-                self.see(0)
-
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step % every == 0 or state.global_step == config.steps:
-                    self.see(state.global_step)
+                    scores[state.global_step] = trainer.score(probe)
+                    if look is not None:
+                        seen[state.global_step] = look(trainer.model, tokenizer)
 
-            def see(self, step: int) -> None:
-                scores[step] = trainer.score(probe)
-                if look is not None:
-                    seen[step] = look(trainer.model, tokenizer)
+            on_train_begin = on_step_end
 
         trainer.add_callback(Watch())
-        trainer.add_callback(Listen(lambda step, line: logs.append({"step": step, **line}) if "loss" in line else None))
         trainer.train()
         ranking = report(trainer.score(test), test_reference)
-    return Watched(config, probe_table(probed_users, scores, probe_reference), pd.DataFrame(logs), ranking, seen)
-
-
-# ------------------------------------------------------------------------------------- a causal swap: weights alone
+    metrics = pd.DataFrame([{"step": line["step"], **line} for line in trainer.state.log_history if "loss" in line])
+    return Watched(config, probe_table(probed_users, scores, probe_reference), metrics, ranking, seen)
 
 
 def boundary_with_dmpo_weights() -> tuple[Aggregate, DynamicPO]:

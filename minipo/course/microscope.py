@@ -1,7 +1,4 @@
-"""One user's candidates through a run, and what a loss would do to each of them.
-
-`follow` finds the user in a probe, and `examine` computes every step at once.
-"""
+"""One user's candidates through a run, and what a loss would do to each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,9 +82,8 @@ def examine(
     user's first K, or all. lengths: see `pushes`.
     One row per step and candidate (0 = chosen): step, candidate, name; `logp` and `reference` in nats; `place` among
     all candidates, 1 the best (ties count against the chosen item); `kind`: chosen, above, top, rest or absent;
-    `group` of the k-means,
-    0 the highest, -1 where it plays no part; `used`, and `beta`, `dilution`, `saturation`, `slope` (du/ds) and their
-    product `push`, all 0 where unused.
+    `group` of the k-means, 0 the highest, -1 where it plays no part; `used`, and `beta`, `dilution`, `saturation`,
+    `slope` (du/ds) and their product `push`, all 0 where unused.
     Raises ValueError as `preference_loss` and `DynamicPO` do, and for an unknown rule.
     """
     rule: Any = lookup("setting of select", select, SELECT)

@@ -153,10 +153,8 @@ class Numbers:
             for label in labels
         }
         display(Markdown(f"**Your guess.** {question}"))
-        range_ = f"{low:g} to {high:g} {unit}".strip()
-        _show_controls(
-            list(self.sliders.values()), f"*To be guessed in a running notebook,* {range_}: {', '.join(labels)}"
-        )
+        described = f"{f'{low:g} to {high:g} {unit}'.strip()}: {', '.join(labels)}"
+        _show_controls(list(self.sliders.values()), f"*To be guessed in a running notebook,* {described}")
 
     @property
     def guesses(self) -> dict[str, float]:

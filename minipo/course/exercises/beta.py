@@ -110,13 +110,11 @@ def _above(answer: Any) -> str:
 @task("3.4 exception")
 def _exception(answer: Any) -> str:
     (kept,) = _kept(answer, rows=1)
-    violators = [negative for negative in kept if negative.plus <= 0]
-    if not violators:
+    if not (violators := [negative for negative in kept if negative.plus <= 0]):
         raise Wrong(
             "The row has no violator: no negative is at or above the chosen item. The bound speaks of violators."
         )
-    violators = [negative for negative in violators if negative.below > 0]
-    if not violators:
+    if not (violators := [negative for negative in violators if negative.below > 0]):
         raise Wrong(
             "Every negative equals the chosen item: β_k = β, for want of a denominator, as in 3.2. The bound leaves "
             "that case out. Find one with Δ⁻ below 0."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minipo.course.exercises.checks import Wrong, function_of, task
+from minipo.course.exercises.checks import Wrong, task
 from minipo.dynamic import boundary
 
 HARD, EASY = 2.0, 8.0  # nats below the chosen item: at most, and more than
@@ -43,14 +43,13 @@ def names(columns: set[int]) -> str:
 
 
 def _no_violator(logps: Tensor) -> None:
-    for row, values in enumerate(logps.tolist()):
-        for column, value in enumerate(values[1:], 1):
-            if value >= values[0]:
-                raise Wrong(
-                    f"In row {row} negative {column} has log-prob {value:g}, the chosen item {values[0]:g}: a "
-                    "violator. Where there is one, the rule keeps the violators and never looks at groups. Find a "
-                    "case without."
-                )
+    if len(violators := (logps[:, 1:] >= logps[:, :1]).nonzero()):
+        row, place = violators[0].tolist()
+        raise Wrong(
+            f"In row {row} negative {place + 1} has log-prob {logps[row, place + 1]:g}, the chosen item "
+            f"{logps[row, 0]:g}: a violator. Where there is one, the rule keeps the violators and never looks at "
+            "groups. Find a case without."
+        )
 
 
 def _moved(answer: Any) -> tuple[Tensor, int, list[set[int]]]:
@@ -78,8 +77,7 @@ def _boundaries(before: set[int], after: set[int]) -> str:
 @task("2.1 leaves")
 def _leaves(answer: Any) -> str:
     _, mover, (before, after) = _moved(answer)
-    left = before - after - {mover}
-    if not left:
+    if not (left := before - after - {mover}):
         raise Wrong(
             f"{_boundaries(before, after)}, and negative {mover} moved: no other negative leaves. The groups are those "
             "with the smallest sum of squares; ask which other partner a member of the top group could have."
@@ -95,9 +93,8 @@ def _leaves(answer: Any) -> str:
 @task("2.2 enters")
 def _enters(answer: Any) -> str:
     logps, mover, (before, after) = _moved(answer)
-    entered = after - before - {mover}
     start, end = logps[:, mover].tolist()
-    if not entered:
+    if not (entered := after - before - {mover}):
         raise Wrong(
             f"{_boundaries(before, after)}, and negative {mover} moved: no other negative enters. There are three "
             "groups to spend; ask what happens at the top when one of them is needed at the bottom."
@@ -204,10 +201,7 @@ def _special_inputs() -> Inputs:
 
 
 def _compare(function: Callable[[Tensor, int], Any], inputs: Inputs) -> int:
-    function_of(function, "exact_kmeans_top(values, groups)")
-    number = 0
-    for special, hint, values, groups in inputs:
-        number += 1
+    for special, hint, values, groups in (cases := list(inputs)):
         logps = torch.tensor([[max(values) + 1, *values]], dtype=torch.float64)  # no violator: the groups decide
         wanted = boundary(logps, clusters=groups)[0]
         case = f"On {values} with {groups} {'group' if groups == 1 else 'groups'} ({special})"
@@ -226,14 +220,14 @@ def _compare(function: Callable[[Tensor, int], Any], inputs: Inputs) -> int:
         if not torch.equal(found, wanted):
             mine, best = (logps[0, 1:][group].tolist() for group in (found, wanted))
             raise Wrong(f"{case} your top group is {mine}; of all splits the best has {best}. {hint}")
-    return number
+    return len(cases)
 
 
-@task("2.5 k-means")
+@task("2.5 k-means", "exact_kmeans_top(values, groups)")
 def _kmeans(function: Callable[[Tensor, int], Any]) -> str:
     return f"Your top group is the best one on {_compare(function, _inputs())} inputs."
 
 
-@task("2.6 k-means, ties and extremes")
+@task("2.6 k-means, ties and extremes", "exact_kmeans_top(values, groups)")
 def _kmeans_special(function: Callable[[Tensor, int], Any]) -> str:
     return f"Ties, few values and values near −10,000: right on all {_compare(function, _special_inputs())}."

@@ -9,6 +9,7 @@ Each assignment is one module, and registers its tasks with `task`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
+from functools import wraps
 from importlib import import_module
 from textwrap import wrap
 from typing import Any
@@ -31,21 +32,23 @@ class Wrong(AssertionError):
         return wrap(f"Not yet. {self}", 84)  # nbgrader's validation cuts longer lines, and its feedback does not wrap
 
 
-def task(name: str) -> Callable[[Callable[..., str]], Callable[..., str]]:
-    """Register a check under `name`, "assignment.number word", which returns praise or raises `Wrong`."""
+def task(name: str, signature: str = "") -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Register a check under `name`, "assignment.number word", which returns praise or raises `Wrong`.
+
+    signature: of the function that the answer must be; without one, any answer is checked.
+    """
 
     def register(function: Callable[..., str]) -> Callable[..., str]:
-        _TASKS[name] = function
-        return function
+        @wraps(function)
+        def checked(*answer: Any) -> str:
+            if signature and answer and not callable(answer[0]):
+                raise Wrong(f"The answer is {type(answer[0]).__name__}: give the function, {signature}.")
+            return function(*answer)
+
+        _TASKS[name] = checked
+        return checked
 
     return register
-
-
-def function_of(answer: Any, signature: str) -> Callable[..., Any]:
-    """An answer that must be a function; `Wrong` if it is not."""
-    if not callable(answer):
-        raise Wrong(f"The answer is {type(answer).__name__}: give the function, {signature}.")
-    return answer
 
 
 def dictionary(answer: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
@@ -63,9 +66,8 @@ def plant(name: str, signature: str, planted: Any, right: dict[str, Any], advice
     answer.
     """
 
-    @task(name)
+    @task(name, signature)
     def caught(test: Any) -> str:
-        function_of(test, signature)
         for what, answer in right.items():
             try:
                 test(answer)

@@ -9,7 +9,6 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from minipo.course.exercises.checks import Wrong, dictionary, plant, task
 from minipo.course.figures.style import INK, OBJECTIVE_LABELS, lay_out, short
@@ -65,7 +64,6 @@ _PANELS = {
         {"A": "dpo", "B": "mppo", "C": "sdpo", "D": "dmpo"},
     ),
 }  # fmt: skip
-_DASHES = {"A": "solid", "B": "dash", "C": "dot", "D": "dashdot"}
 
 
 def unlabelled(panel: str) -> go.Figure:
@@ -77,10 +75,10 @@ def unlabelled(panel: str) -> go.Figure:
     drawn = lookup("panel", panel, _PANELS)
     at = drawn.at.tolist()
     figure = go.Figure()
-    for letter, objective in drawn.letters.items():
+    for (letter, objective), dash in zip(drawn.letters.items(), ("solid", "dash", "dot", "dashdot"), strict=True):
         pushes = drawn.push(objective)[0].tolist()
         figure.add_scatter(
-            x=at, y=pushes, mode="lines", name=letter, line={"color": INK, "dash": _DASHES[letter], "width": 2},
+            x=at, y=pushes, mode="lines", name=letter, line={"color": INK, "dash": dash, "width": 2},
             hovertemplate=f"{letter}: %{{y:.2g}} at %{{x:.1f}}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(x=at[-1], y=log10(pushes[-1]), text=f"<b>{letter}</b>", xanchor="left", xshift=6)
@@ -88,8 +86,7 @@ def unlabelled(panel: str) -> go.Figure:
     title, axis = f"{drawn.title}<br><sup>{note}</sup>", "push −∂loss/∂s, log scale"
     figure.update_xaxes(range=[at[0], at[-1]])
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, tickfont={"size": 12})
-    margin = {"t": 70, "r": 32}
-    return lay_out(figure, 440, title, drawn.axis, axis, width=820, showlegend=False, margin=margin)
+    return lay_out(figure, 440, title, drawn.axis, axis, width=820, showlegend=False, margin_t=70, margin_r=32)
 
 
 def _matched(panel: _Panel, answer: Any) -> str:
@@ -109,15 +106,12 @@ def _matched(panel: _Panel, answer: Any) -> str:
     letter, name = wrong[which], OBJECTIVE_LABELS[given[wrong[which]]]
     push, dilution, saturation = (short(number) for number in claimed[:, which, where].tolist())
     likelihood = " × π of the negative" if given[letter] == "mppo" else ""
+    place = f"{panel.at[where].item():g}".replace("-", "−")
     raise Wrong(
-        f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {_minus(panel.at[where])}, curve "
+        f"{letter} is not {name}: where the {panel.axis.removesuffix(', nats')} is {place}, curve "
         f"{letter} is at {short(drawn[which, where].item())}, but {name}'s push is {push} there: dilution "
         f"{dilution} × saturation {saturation}{likelihood}. {len(wrong)} letters are matched wrongly."
     )
-
-
-def _minus(number: Tensor) -> str:
-    return f"{number.item():g}".replace("-", "−")
 
 
 for _number, _name in enumerate(_PANELS, start=1):
@@ -140,25 +134,19 @@ def _right_in_another_order(policy: Tensor, reference: Tensor, beta: float) -> T
 
 
 def _loss_w(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    ratio = policy - reference
-    return -logsigmoid(beta * (ratio[:, :1] - ratio[:, 1:])).mean(1)
+    return preference_loss("dpo", policy, reference, beta).losses
 
 
 def _loss_x(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    rewards = beta * (policy - reference)
-    return -logsigmoid(beta * (rewards[:, 0] - rewards[:, 1:].mean(1)))
+    return right(policy, reference, beta**2)
 
 
 def _loss_y(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    gap = policy[:, 0] - policy[:, 1:].mean(1)
-    expected = reference[:, 0] - reference[:, 1:].mean(1)
-    return -logsigmoid(beta * (gap + expected))
+    return right(policy, -reference, beta)
 
 
 def _loss_z(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    ratio = policy - reference
-    ratio = torch.cat([ratio[:, :1].detach(), ratio[:, 1:]], dim=1)
-    return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1:].mean(1)))
+    return right(torch.cat([policy[:, :1].detach(), policy[:, 1:]], dim=1), reference, beta)
 
 
 def _value(loss: Loss, policy: list[float], reference: list[float] | None = None, beta: float = 1.0) -> str:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minipo.course.exercises.checks import Wrong, dictionary, function_of, task
+from minipo.course.exercises.checks import Wrong, dictionary, task
 from minipo.preference import preference_push
 
 USER, MISTAKE = 4036, "Twangy Compasses"  # stays above the chosen item in the recorded run
@@ -60,9 +60,8 @@ def recorded(user: int = USER, step: int = 300) -> Seen:
 Formula = Callable[[Seen, float], dict[str, tuple[Tensor, Sequence[tuple[Any, str]]]]]
 
 
-def _everywhere(formula: Formula, function: Any, signature: str) -> None:
+def _everywhere(formula: Formula, function: Callable[..., Any]) -> None:
     """Compare a function with a formula of log-probs and β; one of several numbers is given the margins instead."""
-    function_of(function, signature)
     for user, step, beta, negatives in [
         (USER, 300, 1.0, 19),
         (USER, 300, 0.5, 19),
@@ -182,7 +181,7 @@ def _prediction(answer: Any) -> str:
     )
 
 
-@task("4.2 margins")
+@task("4.2 margins", "margins(policy, reference, beta)")
 def _check_margins(function: Any) -> str:
     def formula(seen: Seen, beta: float) -> Any:
         truth = _margins(seen, beta)
@@ -197,14 +196,14 @@ def _check_margins(function: Any) -> str:
             (one_side, "β multiplies only one side, {yours} for negative {place}: it scales the whole difference."),
         ])}  # fmt: skip
 
-    _everywhere(formula, function, "margins(policy, reference, beta)")
+    _everywhere(formula, function)
     seen = recorded()
     margins = _margins(seen, 1.0)
     own = margins[seen.items.index(MISTAKE) - 1]
     return f"At step 300 {MISTAKE} has {own:.2f} and the mean of all is {margins.mean():.2f}.".replace("-", "−")
 
 
-@task("4.3 DMPO")
+@task("4.3 DMPO", "dmpo_parts(margins)")
 def _check_dmpo_parts(function: Any) -> str:
     def formula(seen: Seen, beta: float) -> Any:
         margins = _margins(seen, beta)
@@ -232,12 +231,12 @@ def _check_dmpo_parts(function: Any) -> str:
             ]),
         }  # fmt: skip
 
-    _everywhere(formula, function, "dmpo_parts(margins)")
+    _everywhere(formula, function)
     _, share, left = _library("dmpo", recorded(), 1.0)
     return f"At step 300: dilution {share[0]:.4f} for each negative, saturation {left[0]:.4f} for all of them."
 
 
-@task("4.4 push")
+@task("4.4 push", "dmpo_push(policy, reference, beta)")
 def _check_push(function: Any) -> str:
     def formula(seen: Seen, beta: float) -> Any:
         truth, share, left = _library("dmpo", seen, beta)
@@ -256,7 +255,7 @@ def _check_push(function: Any) -> str:
             (turned / share, "the dilution is missing, and σ(z) is in the place of σ(−z): {yours}."),
         ])}  # fmt: skip
 
-    _everywhere(formula, function, "dmpo_push(policy, reference, beta)")
+    _everywhere(formula, function)
     seen = recorded()
     number = seen.items.index(MISTAKE) - 1
     dmpo, dpo, sdpo = (float(_library(name, seen, 1.0)[0][number]) for name in ("dmpo", "dpo", "sdpo"))
@@ -266,7 +265,7 @@ def _check_push(function: Any) -> str:
     )
 
 
-@task("4.5 S-DPO")
+@task("4.5 S-DPO", "sdpo_parts(margins)")
 def _check_sdpo_parts(function: Any) -> str:
     def formula(seen: Seen, beta: float) -> Any:
         margins = _margins(seen, beta)
@@ -295,16 +294,15 @@ def _check_sdpo_parts(function: Any) -> str:
             ]),
         }  # fmt: skip
 
-    _everywhere(formula, function, "sdpo_parts(margins)")
+    _everywhere(formula, function)
     seen = recorded()
     number = seen.items.index(MISTAKE) - 1
     _, share, left = _library("sdpo", seen, 1.0)
     return f"At step 300 {MISTAKE} has a share of {share[number]:.2f}, and the sigmoid leaves {left[number]:.2f}."
 
 
-@task("4.6 fall")
+@task("4.6 fall", "fall(user, negative, start, end)")
 def _fall(function: Any) -> str:
-    function = function_of(function, "fall(user, negative, start, end)")
     keys = ("push", "dilution", "saturation")
     said = []
     for user, start, end in [(USER, 0, 300), (USER, 100, 300), (OTHERS[0], 100, 200), (OTHERS[1], 100, 200)]:
@@ -358,9 +356,8 @@ def _made_up() -> Iterator[pd.DataFrame]:
         yield pd.DataFrame({"group": ["boundary", "discriminative"], **dict(zip(COLUMNS, columns, strict=True))})
 
 
-@task("4.7 two views")
+@task("4.7 two views", "two_views(parts)")
 def _two_views(function: Any, parts: Any) -> str:
-    function = function_of(function, "two_views(parts)")
     _by_group(parts)
     truth: Any = 1.0
     for table in (*_made_up(), parts):
@@ -387,9 +384,8 @@ def _two_views(function: Any, parts: Any) -> str:
     return f"The boundary's part of the gradient is {truth:.2f} times its part of the pushes: {more} than they say."
 
 
-@task("4.8 disagreement")
+@task("4.8 disagreement", "disagreement(parts)")
 def _disagreement(function: Any, parts: Any) -> str:
-    function = function_of(function, "disagreement(parts)")
     _by_group(parts)
     hints = {
         "length": "The groups were not pushed alike: the question is length *per push*, the one over the other.",

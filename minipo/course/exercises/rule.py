@@ -16,15 +16,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from minipo.course.exercises.checks import (
-    Wrong,
-    check_interval,
-    check_reading,
-    dictionary,
-    function_of,
-    in_points,
-    task,
-)
+from minipo.course.exercises.checks import Wrong, check_interval, check_reading, dictionary, in_points, task
 from minipo.dynamic import DynamicPO, LogProbs, Selection, SelectionRule, boundary, random
 from minipo.evaluation import paired_interval, ranking_metrics
 
@@ -66,7 +58,6 @@ def cases() -> dict[str, LogProbs]:
 
 def _selection(rule: SelectionRule, logps: LogProbs, case: str) -> Selection:
     """What `rule` keeps; `Wrong` if that is not a selection."""
-    function_of(rule, "rule(logps)")
     given = logps.clone()
     kept = rule(given)
     wanted = (logps.shape[0], logps.shape[1] - 1)
@@ -83,7 +74,7 @@ def _selection(rule: SelectionRule, logps: LogProbs, case: str) -> Selection:
     return kept
 
 
-@task("5.1 valid")
+@task("5.1 valid", "rule(logps)")
 def _valid(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         kept, again = _selection(rule, logps, case), _selection(rule, logps, case)
@@ -105,7 +96,7 @@ def _valid(rule: SelectionRule) -> str:
     return f"A bool for every negative, twice the same, and no absent one kept, in {rows} rows."
 
 
-@task("5.2 same number")
+@task("5.2 same number", "rule(logps)")
 def _same_number(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         kept, wanted = _selection(rule, logps, case).sum(1), boundary(logps).sum(1)
@@ -121,7 +112,7 @@ def _same_number(rule: SelectionRule) -> str:
     return f"As many negatives as the boundary in each of {sum(map(len, cases().values()))} rows."
 
 
-@task("5.3 own row")
+@task("5.3 own row", "rule(logps)")
 def _own_row(rule: SelectionRule) -> str:
     for case, logps in cases().items():
         together = _selection(rule, logps, case)
@@ -143,7 +134,7 @@ def _places(kept: Selection) -> str:
     return f"{{{', '.join(str(place + 1) for place in kept.nonzero().flatten().tolist())}}}"
 
 
-@task("5.4 new")
+@task("5.4 new", "rule(logps)")
 def _new(rule: SelectionRule) -> str:
     kept, same = _selection(rule, cases()[RECORDED], RECORDED), boundary(cases()[RECORDED])
     rows = int((kept != same).any(1).sum())
@@ -266,13 +257,12 @@ def _train(select: bool | SelectionRule, seed: int, steps: int, users: int) -> _
 
 
 def _check_seeds(seeds: tuple[int, ...]) -> None:
-    known = sorted(set(seeds) & set(RECORDED_SEEDS))
     if len(set(seeds)) != 5 or len(seeds) != 5:
         raise Wrong(
             f"The seeds are {', '.join(map(str, seeds)) or 'none'}: the budget is five different ones, each for all "
             "three selections. Fewer say little of how runs vary, more are not what was agreed."
         )
-    if known:
+    if known := sorted(set(seeds) & set(RECORDED_SEEDS)):
         raise Wrong(
             f"Seeds {', '.join(map(str, known))} are those of the recorded grids, which show the boundary at work: "
             "a fair trial takes seeds that nobody has seen."
@@ -315,17 +305,12 @@ def _budget(result: Any) -> str:
     )
 
 
-def _difference(result: Experiment, other: str) -> Float[NDArray[np.float64], "seeds users"]:
-    return result.hits["rule"] - result.hits[other]
-
-
-@task("5.6 interval")
+@task("5.6 interval", "interval(result, other)")
 def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
     found = _result(result)
-    function_of(function, "interval(result, other)")
     said = []
     for other in PARTNERS:
-        pairs = _difference(found, other)
+        pairs = found.hits["rule"] - found.hits[other]
         truth, own, its = map(paired_interval, (pairs, found.hits["rule"], found.hits[other]))
         mistakes = {
             "This is the partner minus the rule: a rule that helps would come out below zero.": (
@@ -355,13 +340,13 @@ def _interval(function: Callable[[Experiment, str], Any], result: Any) -> str:
     return f"Paired by user and seed. {'; '.join(said).capitalize()}."
 
 
-@task("5.7 verdict")
+@task("5.7 verdict", "verdicts()")
 def _verdict(function: Any, result: Any) -> str:
     found = _result(result)
-    verdicts = dictionary(function_of(function, "verdicts()"), PARTNERS, "a verdict")
+    verdicts = dictionary(function, PARTNERS, "a verdict")
     said = []
     for other, verdict in verdicts.items():
-        interval = paired_interval(_difference(found, other))
+        interval = paired_interval(found.hits["rule"] - found.hits[other])
         question = "What would another five seeds and other users be likely to show?"
         check_reading(f"Against {other}", verdict, interval, "undecided", question)
         said.append(f"against {other}: {verdict} ({in_points(interval)})")

@@ -1,7 +1,6 @@
 """Figures of notebook 07: dual-margin β over its two margins, and its effect on the push."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,8 +25,7 @@ def beta_map(
 
     dots: Δ⁺, Δ⁻ and whether it is a violation, for each negative of a real boundary.
     """
-    figure = go.Figure()
-    figure.add_heatmap(
+    figure = go.Figure().add_heatmap(
         x=plus, y=minus, z=ratio, zmin=0.5, zmid=1, zmax=1.5, colorscale="PuOr",
         colorbar={"title": {"text": RATIO}, "tickvals": [0.5, 0.75, 1, 1.25, 1.5]},
         hovertemplate="Δ⁺ %{x:.1f}, Δ⁻ %{y:.1f}: %{z:.2f} β<extra></extra>",
@@ -51,9 +49,9 @@ def beta_map(
     figure.add_shape(type="rect", line={"color": INK, "width": 1.5}, **box)
     corner = {"x": plus[0], "y": minus[-1], "xanchor": "left", "yanchor": "top", "xshift": 6}
     figure.add_annotation(text="violations are here", font={"color": "white"}, **corner)
-    ranges: dict[str, Any] = {"xaxis_range": [plus[0], plus[-1]], "yaxis_range": [minus[0], minus[-1]]}
+    right, upwards = [plus[0], plus[-1]], [minus[0], minus[-1]]
     axes = "Δ⁺ = s<sub>w</sub> − s<sub>k</sub>, nats", "Δ⁻ = s<sub>k</sub> − m, nats"
-    return lay_out(figure, 440, title, *axes, width=680, margin_t=66, **ranges)
+    return lay_out(figure, 440, title, *axes, width=680, margin_t=66, xaxis_range=right, yaxis_range=upwards)
 
 
 def push_by_rule(pushes: pd.DataFrame) -> go.Figure:

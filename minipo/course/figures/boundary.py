@@ -65,14 +65,13 @@ def cost_of_cuts(
     table = np.full((number, number), np.nan)
     table[second, first] = cost
     best = int(np.argmin(cost))
-    figure = go.Figure()
-    figure.add_heatmap(
+    figure = go.Figure().add_heatmap(
         z=table[1:, 1:], x0=1, y0=1, colorscale="Blues", colorbar={"title": {"text": "nats²"}},
         hovertemplate="cuts after %{x} and %{y}: %{z:.1f} nats²<extra></extra>", hoverongaps=False,
     )  # fmt: skip
     mark = {"symbol": "x", "size": 12, "color": OBJECTIVE_COLOURS["dmpo"]}
-    cross = {"x": [first[best]], "y": [second[best]], "mode": "markers", "marker": mark, "hoverinfo": "skip"}
-    figure.add_scatter(**cross, showlegend=False)
+    at = {"x": [first[best]], "y": [second[best]]}
+    figure.add_scatter(**at, mode="markers", marker=mark, hoverinfo="skip", showlegend=False)
     sizes = f"{first[best]}, {second[best] - first[best]} and {number - second[best]}"
     title = f"The best of {len(cost)} pairs of cuts (×) makes groups of {sizes}"
     return lay_out(figure, 360, title, "first cut: after this many of the lowest", "second cut", width=560, margin_t=42)
@@ -81,8 +80,7 @@ def cost_of_cuts(
 def missed_optimum(shares: Mapping[int, float], starts: int) -> go.Figure:
     """Share of random rows for which a one-start k-means finds a wrong top group, by the number of negatives K."""
     worst = max(shares, key=lambda number: shares[number])
-    figure = go.Figure()
-    figure.add_bar(
+    figure = go.Figure().add_bar(
         x=[f"K = {number}" for number in shares], y=[100 * share for share in shares.values()], width=0.5,
         marker_color=QUIET, text=[percent(share) for share in shares.values()], textposition="outside",
         cliponaxis=False,
@@ -99,8 +97,7 @@ def truth_by_group(likelier: Mapping[str, tuple[int, int]]) -> go.Figure:
     """
     shares = {name: yes / all_ for name, (yes, all_) in likelier.items()}
     first = next(iter(likelier))
-    figure = go.Figure()
-    figure.add_bar(
+    figure = go.Figure().add_bar(
         y=list(shares), x=[100 * share for share in shares.values()], orientation="h", width=0.55,
         marker_color=[OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR, *[FAINT] * len(shares)][: len(shares)],
         text=[f"{100 * shares[name]:.1f} %: {yes:,} of {all_:,}" for name, (yes, all_) in likelier.items()],

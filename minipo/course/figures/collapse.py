@@ -1,5 +1,5 @@
 """Figures of notebook 03 and of the app's page Collapse: the collapse over seeds, what its losses can and cannot show,
-guesses, the settings in which it occurs, and the users that a setting gains and loses.
+guesses, the settings in which it occurs, and what a repeated run shows.
 
 Tables are those of a sweep: one row per run, HR@1 as a share. Differences are `minipo.evaluation.Interval`s.
 """
@@ -29,8 +29,6 @@ from minipo.course.figures.style import (
 )
 from minipo.evaluation import Interval, Scores
 
-# ------------------------------------------------------------------------------------------------ the curve, guessed
-
 
 def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] | None = None) -> go.Figure:
     """DMPO's recorded test HR@1 against K (mean, in a band from lowest to highest seed), SFT's level, and any guesses.
@@ -57,9 +55,6 @@ def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] 
     return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", xaxis_tickvals=spread.index)
 
 
-# ------------------------------------------------------------------------------ what a loss at another K can show
-
-
 def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
     """Losses (nats) of one untrained model against K; `objective` is drawn strongly.
 
@@ -68,8 +63,7 @@ def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:
     figure = go.Figure()
     for name in map(str, losses):
         label, colour, strong = OBJECTIVE_LABELS[name], OBJECTIVE_COLOURS[name], name == objective
-        marker, width = ({"size": 9}, 3.5) if strong else ({"size": 5}, 1.5)
-        opacity = 1 if strong else 0.55
+        marker, width, opacity = ({"size": 9}, 3.5, 1) if strong else ({"size": 5}, 1.5, 0.55)
         add_line(figure, losses.index, losses[name], label, colour, width=width, marker=marker, opacity=opacity)
     title = f"From K = {losses.index[0]} to {losses.index[-1]}, {OBJECTIVE_LABELS[objective]}'s loss "
     title += f"{motion(losses[objective])},<br>and the model is the same"
@@ -94,8 +88,8 @@ def within_runs(curves: pd.DataFrame, objective: str, shown: Sequence[int] = (1,
             marker = {"size": 7} if name == "pair_loss" else None
             values, colour = means[name][k], OBJECTIVE_COLOURS[objective]
             add_line(figure, values.index, values, f"K = {k}", colour, dash, panel=column, marker=marker)
-    title = f"pair_loss from step {trained.index[0]:.0f} to {trained.index[-1]:.0f}<br>{moves}"
-    title = f"{OBJECTIVE_LABELS[objective]}: {title}"
+    steps = " to ".join(f"{step:.0f}" for step in trained.index[[0, -1]])
+    title = f"{OBJECTIVE_LABELS[objective]}: pair_loss from step {steps}<br>{moves}"
     figure.update_xaxes(rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     return lay_out(figure, 420, title, "step", ("nats", "nats, validation users"), margin_t=126, legend_y=1.1)
@@ -135,9 +129,6 @@ def loss_and_ranking(table: pd.DataFrame) -> go.Figure:
     return lay_out(figure, 390, title, y=["HR@1, % of test users"])
 
 
-# ------------------------------------------------------------------------------------------------ paired differences
-
-
 def verdicts(rows: Mapping[str, Interval]) -> str:
     """What each objective's interval of K = 19 minus K = 1 shows, as one line: a title for `differences`."""
     return ", ".join(f"{label} {verdict(row.low, row.high)}" for label, row in rows.items())
@@ -168,9 +159,8 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
     (first, (below, _)), *_, (last, (_, above)) = counts.items()
     titles = [f"<b>{name}</b><br>{under} below 0, {over} above" for name, (under, over) in counts.items()]
     figure = panels(titles, horizontal_spacing=0.015, shared_yaxes=True)
-    rows = {}
+    rows = {epoch: f"{epoch:g} epochs" for epoch in sorted({epoch for cells in maps.values() for epoch, _ in cells})}
     for column, cells in enumerate(maps.values(), start=1):
-        rows = {epoch: f"{epoch:g} epochs" for epoch in sorted({epoch for epoch, _ in cells})}
         figure.add_trace(settings_heatmap(cells, rows), row=1, col=column)
     title = (
         f"{first} is below zero in {below} of {len(cells)} settings, {last} above in {above};<br>"
@@ -178,8 +168,7 @@ def settings_map(maps: Mapping[str, Mapping[tuple[int, float], Interval]], seeds
     )
     figure.update_xaxes(type="category")
     figure.update_yaxes(autorange="reversed", type="category", showgrid=False, ticks="")
-    figure.update_yaxes(title_text="SFT before", col=1)
-    return lay_out(figure, 190 + 62 * len(rows), title, "learning rate", width=860, margin_t=112)
+    return lay_out(figure, 190 + 62 * len(rows), title, "learning rate", ["SFT before"], width=860, margin_t=112)
 
 
 def _cell(interval: Interval) -> str:

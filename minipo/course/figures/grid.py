@@ -57,10 +57,8 @@ def collapse_sentence(
     """
     plain = table[table["variant"] == "plain"]
     first, last = plain["negatives"].min(), plain["negatives"].max()
-    text = (
-        f"From K = {first} to {last}, {OBJECTIVE_LABELS[objective]}'s training loss {loss_motion(plain)}; "
-        f"its {METRICS[metric]} "
-    )
+    label, name = OBJECTIVE_LABELS[objective], METRICS[metric]
+    text = f"From K = {first} to {last}, {label}'s training loss {loss_motion(plain)}; its {name} "
     if change is None:
         few, many = plain.groupby("negatives")[metric].mean()[[first, last]]
         return text + f"goes from {level(few, metric)} to {level(many, metric)}."
@@ -196,8 +194,7 @@ def collapse_grid(
     figure.update_xaxes(title_text=NEGATIVES, row=bottom, col=1)
     figure.update_yaxes(nticks=4)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    margin = {"t": 20 + 26 * rows, "r": 66}
-    lay_out(figure, height, y="nats", margin=margin, legend_y=1.065)
+    lay_out(figure, height, y="nats", margin_t=20 + 26 * rows, margin_r=66, legend_y=1.065)
     return figure.update_yaxes(
         title_text="mean, 0 to 1" if unit == 1 else "% of test users", nticks=7, row=bottom, col=1
     )

@@ -1,10 +1,6 @@
-"""Figures of notebooks 02 and 05: from a reward to DPO, the mean inside the sigmoid, and who resists.
-
-Pure functions from arrays or tables to Plotly figures; every title is made from the numbers that are drawn.
-"""
+"""Figures of notebooks 02 and 05: from a reward to DPO, the mean inside the sigmoid, and who resists."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,10 +100,11 @@ def jensen(margins: Float[np.ndarray, " negatives"]) -> go.Figure:
             hovertemplate=f"{OBJECTIVE_LABELS[name]}: %{{y:.3f}} nats<extra></extra>",
         )  # fmt: skip
     figure.add_shape(type="line", x0=mean, x1=mean, y0=dmpo, y1=dpo, line={"color": QUIET, "width": 2, "dash": "dot"})
-    ranges: dict[str, Any] = {"xaxis_range": [low, high], "yaxis_range": [-0.3, max(6.5, heights.max() + 0.5)]}
+    top = max(6.5, heights.max() + 0.5)
     loss = "the same loss" if dpo - dmpo < 5e-4 else f"DMPO's loss is {short(dpo - dmpo)} nats below DPO's"
     spread = f"from {margins.min():.2g} to {margins.max():.2g}" if np.ptp(margins) else f"all {mean:.2g}"
-    return lay_out(figure, 380, f"Margins {spread.replace('-', '−')}: {loss}", MARGIN, "nats", **ranges)
+    title = f"Margins {spread.replace('-', '−')}: {loss}"
+    return lay_out(figure, 380, title, MARGIN, "nats", xaxis_range=[low, high], yaxis_range=[-0.3, top])
 
 
 def push_by_margin(
@@ -155,8 +152,7 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
     ]
     lowest = max(table[["mistake", "easy"]].min().min(), 1e-6)
     bottom = min(float(np.floor(np.log10(lowest))), -3)
-    figure = go.Figure()
-    figure.add_bar(
+    figure = go.Figure().add_bar(
         y=labels, x=table["mistake"].clip(lower=10**bottom), orientation="h", width=0.5, showlegend=False,
         marker_color=[OBJECTIVE_COLOURS[str(name)] for name in table.index],
         hovertext=[short(value) for value in table["mistake"]], hoverinfo="text",
@@ -168,11 +164,9 @@ def push_anatomy(table: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(type="log", range=[bottom, 0.6], dtick=1, exponentformat="power")
     figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, showgrid=False)
-    first, last = table["mistake"].idxmax(), table["mistake"].idxmin()
-    title = (
-        f"{OBJECTIVE_LABELS[str(first)]} pushes the mistake hardest, {short(table['mistake'].max())}; "
-        f"{OBJECTIVE_LABELS[str(last)]} least, {short(table['mistake'].min())}"
-    )
+    first, last = str(table["mistake"].idxmax()), str(table["mistake"].idxmin())
+    most, least = short(table["mistake"].max()), short(table["mistake"].min())
+    title = f"{OBJECTIVE_LABELS[first]} pushes the mistake hardest, {most}; {OBJECTIVE_LABELS[last]} least, {least}"
     return lay_out(figure, 330, title, "push ∂loss/∂s = β × a × σ(−z) × du/ds (log scale)")
 
 
@@ -182,12 +176,8 @@ def who_resists(changes: Mapping[str, Interval], first: int, last: int) -> go.Fi
     changes: objective to the interval (`records.difference`) as a share of users. first, last: the two K.
     """
     named = {OBJECTIVE_LABELS[name]: change for name, change in changes.items()}
-    return differences(
-        named,
-        f"K = {first} → {last}: {verdicts(named)}",
-        f"HR@1 at K = {last} minus K = {first}, points",
-        {OBJECTIVE_LABELS[name]: OBJECTIVE_COLOURS[name] for name in changes},
-    )
+    title, axis = f"K = {first} → {last}: {verdicts(named)}", f"HR@1 at K = {last} minus K = {first}, points"
+    return differences(named, title, axis, {OBJECTIVE_LABELS[name]: OBJECTIVE_COLOURS[name] for name in changes})
 
 
 def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, float]]) -> go.Figure:
@@ -204,9 +194,9 @@ def losses_against_k(table: pd.DataFrame, starts: Mapping[str, Mapping[int, floa
         falls = means.iloc[-1] < means.iloc[0]
         if falls["train_loss"] != falls["pair_loss"]:
             against.append(label)
-        for column, values in enumerate((means["train_loss"], means["pair_loss"]), start=1):
+        for column, loss in enumerate(means, start=1):
             hover = f"{label}, K = %{{x}}: %{{y:.3f}}"
-            add_line(figure, means.index, values, label, colour, hover=hover, panel=column, marker={})
+            add_line(figure, means.index, means[loss], label, colour, hover=hover, panel=column, marker={})
         hover = f"{label} at step 0, K = %{{x}}: %{{y:.3f}}"
         add_line(
             figure, list(start), list(start.values()), "", colour, "dot", hover, width=2, showlegend=False, row=1, col=1

@@ -1,7 +1,7 @@
 """Figures of the course's last notebook: a real language model on real data.
 
 A packed row of `minipo.scoring.pack` as the model reads it, levels of HR@1, intervals of paired differences on several
-datasets, and the recorded runs of a language model seed by seed. All are pure functions of arrays or tables.
+datasets, and the recorded runs of a language model seed by seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,6 @@ from minipo.evaluation import Interval
 PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
 DASHES = ("solid", "dot", "dash", "dashdot")
 
-# ------------------------------------------------------------------------------------------------ train it now: a run
-
 
 @dataclass(frozen=True)
 class Curves:
@@ -72,8 +70,7 @@ def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
         "Yardstick pair_loss on validation users, nats",
         f"{METRICS[metric]} on validation users, {unit}{grey}",
     )
-    places = {"rows": 3, "cols": 1, "row_heights": [0.27, 0.27, 0.46], "vertical_spacing": 0.09}
-    figure = panels(titles, shared_xaxes=True, **places)
+    figure = panels(titles, rows=3, cols=1, shared_xaxes=True, row_heights=[0.27, 0.27, 0.46], vertical_spacing=0.09)
     for run, dash in zip(runs, DASHES, strict=False):
         name, colour = as_text(run.name, 60), colour_of(run.settings)
         for row, (table, column, scale) in enumerate(
@@ -111,8 +108,7 @@ def packed_row(
     """
     total, owner, looks = len(segments), segments.numpy(), may_look.numpy()
     kind = np.where(looks, np.where(owner == 0, 1, 2), 0).astype(np.uint8)  # of the token that is looked at
-    sees_sibling = bool((looks & (owner > 0) & (owner != owner[:, None])).any())
-    seen = "a sibling too" if sees_sibling else "never a sibling"
+    seen = "a sibling too" if (looks & (owner > 0) & (owner != owner[:, None])).any() else "never a sibling"
     title = f"{total:,} tokens instead of {tokens_alone:,}: an answer sees the prompt and itself, {seen}"
     figure = panels((title, ""), rows=2, cols=1, shared_xaxes=True, row_heights=[0.76, 0.24], vertical_spacing=0.05)
     figure.add_heatmap(

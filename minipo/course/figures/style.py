@@ -129,9 +129,8 @@ def lay_out(
     traces = [trace for trace in figure.data if trace.type not in ("heatmap", "contour")]
     legend = len(traces) > 1 and any(trace.showlegend is not False for trace in traces)
     top = 22 + 20 * (1 + title.count("<br>")) * bool(title) + 24 * (legend and layout.get("showlegend", True))
-    figure.update_layout(**{"template": TEMPLATE, "height": height, "margin_t": top, **layout})
-    if title:
-        figure.update_layout(title_text=title)
+    common = {"template": TEMPLATE, "height": height, "title_text": title or None, "margin_t": top}
+    figure.update_layout(**common | layout)
     if x:
         figure.update_xaxes(title_text=x)
     if y:
@@ -201,8 +200,7 @@ def ranking_bars(
     levels: by name, as shares of users. colours: by name; the other bars are grey. ends: write the intervals' ends too.
     """
     mean, low, high = 100 * np.array([astuple(level) for level in levels.values()]).T
-    figure = go.Figure()
-    figure.add_bar(
+    figure = go.Figure().add_bar(
         x=mean, y=list(levels), orientation="h", width=0.55, hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
         marker_color=[colours.get(name, FAINT) for name in levels],
         error_x=error_bars(mean, low, high, "#7A5195") if (low < high).any() else None,
@@ -258,16 +256,12 @@ def differences(
         )  # fmt: skip
         text = {"text": in_points(interval), "font": {"size": 13, "color": ink}, "xanchor": "left"}
         figure.add_annotation(x=1.01, xref="paper", y=place, **text)
-    lines = 1 + title.count("<br>")
-    height = 102 + 20 * lines + 38 * len(intervals) + 28 * (seeds is not None)
+    height = 122 + 20 * title.count("<br>") + 38 * len(intervals) + 28 * (seeds is not None)
     lay_out(figure, height, title, axis, margin_r=135)
     lows, highs = ([100 * getattr(interval, end) for interval in intervals.values()] for end in ("low", "high"))
     figure.update_xaxes(range=[1.15 * min(*lows, -1.0), 1.15 * max(*highs, 1.0)])
     ticks = {"tickvals": list(range(len(intervals))), "ticktext": list(intervals), "ticksuffix": "  "}
     return figure.update_yaxes(range=[len(intervals) - 0.5, -0.6], showgrid=False, **ticks)
-
-
-# ---------------------------------------------------------------------------------- what happens: the recorded grid
 
 
 def verdict(low: float, high: float) -> str:

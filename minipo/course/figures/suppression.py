@@ -1,8 +1,5 @@
 """Gradient suppression (notebook 04 and the app's page): gaps that open, pushes by group over training and against K,
-one user's negatives, and the causal swap.
-
-Tables are those of `diagnostics`; groups of negatives are drawn alike everywhere, the boundary dark and the easy
-(discriminative) ones grey.
+one user's negatives, and the causal swap. Tables are those of `diagnostics`.
 """
 
 from collections.abc import Mapping
@@ -41,15 +38,14 @@ def gaps_opening(groups: pd.DataFrame) -> go.Figure:
 
     groups: `by_group(..., "boundary_at_start")`, so that a group's members stay the same.
     """
-    last = groups[groups["step"] == groups["step"].max()].set_index("group")["gap"]
+    last = groups[groups["step"] == groups["step"].max()].set_index("group")["gap"].map(short)
     figure = go.Figure()
     for group, (label, colour, symbol) in GROUPS.items():
         lines = groups[groups["group"] == group]
         marker, hover = {"symbol": symbol, "size": 7}, f"{label}, step %{{x}}: %{{y:.2f}} nats"
         add_line(figure, lines["step"], lines["gap"], f"{label} negatives", colour, hover=hover, marker=marker)
     title = (
-        f"From 0, the easy negatives' gap opens to {short(last['discriminative'])} nats, "
-        f"the boundary's to {short(last['boundary'])}"
+        f"From 0, the easy negatives' gap opens to {last['discriminative']} nats, the boundary's to {last['boundary']}"
     )
     return lay_out(figure, 330, title, "step", "mean gap ρ<sub>chosen</sub> − ρ<sub>negative</sub>, nats")
 
@@ -104,10 +100,8 @@ def one_user(negatives: pd.DataFrame, objective: str, beta: float) -> go.Figure:
     figure.update_yaxes(categoryorder="array", categoryarray=rows["name"])
     figure.add_vline(x=0, line={"color": FAINT, "width": 1.5}, row=1, col=1)
     low, high = rows["push"].min(), rows["push"].max()
-    label = OBJECTIVE_LABELS[objective]
-    title = f"{label} pushes every negative alike: {short(high)}" if high - low <= 1e-9 * high else (
-        f"{label}'s pushes run from {short(low)} to {short(high)}"
-    )  # fmt: skip
+    alike, differ = f" pushes every negative alike: {short(high)}", f"'s pushes run from {short(low)} to {short(high)}"
+    title = OBJECTIVE_LABELS[objective] + (alike if high - low <= 1e-9 * high else differ)
     figure.update_xaxes(title_text=MARGIN, row=1, col=1)
     figure.update_xaxes(title_text="∂loss / ∂s<sub>k</sub>", range=[0, 1.28 * high], row=1, col=2)
     return lay_out(
@@ -121,8 +115,8 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
     parts: step to `gradient_parts`' table.
     """
     steps = sorted(parts)
-    table = pd.concat({step: parts[step].set_index("group") for step in steps}, names=["step"]).reset_index()
-    boundary = table[table["group"] == "boundary"].set_index("step")
+    table = pd.concat({step: parts[step].set_index("group") for step in steps}, names=["step"])
+    boundary = table.xs("boundary", level="group")
     count = boundary["negatives"] / table.groupby("step")["negatives"].sum()
     shares = {
         "of the negatives": (100 * count, FAINT, "dot"),
@@ -139,12 +133,8 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
 
 def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:
     """HR@1 minus that of `against`, with 95 % intervals, one row each; the title gives the row `name`."""
-    return differences(
-        intervals,
-        f"{name}: {_points(intervals[name])}",
-        f"test HR@1 minus {against}'s, points",
-        {row: COLOURS.get(row.split(":")[0]) for row in intervals},
-    )
+    title, axis = f"{name}: {_points(intervals[name])}", f"test HR@1 minus {against}'s, points"
+    return differences(intervals, title, axis, {row: COLOURS.get(row.split(":")[0]) for row in intervals})
 
 
 def ranks_better(difference: Interval) -> str:

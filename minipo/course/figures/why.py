@@ -31,8 +31,6 @@ from minipo.course.figures.style import (
 from minipo.dynamic import DynamicPO
 from minipo.preference import preference_loss, preference_push
 
-# ------------------------------------------------------------------------------------------------ why: one mistake
-
 
 @dataclass(frozen=True)
 class Mistake:
@@ -50,9 +48,8 @@ def mistakes(probe: pd.DataFrame) -> list[Mistake]:
     """Users of a run's probe with one mistake at its last step: exactly one negative's log-prob is at or above the
     chosen item's, and its log-ratio is above, so it gained since SFT."""
     found = []
-    last = probe[probe["step"] == probe["step"].max()]
-    for user, lines in last.groupby("user", sort=True):
-        lines = lines.sort_values("candidate")
+    last = probe[probe["step"] == probe["step"].max()].sort_values("candidate")
+    for user, lines in last.groupby("user"):
         logps = lines[["policy", "reference"]].to_numpy(float)
         above = np.flatnonzero(logps[1:, 0] >= logps[0, 0]) + 1
         ratio = logps[:, 0] - logps[:, 1]
@@ -84,8 +81,7 @@ def push_table(
             loss = preference_loss(*arguments, dynamic=dynamic)
             push = preference_push(*arguments, dynamic=dynamic)
             row[prefix + "loss"] = loss.losses.item()
-            for name in ("push", "dilution", "saturation"):
-                row[prefix + name] = getattr(push, name)[0, 0].item()
+            row |= {prefix + name: values[0, 0].item() for name, values in vars(push).items()}
             if not prefix:
                 row["kept"] = int(loss.used.sum())
         rows[objective] = row
@@ -260,8 +256,7 @@ def loss_bars(table: pd.DataFrame, dynamic: bool = False) -> go.Figure:
     `dynamic`: draw the bars in DynamicPO's blue.
     """
     _, colours, bars = _bars(table, dynamic)
-    figure = go.Figure()
-    figure.add_bar(
+    figure = go.Figure().add_bar(
         x=table["loss"], marker_color=colours, text=[f" <b>{short(value)}</b>" for value in table["loss"]],
         textposition="outside", hovertemplate="%{y}: loss %{x:.4g}<extra></extra>", **bars,
     )  # fmt: skip
@@ -316,7 +311,6 @@ def push_bars(table: pd.DataFrame, dynamic: bool = False, guess: float | None = 
             hovertemplate="your guess: %{x:.3g}<extra></extra>",
         )  # fmt: skip
     last = np.log10(max(alone.max(), push.max(), guessed if guess else 0, 1)) + 0.1
-    dtick = 1 if exponent > -7 else 2
-    figure.update_xaxes(type="log", range=[exponent, last], dtick=dtick, exponentformat="power")
+    figure.update_xaxes(type="log", range=[exponent, last], dtick=1 if exponent > -7 else 2, exponentformat="power")
     legend = {"x": 1, "xanchor": "right", "y": -0.22, "yanchor": "top", "traceorder": "normal"}
     return _lay_bars_out(figure, "<b>Push on the mistake</b> (log scale)", alone, legend=legend)
