@@ -42,8 +42,7 @@ def top_of_three(values: list[float]) -> list[bool]:
     """The highest group of the best split into three (or as many as there are distinct values); prefix sums price a
     group in constant time, as anyone would write it who knows that two cuts are enough."""
     ordered = sorted(values, reverse=True)
-    groups = min(3, len(set(ordered)))
-    if groups < 3:
+    if len(set(ordered)) < 3:
         return [value == ordered[0] for value in values]
     centre = sum(ordered) / len(ordered)
     sums, squares = [0.0], [0.0]

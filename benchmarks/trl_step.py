@@ -15,6 +15,7 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from measure import Report, in_turns, largest_difference, lastfm_shaped, peak_memory, prepare, run, smollm2, summary
 from transformers import TrainerCallback, TrainingArguments
@@ -73,7 +74,6 @@ def measured(settings: Report) -> Report:
             "use_cpu": True,
             "logging_strategy": "no",
             "save_strategy": "no",
-            "report_to": "none",
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }
@@ -103,12 +103,8 @@ def measured(settings: Report) -> Report:
             )
             reference = trainer.reference.tolist()
         trainer.train()
-    seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    return {
-        "seconds": seconds[settings["warm_up"] - 1 :],
-        "peak_gb": peak_memory(),
-        "reference": reference,
-    }
+    seconds = np.diff(clock.ends[settings["warm_up"] - 1 :]).tolist()
+    return {"seconds": seconds, "peak_gb": peak_memory(), "reference": reference}
 
 
 def benchmark(quick: bool) -> Report:
