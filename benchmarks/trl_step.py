@@ -64,6 +64,7 @@ def measured(settings: Report) -> Report:
     steps, clock = settings["warm_up"] + settings["steps"], Clock()
     users = lastfm_shaped(ROWS * steps)  # their prompts list 20 candidates
     rows = [row | {"rejected": row["rejected"][0]} for row in preference_rows(users, "music")]
+    shared: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [clock]}
     reference = None
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
@@ -84,23 +85,13 @@ def measured(settings: Report) -> Report:
             # Their defaults here are bfloat16 and gradient checkpointing, which saves memory and costs time.
             common |= {"bf16": False, "gradient_checkpointing": False, "beta": BETA}
             config = DPOConfig(**common, precompute_ref_log_probs=settings["cached"])
-            trainer: Any = DPOTrainer(
-                model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
-            )
+            trainer: Any = DPOTrainer(model, args=config, train_dataset=Dataset.from_list(rows), **shared)
             if settings["cached"]:
                 columns = (trainer.train_dataset[f"ref_{which}_logps"] for which in ("chosen", "rejected"))
                 reference = [list(pair) for pair in zip(*columns, strict=True)]
         else:
             kind = PreferenceTrainer if settings["cached"] else FreshReference
-            trainer = kind(
-                model,
-                TrainingArguments(**common),
-                rows,
-                processing_class=tokenizer,
-                objective="dpo",
-                beta=BETA,
-                callbacks=[clock],
-            )
+            trainer = kind(model, TrainingArguments(**common), rows, objective="dpo", beta=BETA, **shared)
             reference = trainer.reference.tolist()
         trainer.train()
     seconds = np.diff(clock.ends[settings["warm_up"] - 1 :]).tolist()
