@@ -57,7 +57,6 @@ SIZES = {
 LAYERS = (
     "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers"
 ).split()
-NOISE = ("drop", "jitter")  # in the names of fields that hold a probability or the width of noise
 LATENT = {"num_key_value_heads": 4}  # each head of latent attention has its own keys and values
 MAMBA2 = {"mamba_d_head": 16, "mamba_n_heads": 8}
 ENDS = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
@@ -159,7 +158,7 @@ def small(config: PreTrainedConfig, **further: Any) -> PreTrainedConfig:
             changed[name] = len(kept)
         elif name in SIZES and (value is None or (isinstance(value, int) and value)):
             changed[name] = SIZES[name]
-        elif isinstance(value, float) and any(word in name for word in NOISE):
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):  # a probability, or the width of noise
             changed[name] = 0.3
     own = {name: value for name, value in config.to_diff_dict().items() if name in fields}  # a part's may differ
     return type(config)(**own | changed | FURTHER.get(config.model_type, {}) | further)

@@ -99,7 +99,6 @@ def measured(settings: Report) -> Report:
 
 
 def benchmark(quick: bool) -> Report:
-    """All sides, in turns."""
     size = {"small": quick, "warm_up": 1 if quick else WARM_UP, "steps": 2 if quick else STEPS}
     runs = in_turns(__file__, {side: each | size for side, each in SIDES.items()}, 1 if quick else REPEATS)
     theirs, ours = (runs[side][0]["reference"] for side in ("TRL, cached", "minipo, cached"))

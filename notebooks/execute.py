@@ -61,9 +61,8 @@ def clean(notebook: Any) -> None:
                 if FIGURE in output.get("data", {}):  # a live figure stays as its data and its picture
                     output.data.pop(WIDGET, None)
     for state in notebook.metadata.get("widgets", {}).values():
-        live = [name for name, model in state["state"].items() if model["model_module"] == "anywidget"]
-        for name in live:  # each would bring plotly's own five megabytes along
-            del state["state"][name]
+        models = state["state"].items()  # a live figure's would bring plotly's own five megabytes along
+        state["state"] = {name: model for name, model in models if model["model_module"] != "anywidget"}
     notebook.metadata["minipo"] = {"executed": source_hash(notebook)}
     notebook.metadata.get("language_info", {}).pop("version", None)
 
