@@ -52,6 +52,10 @@ ROWS = {
     "too many tokens": (["Fox, " * 52 + "Glass,"], [CANDIDATES]),
 }
 ROWS["short rows again"] = ROWS["short rows"]  # what a model keeps from longer ones must not matter
+PREFERENCES = [
+    {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    for prompt, (chosen, *rejected) in zip(*ROWS["short rows"], strict=True)
+]
 
 
 @torch.no_grad()
@@ -137,8 +141,7 @@ def score(row: Row, model: nn.Module) -> None:
             expected = plain(model, *rows)
         except Exception:
             expected = None  # the model cannot read them
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings(record=True, action="always") as caught:
             try:
                 scores = candidate_logps(model, TOKENIZER, *rows)
             except Exception as error:
@@ -195,30 +198,17 @@ def train(row: Row, model: nn.Module) -> None:
 
 def trainer(model: nn.Module, **more: Any) -> PreferenceTrainer:
     arguments = TrainingArguments(
-        output_dir=tempfile.gettempdir(),
-        max_steps=1,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+        tempfile.gettempdir(), max_steps=1, use_cpu=True, save_strategy="no", disable_tqdm=True
     )
-    return PreferenceTrainer(model, arguments, preferences(), processing_class=TOKENIZER, **more)
-
-
-def preferences() -> list[dict[str, Any]]:
-    return [
-        {"prompt": prompt, "chosen": answers[0], "rejected": list(answers[1:])}
-        for prompt, answers in zip(*ROWS["short rows"], strict=True)
-    ]
+    return PreferenceTrainer(model, arguments, PREFERENCES, processing_class=TOKENIZER, **more)
 
 
 def reference(row: Row, base: nn.Module, adapter: peft.PeftConfig) -> None:
     """Compare the trainer's reference with the model that had no adapter yet."""
-    prompts, candidates = ROWS["short rows"]
-    expected = plain(base, prompts, candidates)
+    expected = plain(base, *ROWS["short rows"])
     try:
-        built = trainer(base, peft_config=adapter)
-        row.reference = difference(torch.as_tensor(built.reference_logps(preferences())), expected)
+        found = trainer(base, peft_config=adapter).reference_logps(PREFERENCES)
+        row.reference = difference(torch.as_tensor(found), expected)
     except Exception as error:
         row.faults.append(f"reference: {said(error)[1]}")
     else:
@@ -257,10 +247,8 @@ def report(rows: Sequence[Row]) -> str:
     """The tables of docs/architectures.md, whose beginning explains them."""
     tables = [[row for row in rows if (" on " in row.name) == adapters] for adapters in (False, True)]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    lines = [
-        f"{datetime.now(UTC):%-d %B %Y}, {libraries}, float32 on a CPU. {_counts(tables[0], 'architectures')} "
-        f"{_counts(tables[1], 'kinds of adapters')}",
-    ]
+    counts = f"{_counts(tables[0], 'architectures')} {_counts(tables[1], 'kinds of adapters')}"
+    lines = [f"{datetime.now(UTC):%-d %B %Y}, {libraries}, float32 on a CPU. {counts}"]
     headers = [
         "architecture | class | scored | why | difference | train",
         "adapter | scored | why | difference | train | reference",
@@ -273,21 +261,17 @@ def report(rows: Sequence[Row]) -> str:
 def _counts(rows: Sequence[Row], what: str) -> str:
     kinds = {row.name.split(" on ")[0].split(", ")[0] for row in rows}
     counts = Counter("wrong or failing" if row.faults else row.how for row in rows)
-    return (
-        f"{len(kinds)} {what} in {len(rows)} rows: "
-        + ", ".join(f"{count} {how}" for how, count in counts.most_common())
-        + "."
-    )
+    told = ", ".join(f"{count} {how}" for how, count in counts.most_common())
+    return f"{len(kinds)} {what} in {len(rows)} rows: {told}."
 
 
 def _line(row: Row) -> str:
     how = f"**{'; '.join(row.faults)}**" if row.faults else row.how
     why = "; ".join(filter(None, [row.reason, row.trainer and f"PreferenceTrainer: {row.trainer}"])).replace("|", "\\|")
     numbers = [row.difference if row.how not in ("refused", "not built") else None, row.training]
-    cells = [row.name, row.cls] if " on " not in row.name else [row.name]
-    numbers += [] if " on " not in row.name else [row.reference]
-    cells += [how, why, *("" if value is None else f"{value:.0e}" if value else "0" for value in numbers)]
-    return f"| {' | '.join(cells)} |"
+    first, last = ([row.name], [row.reference]) if " on " in row.name else ([row.name, row.cls], [])
+    told = ["" if value is None else f"{value:.0e}" if value else "0" for value in numbers + last]
+    return f"| {' | '.join([*first, how, why, *told])} |"
 
 
 def main() -> None:

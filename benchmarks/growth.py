@@ -38,7 +38,6 @@ REPEATS, TOGETHER = 3, 4
 RAGGED, RAGGED_ROWS = (2, 4, 8, 16, 32), 128  # rows in a batch; rows in all
 LABELS = {"K": "negatives K", "prompt": "prompt tokens", "batch": "rows"}
 COLOURS = [FAINT, OBJECTIVE_COLOURS["dmpo"], DYNAMIC_COLOUR, OBJECTIVE_COLOURS["sdpo"], QUIET, INK]
-PACKINGS: dict[str, Callable[..., Any]] = {"one": pack_ids, "groups": pack_groups}
 Row = tuple[TokenIds, list[TokenIds]]
 
 
@@ -82,7 +81,7 @@ def step(model: Any, rows: list[Row]) -> float:
 def padding(rows: list[Row], together: int) -> dict[str, float]:
     """Padding's share of all tokens in batches of `together` rows, and the largest share of a batch, by packing."""
     report: dict[str, float] = {"rows_together": together}
-    for name, packing in PACKINGS.items():
+    for name, packing in (("one", pack_ids), ("groups", pack_groups)):
         batches = packed(rows, together, packing)
         shares = [padding_share(batch) for batch in batches]
         tokens = [sum(part["segments"].numel() for part in batch.get("groups", [batch])) for batch in batches]

@@ -90,7 +90,6 @@ class Session:
             self.waits[kind].append(time.perf_counter() - start)
 
     async def turn(self) -> None:
-        """Turn to another page."""
         self.page = self.random.choice([page for page in self.pages if page != self.page])
         self.values = {}
         await self.ask("page")

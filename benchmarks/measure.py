@@ -76,8 +76,7 @@ def alone(script: str, settings: Report) -> Report:
             reason = "it was killed, probably because memory ran out; free some"
         raise SystemExit(f"The measurement {settings} failed: {reason}.")
     print(".", end="", file=sys.stderr, flush=True)
-    result: Report = json.loads(child.stdout.splitlines()[-1])
-    return result
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def in_turns(script: str, sides: Mapping[str, Report], repeats: int) -> dict[str, list[Report]]:
@@ -154,15 +153,13 @@ NAMES = (*catalog.SHARED_WORDS, *catalog.world(0).items)  # of one word and of t
 _OFTEN = np.repeat([0.75 / 60, 0.25 / 240], [60, 240])  # seven in ten of those drawn have one word
 
 
-def lastfm_shaped(
-    count: int, negatives: int = 19, history: tuple[int, int] = (3, 5), seed: int = 0
-) -> list[Interaction]:
+def lastfm_shaped(count: int, negatives: int = 19, history: tuple[int, int] = (3, 5)) -> list[Interaction]:
     """Invented users whose prompts look like LastFM's under the template "music": about 120 tokens of SmolLM2 with 20
     candidates in the list, 3 to 4 a candidate. history: its minimum and maximum number of items."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     users = []
     for user in range(count):
-        past = int(random.integers(history[0], history[1] + 1))
+        past = random.integers(*history, endpoint=True)
         names = [NAMES[place] for place in random.choice(len(NAMES), past + 1 + negatives, replace=False, p=_OFTEN)]
         candidates = tuple(names[past:])
         users.append(Interaction(user, tuple(names[:past]), candidates[random.integers(len(candidates))], candidates))

@@ -7,33 +7,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minipo.experiments.files import fill_in, read_json
-
-WAYS = ("minipo", "plain", "generate")  # of scoring
-
-
-def markdown(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
+from minipo.experiments.files import fill_in, markdown, read_json
 
 
 def step(found: dict[str, Any]) -> list[str]:
     results, made = found["results"], found["provenance"]
-    lines = [
-        [
-            result["model"],
-            str(result["negatives"]),
-            *(f"{result['seconds'][side]:.3g} s" for side in ("as it comes", "plain", "fresh", "cached")),
-            *(
-                f"{result['seconds'][their] / result['seconds'][side]:.1f} ×"
-                for side in ("fresh", "cached")
-                for their in ("as it comes", "plain")
-            ),
-            *(f"{result['peak_gb'][side]:.1f} GB" for side in ("plain", "fresh")),
-            f"{result['peak_gb']['fresh'] / result['peak_gb']['plain']:.0%}",
-        ]
-        for result in results
-    ]
+    lines, theirs, ours = [], ("as it comes", "plain"), ("fresh", "cached")
+    for result in results:
+        seconds, memory = result["seconds"], result["peak_gb"]
+        times = [f"{seconds[side]:.3g} s" for side in theirs + ours]
+        ratios = [f"{seconds[their] / seconds[our]:.1f} ×" for our in ours for their in theirs]
+        peaks = [f"{memory[side]:.1f} GB" for side in ("plain", "fresh")] + [f"{memory['fresh'] / memory['plain']:.0%}"]
+        lines.append([result["model"], str(result["negatives"]), *times, *ratios, *peaks])
     header = [
         "model", "K", "plain as it comes", "plain", "fresh", "cached", "fresh against plain as it comes",
         "fresh against plain", "cached against plain as it comes", "cached against plain", "plain, peak memory",
@@ -70,14 +55,12 @@ def trl_step(found: dict[str, Any]) -> list[str]:
 
 
 def scoring(found: dict[str, Any]) -> list[str]:
-    lines = [
-        [
-            result["model"],
-            *(f"{result['seconds_a_user'][way]:.3g} s" for way in WAYS),
-            *(f"{result['seconds_a_user'][way] / result['seconds_a_user']['minipo']:.1f} ×" for way in WAYS[1:]),
-        ]
-        for result in found["results"]
-    ]
+    lines = []
+    for result in found["results"]:
+        seconds = result["seconds_a_user"]
+        times = [f"{seconds[way]:.3g} s" for way in ("minipo", "plain", "generate")]
+        ratios = [f"{seconds[way] / seconds['minipo']:.1f} ×" for way in ("plain", "generate")]
+        lines.append([result["model"], *times, *ratios])
     header = ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"]
     return [
         "**Scoring 20 candidates per user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",

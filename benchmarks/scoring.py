@@ -42,8 +42,7 @@ def measured(settings: Report) -> Report:
         "plain": plain,
         "generate": lambda: valid_ratio(model, tokenizer, users, items, template, settings["batch_size"]),
     }
-    times: list[float] = []
-    result: Any = None
+    times = []
     for _ in range(1 + settings["runs"]):
         start = time.perf_counter()
         result = ways[settings["way"]]()

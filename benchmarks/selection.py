@@ -6,7 +6,6 @@ Checks that they agree, prints a table and writes selection.json beside this fil
 
 import math
 import timeit
-from functools import partial
 from itertools import combinations
 
 import torch
@@ -42,8 +41,7 @@ def top_of_three(values: list[float]) -> list[bool]:
     """The highest group of the best split into three (or as many as there are distinct values); prefix sums price a
     group in constant time, as anyone would write it who knows that two cuts are enough."""
     ordered = sorted(values, reverse=True)
-    groups = min(3, len(set(ordered)))
-    if groups < 3:
+    if len(set(ordered)) < 3:
         return [value == ordered[0] for value in values]
     centre = sum(ordered) / len(ordered)
     sums, squares = [0.0], [0.0]
@@ -79,7 +77,7 @@ def benchmark(quick: bool) -> Report:
     if not torch.equal(fast_selection, slow_selection):
         raise SystemExit("The two selections differ: the timings would be meaningless.")
     torch.testing.assert_close(fast_strength, slow_strength, rtol=1e-6, atol=0)
-    ways = [partial(vectorised, logps), partial(looped, logps)]
+    ways = (lambda: vectorised(logps), lambda: looped(logps))
     turns = [[timeit.timeit(way, number=1) for way in ways] for _ in range(1 if quick else REPEATS)]
     fast, slow = map(min, zip(*turns, strict=True))
     seconds = {"vectorised": fast, "looped": slow}

@@ -31,7 +31,7 @@ def measured(settings: Report) -> Report:
     base, tokenizer = smollm2(settings["small"])
     model: Any = add_lora(base)
     disable_dropout(model)
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     rows = ragged(tokenizer, settings["rows"] * settings["steps"])
     seconds, shares = [], []
     for first in range(0, len(rows), settings["rows"]):

@@ -75,9 +75,7 @@ def measured(settings: Report) -> Report:
     model = add_lora(model) if lora else model
     disable_dropout(model)
     reference_model = model if lora else copy.deepcopy(model).requires_grad_(False)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-4)
-
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     score: Callable[..., Tensor] = plain_logps if settings["side"] in THEIRS else packed_logps
 
     def reference(*batch: Any) -> Tensor:
@@ -97,10 +95,9 @@ def measured(settings: Report) -> Report:
         batch = arguments_of(rows)
         policy = score(model, *batch)
         baseline = cache[number] if cache else reference(*batch)
-        loss = preference_loss("dmpo", policy, baseline).losses.mean()
-        loss.backward()
+        preference_loss("dmpo", policy, baseline).losses.mean().backward()
         if first is None:
-            gradient = torch.stack([weight.grad.norm() for weight in weights if weight.grad is not None]).norm()
+            gradient = torch.nn.utils.get_total_norm(each.grad for each in model.parameters() if each.grad is not None)
             first = {"logps": policy.tolist(), "reference": baseline.tolist(), "gradient": gradient.item()}
         optimizer.step()
         optimizer.zero_grad()

@@ -21,68 +21,42 @@ CONTEXT, WINDOW = 96, 16
 
 SIZES = {
     name: value
-    for value, names in [
-        (len(TOKENIZER), "vocab_size decoder_vocab_size vocab_size_per_layer_input unpadded_vocab_size"),
-        (
-            64,
-            "hidden_size d_model n_embd dim_model emb_dim embedding_dim embedding_size word_embed_proj_dim lru_width "
-            "input_embedding_size output_embedding_size backbone_hidden_size hidden_size_global adapter_input_size "
-            "adapter_in_dim adapter_out_dim",
-        ),
-        (
-            96,
-            "intermediate_size intermediate_size_mlp ffn_dim ffn_hidden_size expert_ffn_hidden_size encoder_ffn_dim "
-            "decoder_ffn_dim dff dim_ff n_inner d_inner feed_forward_size moe_intermediate_size "
-            "dense_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size "
-            "moe_shared_expert_intermediate_size",
-        ),
+    for names, value in {
+        "vocab_size decoder_vocab_size vocab_size_per_layer_input unpadded_vocab_size": len(TOKENIZER),
+        "hidden_size d_model n_embd dim_model emb_dim embedding_dim embedding_size word_embed_proj_dim "
+        "lru_width input_embedding_size output_embedding_size backbone_hidden_size hidden_size_global "
+        "adapter_input_size adapter_in_dim adapter_out_dim": 64,
+        "intermediate_size intermediate_size_mlp ffn_dim ffn_hidden_size expert_ffn_hidden_size encoder_ffn_dim "
+        "decoder_ffn_dim dff dim_ff n_inner d_inner feed_forward_size moe_intermediate_size dense_intermediate_size "
+        "shared_expert_intermediate_size shared_experts_intermediate_size moe_shared_expert_intermediate_size": 96,
         # Few heads of an indexer give many tokens the score 0, and which of them are its best is then left to chance.
-        (
-            32,
-            "index_n_heads indexer_n_heads q_lora_rank kv_lora_rank o_lora_rank hidden_size_per_layer_input "
-            "laurel_rank hc_lowrank router_hidden_size original_max_position_embeddings",
-        ),
-        (24, "qk_head_dim"),
-        (
-            16,
-            "head_dim dim_head d_head attention_head_size swa_head_dim index_head_dim linear_head_dim v_head_dim "
-            "linear_key_head_dim linear_value_head_dim qk_nope_head_dim kv_channels global_head_dim mamba_d_state "
-            "state_size ssm_state_size query_pre_attn_scalar",
-        ),
-        (8, "qk_rope_head_dim rotary_dim chunk_size mamba_chunk_size"),
-        (
-            4,
-            "num_attention_heads attention_heads decoder_attention_heads encoder_attention_heads n_head n_heads "
-            "num_heads num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads "
-            "linear_num_heads linear_num_value_heads num_experts n_routed_experts num_local_experts moe_num_experts "
-            "zero_expert_num index_topk adapter_rank prompt_length prompt_types segment_types",
-        ),
-        (
-            2,
-            "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads linear_num_key_heads "
-            "num_global_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts "
-            "depth num_blocks",
-        ),
-        (1, "n_group topk_group num_expert_group n_groups n_shared_experts first_k_dense_replace num_dense_layers"),
-        (
-            CONTEXT,
-            "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions max_source_positions "
-            "context_length model_max_length",
-        ),
-        (
-            WINDOW,
-            "sliding_window sliding_window_size attention_window_size window_size local_attention keep_window_size "
-            "local_attention_window_len attention_chunk_size",
-        ),
-        (TOKENIZER.pad_token_id, "pad_token_id"),
-        (TOKENIZER.eos_token_id, "bos_token_id eos_token_id"),
-    ]
+        "index_n_heads indexer_n_heads q_lora_rank kv_lora_rank o_lora_rank hidden_size_per_layer_input laurel_rank "
+        "hc_lowrank router_hidden_size original_max_position_embeddings": 32,
+        "qk_head_dim": 24,
+        "head_dim dim_head d_head attention_head_size swa_head_dim index_head_dim linear_head_dim v_head_dim "
+        "linear_key_head_dim linear_value_head_dim qk_nope_head_dim kv_channels global_head_dim mamba_d_state "
+        "state_size ssm_state_size query_pre_attn_scalar": 16,
+        "qk_rope_head_dim rotary_dim chunk_size mamba_chunk_size": 8,
+        "num_attention_heads attention_heads decoder_attention_heads encoder_attention_heads n_head n_heads num_heads "
+        "num_decoder_attention_heads num_encoder_attention_heads swa_num_attention_heads linear_num_heads "
+        "linear_num_value_heads num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num "
+        "index_topk adapter_rank prompt_length prompt_types segment_types": 4,
+        "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads linear_num_key_heads "
+        "num_global_key_value_heads num_experts_per_tok num_experts_per_token moe_topk moe_k "
+        "top_k_experts depth num_blocks": 2,
+        "n_group topk_group num_expert_group n_groups n_shared_experts first_k_dense_replace num_dense_layers": 1,
+        "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions max_source_positions "
+        "context_length model_max_length": CONTEXT,
+        "sliding_window sliding_window_size attention_window_size window_size local_attention keep_window_size "
+        "local_attention_window_len attention_chunk_size": WINDOW,
+        "pad_token_id": TOKENIZER.pad_token_id,
+        "bos_token_id eos_token_id": TOKENIZER.eos_token_id,
+    }.items()
     for name in names.split()
 }
 LAYERS = (
     "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers num_encoder_layers"
 ).split()
-NOISE = ("drop", "jitter")  # in the names of fields that hold a probability or the width of noise
 LATENT = {"num_key_value_heads": 4}  # each head of latent attention has its own keys and values
 MAMBA2 = {"mamba_d_head": 16, "mamba_n_heads": 8}
 ENDS = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
@@ -100,26 +74,19 @@ FURTHER: dict[str, dict[str, Any]] = {
     "diffllama": {"attention_dropout": 0.0},  # it accepts no other
     "falcon_h1": {"mamba_d_ssm": 128, **MAMBA2},
     "gemma3n_text": {
-        "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
         "intermediate_size": 96,
     },
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], **MAMBA2},
     "hrm_text": {"num_layers_per_stack": 2, "num_hidden_layers": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 8, **LATENT},
     "mamba2": {"num_heads": 8},
-    "qwen4_exp_text": {
-        "indexer_n_heads": 32,
-        "indexer_kv_heads": 1,
-        "indexer_head_dim": 16,
-        "indexer_budget": 8,
-        "indexer_compress_ratio": 4,
-    },
+    "qwen4_exp_text": {"indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 4},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "is_decoder": True,
@@ -131,7 +98,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "num_buckets": 4,
     },
     "rwkv": {"attention_hidden_size": 64},
-    "xlstm": {"num_heads": 4, "chunk_size": 16, "hidden_size": 128, "embedding_dim": 128},
+    "xlstm": {"chunk_size": 16, "hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 3,
@@ -141,7 +108,7 @@ FURTHER: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "mamba_dt_rank": 8,
     },
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4},
+    "zamba2": {"num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
 # What may follow a comma in a name.
@@ -155,6 +122,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "of tuples": {"return_dict": False},
 }
 VIRTUAL = {"num_virtual_tokens": 4}
+# Settings of an adapter by its type; those of a variant come on top.
 TUNERS: dict[str, dict[str, Any]] = {
     "ADALORA": {"total_step": 10},
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 2},
@@ -164,15 +132,12 @@ TUNERS: dict[str, dict[str, Any]] = {
     "TRAINABLE_TOKENS": {"token_indices": [5, 258, 259, 260]},
     "VBLORA": {"vector_length": 16},
     "WAVEFT": {"n_frequency": 256},
-    **dict.fromkeys(("CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), VIRTUAL),
-    **dict.fromkeys(("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"), VIRTUAL),
-}
-TUNER_VARIANTS: dict[str, dict[str, Any]] = {
-    "DoRA": {"use_dora": True},
-    "aLoRA": {"alora_invocation_tokens": TOKENIZER.encode(",")[-1:]},
-    "aLoRA in a candidate": {"alora_invocation_tokens": TOKENIZER.encode(" Lark")},
-    "not the identity": {"init_lora_weights": False},
-    "sampling": {"sample_at_inference": True},
+    **dict.fromkeys("CARTRIDGE CPT MULTITASK_PROMPT_TUNING PREFIX_TUNING PROMPT_TUNING P_TUNING".split(), VIRTUAL),
+    "LORA, DoRA": {"use_dora": True},
+    "LORA, aLoRA": {"alora_invocation_tokens": TOKENIZER.encode(",")[-1:]},
+    "LORA, aLoRA in a candidate": {"alora_invocation_tokens": TOKENIZER.encode(" Lark")},
+    "LORA, not the identity": {"init_lora_weights": False},
+    "PVERA, sampling": {"sample_at_inference": True},
 }
 
 
@@ -193,7 +158,7 @@ def small(config: PreTrainedConfig, **further: Any) -> PreTrainedConfig:
             changed[name] = len(kept)
         elif name in SIZES and (value is None or (isinstance(value, int) and value)):
             changed[name] = SIZES[name]
-        elif isinstance(value, float) and any(word in name for word in NOISE):
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):  # a probability, or the width of noise
             changed[name] = 0.3
     own = {name: value for name, value in config.to_diff_dict().items() if name in fields}  # a part's may differ
     return type(config)(**own | changed | FURTHER.get(config.model_type, {}) | further)
@@ -223,10 +188,10 @@ def architecture(name: str) -> nn.Module:
 def adapted(name: str) -> tuple[nn.Module, peft.PeftConfig]:
     """The tiny model and the adapter for it that "adapter, variant on model" names."""
     adapter, base = name.split(" on ")
-    kind, *variants = adapter.split(", ")
+    kind = adapter.split(", ")[0]
     cls = PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
     noise = {field.name: 0.3 for field in dataclasses.fields(cls) if "dropout" in field.name and field.default == 0.0}
-    further = {field: value for variant in variants for field, value in TUNER_VARIANTS[variant].items()}
+    further = TUNERS.get(kind, {}) | TUNERS.get(adapter, {})
     model: Any = architecture(base)
     if kind == "XLORA":  # it mixes adapters that were saved before
         model.config.use_cache = False
@@ -236,7 +201,7 @@ def adapted(name: str) -> tuple[nn.Module, peft.PeftConfig]:
             torch.manual_seed(seed)
             peft.get_peft_model(saved, peft.LoraConfig(init_lora_weights=False)).save_pretrained(folder)
         further |= {"adapters": dict(zip("01", experts, strict=True)), "hidden_size": 64, "xlora_size": 16}
-    return model, cls(task_type="CAUSAL_LM", **noise | TUNERS.get(kind, {}) | further)
+    return model, cls(task_type="CAUSAL_LM", **noise | further)
 
 
 def names() -> list[str]:
@@ -244,8 +209,7 @@ def names() -> list[str]:
     rows = []
     for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         rows.append(name)
-        config = CONFIG_MAPPING[name]
-        fields = {field.name: field.default for field in dataclasses.fields(config)}
+        fields = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[name])}
         if fields.get("is_decoder") is False and not fields["is_encoder_decoder"] and name != "reformer":
             rows.append(f"{name}, as a decoder")
         if fields.get("causal") is False:
@@ -255,9 +219,6 @@ def names() -> list[str]:
     rows += ["llama, longrope", "qwen2, longrope", "phi3, longrope", "llama, dynamic rope", "gpt2, of tuples"]
     for base in ("gpt2", "llama"):
         for tuner in PEFT_TYPE_TO_CONFIG_MAPPING:
-            rows.append(f"{tuner.value} on {base}")
-            if tuner.value == "LORA":
-                rows += [f"LORA, {variant} on {base}" for variant in list(TUNER_VARIANTS)[:4]]
-            if tuner.value == "PVERA":
-                rows.append(f"PVERA, sampling on {base}")
+            variants = [name for name in TUNERS if name.startswith(f"{tuner.value}, ")]
+            rows += [f"{adapter} on {base}" for adapter in (tuner.value, *variants)]
     return rows

@@ -15,6 +15,7 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from measure import Report, in_turns, largest_difference, lastfm_shaped, peak_memory, prepare, run, smollm2, summary
 from transformers import TrainerCallback, TrainingArguments
@@ -63,6 +64,7 @@ def measured(settings: Report) -> Report:
     steps, clock = settings["warm_up"] + settings["steps"], Clock()
     users = lastfm_shaped(ROWS * steps)  # their prompts list 20 candidates
     rows = [row | {"rejected": row["rejected"][0]} for row in preference_rows(users, "music")]
+    shared: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [clock]}
     reference = None
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
@@ -73,7 +75,6 @@ def measured(settings: Report) -> Report:
             "use_cpu": True,
             "logging_strategy": "no",
             "save_strategy": "no",
-            "report_to": "none",
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }
@@ -84,35 +85,20 @@ def measured(settings: Report) -> Report:
             # Their defaults here are bfloat16 and gradient checkpointing, which saves memory and costs time.
             common |= {"bf16": False, "gradient_checkpointing": False, "beta": BETA}
             config = DPOConfig(**common, precompute_ref_log_probs=settings["cached"])
-            trainer: Any = DPOTrainer(
-                model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[clock]
-            )
+            trainer: Any = DPOTrainer(model, args=config, train_dataset=Dataset.from_list(rows), **shared)
             if settings["cached"]:
                 columns = (trainer.train_dataset[f"ref_{which}_logps"] for which in ("chosen", "rejected"))
                 reference = [list(pair) for pair in zip(*columns, strict=True)]
         else:
             kind = PreferenceTrainer if settings["cached"] else FreshReference
-            trainer = kind(
-                model,
-                TrainingArguments(**common),
-                rows,
-                processing_class=tokenizer,
-                objective="dpo",
-                beta=BETA,
-                callbacks=[clock],
-            )
+            trainer = kind(model, TrainingArguments(**common), rows, objective="dpo", beta=BETA, **shared)
             reference = trainer.reference.tolist()
         trainer.train()
-    seconds = [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
-    return {
-        "seconds": seconds[settings["warm_up"] - 1 :],
-        "peak_gb": peak_memory(),
-        "reference": reference,
-    }
+    seconds = np.diff(clock.ends[settings["warm_up"] - 1 :]).tolist()
+    return {"seconds": seconds, "peak_gb": peak_memory(), "reference": reference}
 
 
 def benchmark(quick: bool) -> Report:
-    """All sides, in turns."""
     size = {"small": quick, "warm_up": 1 if quick else WARM_UP, "steps": 2 if quick else STEPS}
     runs = in_turns(__file__, {side: each | size for side, each in SIDES.items()}, 1 if quick else REPEATS)
     theirs, ours = (runs[side][0]["reference"] for side in ("TRL, cached", "minipo, cached"))

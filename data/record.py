@@ -175,7 +175,7 @@ def make_ties() -> None:
     chosen = choose(load_recorded("ml-100k-settings"))
     orders = []
     for ties, seed in recipes.ORDERS:
-        data = {"dataset_seed": seed, "ties": ties}
+        data = {"ties": ties, "dataset_seed": seed}
         runs, config = trained(
             recipes.TIES, lambda run: run.users["rank"].to_numpy(), **recipes.TIES_SHARED, **data, **chosen
         )
@@ -184,8 +184,7 @@ def make_ties() -> None:
         found: dict[str, Outcomes] = {label: {None: hit(levels[name])} for label, name in names.items()} | runs
         orders.append(
             {
-                "ties": ties,
-                "dataset_seed": seed,
+                **data,
                 "dataset_fingerprint": splits.fingerprint,
                 "report": splits.report["ties"],
                 "hr@1": means(found),

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 from recipes import BETA, HARDEST, RANDOM, SELECTION, Settings, choose_more_sft
 
-from minipo.course.figures.style import verdict
+from minipo.course.figures.style import OBJECTIVE_LABELS, verdict
 from minipo.experiments.comparison import older_data
-from minipo.experiments.files import fill_in, read_json
+from minipo.experiments.files import fill_in, markdown, read_json
 from minipo.experiments.records import RECORDED, Outcomes, Recorded, check_same_data, difference, load_recorded
 from minipo.experiments.runs import DATA
 
-NAMES = {"dpo": "DPO", "dmpo": "DMPO", "sdpo": "S-DPO", "mppo": "MPPO"}
 HEADLINE = [{"negatives": count, "dynamic": on} for count, on in ((1, "off"), (19, "off"), (19, "on"))]
 
 
@@ -23,11 +22,6 @@ def write() -> None:
     """Rewrites both files between their marks."""
     for name, text in (("README.md", readme()), ("FINDINGS.md", findings())):
         fill_in(DATA.parent / name, "python data/record.py report", text)
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 
 def points(left: Outcomes, right: Outcomes) -> str:
@@ -91,20 +85,15 @@ def collapse_table(objectives: Recorded) -> str:
         "DynamicPO minus plain"
     )
     lines = []
-    for objective, name in NAMES.items():
+    for objective in ("dpo", "dmpo", "sdpo", "mppo"):
         few, many, repaired = headline(objectives, objective=objective)
         rows = [objectives.rows(objective=objective, **each) for each in HEADLINE]
+        losses = [" → ".join(f"{each[loss].mean():.3f}" for each in rows[:2]) for loss in ("train_loss", "pair_loss")]
+        first, last, with_dynamic = map(spread, rows)
         change = difference(many, few)
-        lines.append(
-            [
-                name,
-                *(" → ".join(f"{each[loss].mean():.3f}" for each in rows[:2]) for loss in ("train_loss", "pair_loss")),
-                f"{spread(rows[0])} → {spread(rows[1])}",
-                f"{points(many, few)}: {verdict(change.low, change.high)}",
-                spread(rows[2]),
-                points(repaired, many),
-            ]
-        )
+        fall = f"{points(many, few)}: {verdict(change.low, change.high)}"
+        gain = points(repaired, many)
+        lines.append([OBJECTIVE_LABELS[objective], *losses, f"{first} → {last}", fall, with_dynamic, gain])
     return markdown(header.split(" | "), lines)
 
 
@@ -234,11 +223,10 @@ class World:
 
 def judge(low: float, high: float, claim: str) -> str:
     """What an interval says of a claim: "falls", "gains" or "stable"."""
-    if claim == "stable":
-        return "shown" if low >= -0.01 and high <= 0.01 else "opposite" if high < 0 else "not shown"
     if claim == "falls":
         low, high = -high, -low
-    return "shown" if low > 0 else "opposite" if high < 0 else "not shown"
+    shown = low >= -0.01 and high <= 0.01 if claim == "stable" else low > 0
+    return "shown" if shown else "opposite" if high < 0 else "not shown"
 
 
 def cell(left: Outcomes | None, right: Outcomes | None, claim: str) -> str:
@@ -327,9 +315,10 @@ def cells_table(here: Sequence[World]) -> str:
         plain = world.grids[0].table[lambda table: table.objective != "sft"]
         for (objective, negatives, dynamic), rows in plain.groupby(["objective", "negatives", "dynamic"], sort=True):
             mean = {column: f"{values.mean():.3f}" for column, values in rows.select_dtypes("number").items()}
+            setting = [world.name, OBJECTIVE_LABELS[objective], f"{negatives}", dynamic, f"{len(rows)}"]
             losses = [mean["train_loss"], mean["pair_loss"], " ".join(f"{value:.3f}" for value in rows["hr@1"])]
             more = [mean[column] for column in ("ndcg@5", "reward_win_rate", "boundary_share")]
-            lines.append([world.name, NAMES[objective], f"{negatives}", dynamic, f"{len(rows)}", *losses, *more])
+            lines.append([*setting, *losses, *more])
     return markdown(header.split(" | "), lines)
 
 
@@ -356,14 +345,10 @@ def ties_report() -> str:
         gaps = [100 * (other["hr@1"][label] - first["hr@1"][label]) for other in others]
         ends = dict.fromkeys(f"{gap:+.1f}" for gap in (min(gaps), max(gaps)))
         moves.append(f"{label} {' to '.join(ends).replace('-', '−')}")
-    rows = [
-        [
-            "the file's" if order["ties"] == "file" else f"drawn, dataset seed {order['dataset_seed']}",
-            *(f"{order['hr@1'][label]:.3f}" for label in labels),
-            *order["differences"].values(),
-        ]
-        for order in content["orders"]
-    ]
+    rows = []
+    for order in content["orders"]:
+        kind = "the file's" if order["ties"] == "file" else f"drawn, dataset seed {order['dataset_seed']}"
+        rows.append([kind, *(f"{order['hr@1'][label]:.3f}" for label in labels), *order["differences"].values()])
     missing = f"; {content['missing']} of the orders not trained yet" if content["missing"] else ""
     return f"""\
 Of {told["neighbours"]:,} neighbouring likes of a user in ml-100k, {told["tied"]:,} share their second, and for \

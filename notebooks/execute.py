@@ -24,7 +24,6 @@ from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).parent
 FETCHES = "08"  # the notebook that needs a download, and so the user's own cache
-CELL_SECONDS = 1800
 FIGURE, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
@@ -41,7 +40,7 @@ def execute(notebook: Any, folder: Path, environment: dict[str, str] | None = No
     """
     client = NotebookClient(
         notebook,
-        timeout=CELL_SECONDS,
+        timeout=1800,  # seconds for a cell
         kernel_name="python3",
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
@@ -62,9 +61,8 @@ def clean(notebook: Any) -> None:
                 if FIGURE in output.get("data", {}):  # a live figure stays as its data and its picture
                     output.data.pop(WIDGET, None)
     for state in notebook.metadata.get("widgets", {}).values():
-        live = [name for name, model in state["state"].items() if model["model_module"] == "anywidget"]
-        for name in live:  # each would bring plotly's own five megabytes along
-            del state["state"][name]
+        models = state["state"].items()  # a live figure's would bring plotly's own five megabytes along
+        state["state"] = {name: model for name, model in models if model["model_module"] != "anywidget"}
     notebook.metadata["minipo"] = {"executed": source_hash(notebook)}
     notebook.metadata.get("language_info", {}).pop("version", None)
 
@@ -86,11 +84,9 @@ def refresh(path: Path) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="how the notebooks' names begin; default: all")
+    parser.add_argument("names", nargs="*", default=[""], help="how the notebooks' names begin; default: all")
     names = parser.parse_args().names
-    paths = [
-        path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if not names or any(path.name.startswith(n) for n in names)
-    ]
+    paths = [path for path in sorted(FOLDER.glob("[0-9]*.ipynb")) if path.name.startswith(tuple(names))]
     if not paths:
         print(f"No notebook begins with {' or '.join(names) or 'a number'}: see {FOLDER}.", file=sys.stderr)
         return 2
