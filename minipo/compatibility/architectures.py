@@ -263,7 +263,7 @@ def warn_of_adapters(model: Any, packed: PackedBatch, logps: Any) -> None:
         warnings.warn(
             f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
             "rows): the reference is the model with it; if it is new, pass it as peft_config instead.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
