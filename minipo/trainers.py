@@ -311,7 +311,7 @@ class PreferenceTrainer(_RowTrainer):
         self.measured_step = -1
         self.reference = self.references.logps(self.train_dataset, self._visited())
         if self.eval_dataset is not None:
-            self.validation_reference = self.references.logps(self.eval_dataset, np.arange(len(self.eval_dataset)))
+            self.validation_reference = self.reference_logps(self.eval_dataset)
 
     def _reference_logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Batches:
         """Log-probs by the model before training, without the adapters added here."""
@@ -326,12 +326,10 @@ class PreferenceTrainer(_RowTrainer):
     def _visited(self) -> NDArray[np.int64]:
         """The rows that training will visit: all of them, or the first in order if it ends within the first epoch."""
         rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        steps_per_epoch = math.ceil(len(self.train_dataset) / rows_per_step)
-        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        steps = self.args.max_steps
         if steps <= 0:
-            steps = math.ceil(epochs * steps_per_epoch)
-        order = self._get_train_sampler().order(0)
-        return order if steps >= steps_per_epoch else order[: steps * rows_per_step]
+            steps = math.ceil(self.args.num_train_epochs * math.ceil(len(self.train_dataset) / rows_per_step))
+        return self._get_train_sampler().order(0)[: steps * rows_per_step]
 
     def reference_logps(self, rows: Rows | TokenRows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the reference, from the cache or
