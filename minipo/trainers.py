@@ -103,7 +103,7 @@ class _RowTrainer(Trainer):
         self.add_callback(MarkComplete)
 
     def read(self, rows: Rows | TokenRows) -> TokenRows:
-        """`rows` as token ids, which `evaluate` and `score` take too: read once where both are asked for."""
+        """`rows` as token ids, which `evaluate`, `score` and `reference_logps` take too, so that they are read once."""
         raise NotImplementedError
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:

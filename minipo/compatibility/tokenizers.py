@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
-from itertools import chain, takewhile
+from itertools import chain
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -85,8 +85,9 @@ def tokenize_rows(
             "apart: such prompts are tokenized with each of their answers, which takes longer.",
         )
         together = tokenize(tokenizer, [prompt + text for text in texts], special)
-        start = takewhile(lambda tokens: len(set(tokens)) == 1, zip(prompt_ids[row], *together, strict=False))
-        shared = len(list(start))
+        shortest = min(map(len, [prompt_ids[row], *together]))
+        differ = np.any([ids[:shortest] != prompt_ids[row][:shortest] for ids in together], axis=0)
+        shared = int(differ.argmax()) if differ.any() else shortest
         if not shared:
             raise ValueError(
                 f"Row {row}: no token of the prompt stays the same when an answer follows; end the prompt with a "
