@@ -17,22 +17,16 @@ if TYPE_CHECKING:
     from minipo.trainers import PreferenceTrainer, SFTTrainer
 
 # Loaded on first use: torch takes a second, transformers several, and reading a file needs neither.
-_MODULES = {
-    "DynamicPO": "dynamic",
-    "PreferenceOutput": "preference",
-    "PreferenceTrainer": "trainers",
-    "Push": "preference",
-    "SFTTrainer": "trainers",
-    "candidate_logps": "scoring",
-    "evaluate": "experiments.users",
-    "load_dataset": "experiments.datasets.loading",
-    "load_model": "experiments.models",
-    "prefer": "experiments.training",
-    "preference_loss": "preference",
-    "preference_push": "preference",
-    "preference_rows": "experiments.users",
-    "sft": "experiments.training",
-    "sweep": "experiments.sweeps",
+_NAMES = {
+    "dynamic": ["DynamicPO"],
+    "experiments.datasets.loading": ["load_dataset"],
+    "experiments.models": ["load_model"],
+    "experiments.sweeps": ["sweep"],
+    "experiments.training": ["prefer", "sft"],
+    "experiments.users": ["evaluate", "preference_rows"],
+    "preference": ["PreferenceOutput", "Push", "preference_loss", "preference_push"],
+    "scoring": ["candidate_logps"],
+    "trainers": ["PreferenceTrainer", "SFTTrainer"],
 }
 
 __all__ = [
@@ -55,6 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"minipo.{_MODULES[name]}"), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(import_module(f"minipo.{module}"), name)
     raise AttributeError(f"module 'minipo' has no attribute {name!r}")

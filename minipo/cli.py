@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,10 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, lists: bool = F
     for field in fields(config):
         if field.name != "kind":
             name = "seeds" if lists and field.name == "seed" else field.name
-            _add_setting(parser, field, "--" + name.replace("_", "-"), name, lists)
+            _add_setting(parser, field, "--" + name.replace("_", "-"), lists)
 
 
-def _add_setting(
-    parser: argparse.ArgumentParser, field: Field[Any], option: str, name: str, lists: bool = False
-) -> None:
+def _add_setting(parser: argparse.ArgumentParser, field: Field[Any], option: str, lists: bool = False) -> None:
     """A field of a configuration as an option, with the field's type, choices and description."""
     plain, choices = type_of(field)
     kind: Callable[[str], Any] = _boolean if plain is bool else plain
@@ -41,7 +40,6 @@ def _add_setting(
     shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.strip("_").upper()
     parser.add_argument(
         option,
-        **({"dest": name} if option.startswith("-") else {}),  # pyrefly: ignore[bad-argument-type]
         type=_list_of(kind) if lists else kind,
         default=argparse.SUPPRESS,
         metavar=shown + (",..." if lists else ""),
@@ -77,19 +75,10 @@ def _print(arguments: argparse.Namespace, content: dict[str, Any], text: str) ->
     print(json.dumps(plain, ensure_ascii=False, allow_nan=False) if arguments.json else text)
 
 
-def _print_run(arguments: argparse.Namespace, run: Run) -> None:
-    summary = run.summary
-    lines = [f"{run.folder}"]
-    lines += [f"  {name:16} {value:.4f}" for name, value in summary.items() if isinstance(value, float)]
-    _print(arguments, {"folder": str(run.folder), **summary}, "\n".join(lines))
-
-
-def _sft(arguments: argparse.Namespace) -> None:
-    _print_run(arguments, sft(arguments.out, progress=not arguments.quiet, **_settings(arguments)))
-
-
-def _prefer(arguments: argparse.Namespace) -> None:
-    _print_run(arguments, prefer(arguments.out, progress=not arguments.quiet, **_settings(arguments)))
+def _train(train: Callable[..., Run], arguments: argparse.Namespace) -> None:
+    run = train(arguments.out, progress=not arguments.quiet, **_settings(arguments))
+    numbers = (f"  {name:16} {value:.4f}" for name, value in run.summary.items() if isinstance(value, float))
+    _print(arguments, {"folder": str(run.folder), **run.summary}, "\n".join([str(run.folder), *numbers]))
 
 
 def _side(text: str) -> dict[str, Any]:
@@ -194,13 +183,13 @@ def parser() -> argparse.ArgumentParser:
         return command
 
     recipes = "; defaults are shown for pocket models on the catalogue, other models and data have their own"
-    command = add("sft", _sft, "supervised fine-tuning" + recipes)
-    _add_settings(command, SFTConfig)
-    command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
-
-    command = add("prefer", _prefer, "preference training from an SFT run" + recipes)
-    _add_settings(command, PreferConfig)
-    command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
+    for name, train, config, note in (
+        ("sft", sft, SFTConfig, "supervised fine-tuning"),
+        ("prefer", prefer, PreferConfig, "preference training from an SFT run"),
+    ):
+        command = add(name, partial(_train, train), note + recipes)
+        _add_settings(command, config)
+        command.add_argument("--out", help="the run's folder (default: one in minipo's cache)")
 
     command = add("pair", _pair, "two preference runs under one seed, and every test user's rank in one small file")
     for side in ("left", "right"):
@@ -223,9 +212,8 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("data", _data, "what a dataset holds, and what was left out of it and why")
     shared = {field.name: field for field in fields(SFTConfig)}
-    _add_setting(command, shared["dataset"], "dataset", "dataset")
-    for name in ("dataset_seed", "ties", "titles", "liked_from"):
-        _add_setting(command, shared[name], "--" + name.replace("_", "-"), name)
+    for option in ("dataset", "--dataset-seed", "--ties", "--titles", "--liked-from"):
+        _add_setting(command, shared[option.removeprefix("--").replace("-", "_")], option)
 
     command = add("evaluate", _evaluate, "rank a split's users with a finished run's model")
     command.add_argument("run_folder", metavar="RUN", help="the run's folder")
@@ -237,30 +225,23 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake, or a full disk, ends it with one sentence and exit code 2."""
+    # A warning is one sentence too, without its place in the code.
+    warnings.formatwarning = lambda message, *_, **__: f"minipo: {' '.join(str(message).splitlines())}\n"
     try:
         try:
-            _run(arguments)
+            top = parser()
+            # argparse's own REMAINDER does not accept an option as its first argument.
+            parsed, others = top.parse_known_args(arguments)
+            if others and parsed.command != "app":
+                top.error(f"unrecognized arguments: {' '.join(others)}")
+            parsed.streamlit = others
+            parsed.run(parsed)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader of standard output, such as `head`, has enough; Python flushes once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None  # as a shell reports the end by SIGPIPE
-
-
-def _run(arguments: Sequence[str] | None) -> None:
-    top = parser()
-    # argparse's own REMAINDER does not accept an option as its first argument.
-    parsed, others = top.parse_known_args(arguments)
-    if others and parsed.command != "app":
-        top.error(f"unrecognized arguments: {' '.join(others)}")
-    parsed.streamlit = others
-    # A warning is one sentence too, without its place in the code.
-    warnings.formatwarning = lambda message, *_, **__: f"minipo: {' '.join(str(message).splitlines())}\n"
-    try:
-        parsed.run(parsed)
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
         sentence = " ".join(str(error).splitlines())  # on one line, whatever a library put into it
         print(f"minipo: {sentence}", file=sys.stderr)

@@ -141,14 +141,13 @@ def paired_interval(difference: Scores, resamples: int = 2000, seed: int = 0) ->
 
 
 @lru_cache(maxsize=8)  # drawing takes most of the time, and comparisons of the same users come in dozens
-def _drawn(seeds: int, users: int, resamples: int, seed: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+def _drawn(seeds: int, users: int, resamples: int, seed: int) -> list[NDArray[np.uint16]]:
     """How often each seed and each user is drawn in each resample: (resamples, seeds) and (resamples, users)."""
     generator = np.random.default_rng(seed)
-    seed_weights, user_weights = (
+    return [
         generator.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.uint16)
         for number in (seeds, users)
-    )
-    return seed_weights, user_weights
+    ]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ the results are torch tensors.
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypedDict, final
+from typing import Any, TypedDict, final
 
 import numpy as np
 import torch
@@ -56,9 +56,8 @@ def pack_groups(
     (`benchmarks/shapes.py`).
     """
     prompt_lengths, counts, answers = sizes(prompt_ids, answer_ids)
-    whole = row_tokens(prompt_lengths, counts, answers)
     rows_by, places_by = (16, 8) if few_shapes else (1, 1)
-    members = length_groups(whole, padding, rows_by, places_by)
+    members = length_groups(row_tokens(prompt_lengths, counts, answers), padding, rows_by, places_by)
     groups = [
         pack_ids([prompt_ids[row] for row in rows], [answer_ids[row] for row in rows], pad_token_id, places_by)
         for rows in members
@@ -102,17 +101,10 @@ def length_groups(
     return np.split(order, ends[:0:-1])
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
 def padding_share(packed: PackedBatch | PackedGroups) -> float:
     """The share, from 0 to 1, of a packed batch's tokens that is padding."""
-    if "groups" in packed:
-        segments = torch.cat([group["segments"].flatten() for group in packed["groups"]])  # pyrefly: ignore[not-iterable]
-    else:
-        segments = packed["segments"]
-    return (segments < 0).double().mean().item()
+    groups: Any = packed.get("groups", [packed])
+    return (torch.cat([group["segments"].flatten() for group in groups]) < 0).double().mean().item()
 
 
 def pack_ids(
@@ -137,7 +129,8 @@ def pack_ids(
     read_before = np.cumsum(reads) - reads  # over the whole batch
     row_reads = np.add.reduceat(reads, np.cumsum(counts) - counts)
     begins = prompt_lengths[rows] + read_before - (np.cumsum(row_reads) - row_reads)[rows]  # in its row
-    total = _round_up(int((prompt_lengths + row_reads).max()), places_by)
+    total = int((prompt_lengths + row_reads).max())
+    total += -total % places_by
 
     input_ids = np.full((len(counts), total), pad_token_id)
     position_ids = np.zeros((len(counts), total), np.int64)
@@ -164,8 +157,7 @@ def pack_ids(
     target_mask[where] = True
     predicting = np.concatenate([np.arange(len(counts)) * total + prompt_lengths - 1, row * total + place])
     if places_by > 1:  # pad with the first place; nothing reads these logits
-        unread = _round_up(len(predicting), 4 * places_by) - len(predicting)
-        predicting = np.concatenate([predicting, np.zeros(unread, predicting.dtype)])
+        predicting = np.pad(predicting, (0, -len(predicting) % (4 * places_by)))
 
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
@@ -191,16 +183,12 @@ def unpack(packed: PackedBatch) -> tuple[list[TokenIds], list[list[TokenIds]]]:
     return prompt_ids, answer_ids
 
 
-def _check_rows(prompts: Sequence[object], candidates: Sequence[Sequence[object]]) -> None:
-    if len(prompts) != len(candidates):
-        raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
-
-
 def sizes(
     prompt_ids: Sequence[TokenIds], answer_ids: Sequence[Sequence[TokenIds]]
 ) -> tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"], Int[np.ndarray, " answers"]]:
     """Tokens of each prompt, answers of each row, tokens of each answer; raises ValueError where there are none."""
-    _check_rows(prompt_ids, answer_ids)
+    if len(prompt_ids) != len(answer_ids):
+        raise ValueError(f"{len(prompt_ids)} prompts came with {len(answer_ids)} rows of candidates; each needs one.")
     prompt_lengths = np.fromiter(map(len, prompt_ids), np.int64, len(prompt_ids))
     counts = np.fromiter(map(len, answer_ids), np.int64, len(answer_ids))
     lengths = np.fromiter(map(len, chain.from_iterable(answer_ids)), np.int64, counts.sum())

@@ -287,5 +287,4 @@ def _described(value: object) -> str:
 
 
 def _first(wrong: Tensor) -> list[int]:
-    place: list[int] = wrong.nonzero()[0].tolist()
-    return place
+    return wrong.nonzero()[0].tolist()

@@ -39,26 +39,18 @@ TEMPLATES: Mapping[str, Template] = {
         f"Which one of the following would I enjoy next: {CANDIDATES}?\nAnswer:"
     ),
     # For published data. A semicolon between names, because many contain commas: "Earth, Wind & Fire".
-    "music": Template(
-        f"Artists that a listener discovered, oldest first: {HISTORY}.\n"
-        f"The listener's next artist is one of these: {CANDIDATES}.\nNext artist:",
-        separator="; ",
-    ),
-    "films": Template(
-        f"Films that a viewer liked, oldest first: {HISTORY}.\n"
-        f"The next film that the viewer liked is one of these: {CANDIDATES}.\nNext film:",
-        separator="; ",
-    ),
-    "books": Template(
-        f"Books that a reader finished, oldest first: {HISTORY}.\n"
-        f"The reader's next book is one of these: {CANDIDATES}.\nNext book:",
-        separator="; ",
-    ),
-    "games": Template(
-        f"Games that a player took up, oldest first: {HISTORY}.\n"
-        f"The player's next game is one of these: {CANDIDATES}.\nNext game:",
-        separator="; ",
-    ),
+    **{
+        name: Template(
+            f"{history}, oldest first: {HISTORY}.\n{following} is one of these: {CANDIDATES}.\nNext {item}:",
+            separator="; ",
+        )
+        for name, history, following, item in (
+            ("music", "Artists that a listener discovered", "The listener's next artist", "artist"),
+            ("films", "Films that a viewer liked", "The next film that the viewer liked", "film"),
+            ("books", "Books that a reader finished", "The reader's next book", "book"),
+            ("games", "Games that a player took up", "The player's next game", "game"),
+        )
+    },
 }
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,15 @@ class Reference:
         empty = np.full((len(rows), rows.width), np.nan, np.float32)
         if self.cache is None:
             return self._fill(empty, rows, which, None)
-        path = (
-            Path(self.cache)
-            / f"{hashlib.sha256(self.model + rows.fingerprint() + self.arithmetic).hexdigest()[:24]}.npy"
-        )
+        name = hashlib.sha256(self.model + rows.fingerprint() + self.arithmetic).hexdigest()[:24]
+        path = Path(self.cache, f"{name}.npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            try:
+            known = empty
+            with suppress(FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
                 known = np.load(path)
-            except (FileNotFoundError, ValueError, EOFError):  # a damaged file is computed again
-                known = empty
-            if known.shape != empty.shape or known.dtype != empty.dtype:
-                known = empty
-            return self._fill(known, rows, which, path)
+            alike = known.shape == empty.shape and known.dtype == empty.dtype
+            return self._fill(known if alike else empty, rows, which, path)
 
     def _fill(self, known: Scores, rows: TokenRows, which: NDArray[np.int64], path: Path | None) -> Scores:
         """Compute the rows of `which` that are not known yet, saving from time to time and at the end."""

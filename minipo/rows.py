@@ -6,7 +6,6 @@ different K see the same rows in the same order, K = 5 the first five of K = 15'
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +42,6 @@ class TokenRows(Dataset):
         epoch, row = visit
         others = np.random.default_rng([self.seed, epoch, row]).permutation(self.counts[row] - 1)
         return row, np.concatenate([[0], 1 + others[: self.negatives]])
-
-    @property
-    def absent(self) -> NDArray[np.bool_]:
-        """(rows, width): True where a row has no such answer."""
-        return np.arange(self.width) >= self.counts[:, None]
 
     def fingerprint(self) -> bytes:
         """A hash of all token ids, so that another tokenizer or template changes it."""
@@ -97,22 +91,19 @@ def token_rows(
     Raises ValueError, naming the row, for rows in none of these forms, empty, or longer than `context` tokens.
     """
     rows = records(rows)
-    prompts, answers, chats = [], [], []
+    read = []
     for number in range(len(rows)):
         try:
-            prompt, texts, chat = row_texts(tokenizer, rows[number], answers_of)
+            read.append(row_texts(tokenizer, rows[number], answers_of))
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from None
-        prompts.append(prompt)
-        answers.append(texts)
-        chats.append(chat)
     # All rows in one call, because each call is slow. A chat template writes the special tokens around a prompt itself.
     ids = {}
     for kind in (False, True):
-        of_kind = [chat == kind for chat in chats]
-        tokenized = tokenize_rows(tokenizer, [*compress(prompts, of_kind)], [*compress(answers, of_kind)], not kind)
-        ids[kind] = zip(*tokenized, strict=True)
-    prompt_ids, answer_ids = map(list, zip(*(next(ids[chat]) for chat in chats), strict=True))
+        prompts = [prompt for prompt, _, chat in read if chat == kind]
+        answers = [texts for _, texts, chat in read if chat == kind]
+        ids[kind] = zip(*tokenize_rows(tokenizer, prompts, answers, not kind), strict=True)
+    prompt_ids, answer_ids = map(list, zip(*(next(ids[chat]) for *_, chat in read), strict=True))
     _check_lengths(prompt_ids, answer_ids, context)
     return TokenRows(prompt_ids, answer_ids, negatives, seed)
 

@@ -7,12 +7,12 @@ that cannot score candidates at all is refused (`compatibility.architectures`).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from minipo.compatibility.architectures import (
     check_context,
@@ -27,13 +27,10 @@ from minipo.compatibility.tokenizers import pad_token, tokenize_rows, warn_once
 from minipo.forward import device_of, logits_of, packed_forward
 from minipo.packing import PackedBatch, PackedGroups, pack_groups, pack_ids, row_tokens, sizes
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 def candidate_logps(
     model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     candidates: Sequence[Sequence[str]],
     batch_size: int = 32,
@@ -67,7 +64,7 @@ def candidate_logps(
 
 
 def pack(
-    tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], candidates: Sequence[Sequence[str]]
 ) -> PackedBatch:
     """Tokenize and pack; see `candidate_logps` for the arguments.
 

@@ -69,10 +69,14 @@ class _RowTrainer(Trainer):
         self,
         model: PreTrainedModel | PeftModel,
         args: TrainingArguments,
+        train_dataset: Rows,
+        eval_dataset: Rows | None,
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None,
         **others: Any,
     ):
+        self.args, self.tokenizer, self.context = args, processing_class, longest_row(model, args)
+        rows, validation = self.read(train_dataset), None if eval_dataset is None else self.read(eval_dataset)
         if args.n_gpu > 1 or args.world_size > 1:
             raise ValueError(
                 f"Training runs on one device and here are {max(args.n_gpu, args.world_size)}; "
@@ -83,7 +87,13 @@ class _RowTrainer(Trainer):
                 torch.manual_seed(args.seed)
                 model = get_peft_model(model, peft_config)
         super().__init__(
-            model=model, args=args, processing_class=processing_class, data_collator=self.collate, **others
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=validation,
+            processing_class=processing_class,
+            data_collator=self.collate,
+            **others,
         )
         self.loss_is_scaled_for_ga = True  # by the items of the whole step, in compute_loss
         self.remove_callback(PrinterCallback)
@@ -91,6 +101,10 @@ class _RowTrainer(Trainer):
             self.remove_callback(transformers.trainer.DEFAULT_PROGRESS_CALLBACK)  # a different one in notebooks
             self.add_callback(Progress)
         self.add_callback(MarkComplete)
+
+    def read(self, rows: Rows | TokenRows) -> TokenRows:
+        """`rows` as token ids, which `evaluate`, `score` and `reference_logps` take too, so that they are read once."""
+        raise NotImplementedError
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
         """A micro-batch of `train_dataset`'s visits: what `compute_loss` takes, and how many "items" are in it."""
@@ -138,10 +152,12 @@ class _RowTrainer(Trainer):
             bar.close()
             self.model.train(training)
 
-    def all_logps(self, rows: TokenRows, task: str = "evaluation") -> Scores:
-        """(rows, width): see `logps`."""
-        scores = np.full((len(rows), rows.width), -np.inf, np.float32)
-        for batch, logps in self.logps(rows, np.arange(len(rows)), task):
+    def score(self, rows: Rows | TokenRows) -> Scores:
+        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
+        has fewer. In the precision of training and of the reference."""
+        read = self.read(rows)
+        scores = np.full((len(read), read.width), -np.inf, np.float32)
+        for batch, logps in self.logps(read, np.arange(len(read)), "evaluation"):
             scores[batch] = logps
         return scores
 
@@ -157,15 +173,16 @@ class _RowTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Log and return the `measures` of `eval_dataset`, by default of the one given to the constructor."""
-        if eval_dataset is None and self.eval_dataset is None:
+        rows = self.eval_dataset if eval_dataset is None else self.read(eval_dataset)
+        if rows is None:
             raise ValueError("There are no rows to evaluate: give eval_dataset.")
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measures(eval_dataset).items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measures(rows).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def measures(self, rows: Rows | None) -> dict[str, float]:
-        """Metrics of `rows`, or of `eval_dataset` if None."""
+    def measures(self, rows: TokenRows) -> dict[str, float]:
+        """Metrics of `rows`."""
         raise NotImplementedError
 
 
@@ -196,18 +213,12 @@ class SFTTrainer(_RowTrainer):
         **others: Any,
     ):
         check_arguments(args, others, "SFTConfig")
-        self.whole_line, self.context, self.tokenizer = whole_line, longest_row(model, args), processing_class
-        super().__init__(
-            model,
-            args,
-            processing_class,
-            peft_config,
-            train_dataset=self._lines(train_dataset),
-            eval_dataset=None if eval_dataset is None else self._lines(eval_dataset),
-            **others,
-        )
+        self.whole_line = whole_line
+        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, **others)
 
-    def _lines(self, rows: Rows) -> TokenRows:
+    def read(self, rows: Rows | TokenRows) -> TokenRows:
+        if isinstance(rows, TokenRows):
+            return rows
         read = token_rows(self.tokenizer, rows, completion, self.context)
         if not self.whole_line:
             return read
@@ -226,12 +237,10 @@ class SFTTrainer(_RowTrainer):
         loss = -logps.sum() / (num_items_in_batch or inputs["items"])
         return (loss, {}) if return_outputs else loss
 
-    def measures(self, rows: Rows | None) -> dict[str, float]:
+    def measures(self, rows: TokenRows) -> dict[str, float]:
         """The mean of −log p over the tokens learnt, as "loss"."""
-        lines = self._lines(rows) if rows is not None and rows is not self.eval_dataset else self.eval_dataset
-        assert lines is not None
-        tokens = sum(len(answer) for (answer,) in lines.answers)
-        return {"loss": -float(self.all_logps(lines).sum(dtype=np.float64)) / tokens}
+        tokens = sum(len(answer) for (answer,) in rows.answers)
+        return {"loss": -float(self.score(rows).sum(dtype=np.float64)) / tokens}
 
 
 class PreferenceTrainer(_RowTrainer):
@@ -281,72 +290,46 @@ class PreferenceTrainer(_RowTrainer):
     ):
         if negatives is not None and negatives < 1:
             raise ValueError(f"negatives is {negatives}: give at least 1, or None for all that a row has.")
-        self._objective: str | Objective | Aggregate = objective
-        self.objective_state: State | None = None
         check_arguments(args, others, "DPOConfig", beta)
-        self.beta, self.dynamic = beta, dynamic
-        self._check_objective()
-        self.tokenizer, self.context = processing_class, longest_row(model, args)
+        zeros = torch.zeros(2, 3)  # two rows, on which mistakes show before hours of reference log-probs
+        with torch.random.fork_rng(devices=[]):
+            preference_loss(objective, zeros, zeros, beta=beta, dynamic=dynamic, lengths=torch.ones(2, 3))
+        self._objective, self.beta, self.dynamic, self.negatives = objective, beta, dynamic, negatives
+        self.objective_state: State | None = None
         arithmetic = json.dumps([args.device.type, args.bf16, args.fp16]).encode()
         before = b"" if reference_cache is None else fingerprint(model)
         self.adapts = peft_config is not None
-        super().__init__(
-            model,
-            args,
-            processing_class,
-            peft_config,
-            train_dataset=token_rows(
-                processing_class, train_dataset, preference_answers, self.context, negatives, args.seed
-            ),
-            eval_dataset=None if eval_dataset is None else self.read(eval_dataset),
-            **others,
-        )
+        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, **others)
         disable_dropout(self.model)
         self.references = Reference(self._reference_logps, reference_cache, before, arithmetic)
-        self._check_model()
+        visits = [(row, range(min(4, count))) for row, count in enumerate(self.train_dataset.counts[:2])]
+        first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
+        check_quiet(self.model, first, packed_logps)
+        if isinstance(self.model, PeftModel) and not self.adapts:
+            warn_of_adapters(self.model, first, packed_logps)
         self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
         self.measured_step = -1
         self.reference = self.references.logps(self.train_dataset, self._visited())
         if self.eval_dataset is not None:
-            self.validation_reference = self.references.logps(self.eval_dataset, np.arange(len(self.eval_dataset)))
-
-    def _check_model(self) -> None:
-        """Refuse a model that draws at random in training, and warn about an adapter that is part of the reference."""
-        visits = [(row, range(min(4, count))) for row, count in enumerate(self.train_dataset.counts[:2])]
-        first: PackedBatch = self.pack(self.train_dataset, visits)["groups"][0]
-        check_quiet(self.model, first, packed_logps)
-        model: Any = self.model
-        if isinstance(model, PeftModel) and not self.adapts:
-            warn_of_adapters(model, first, packed_logps)
+            self.validation_reference = self.reference_logps(self.eval_dataset)
 
     def _reference_logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Batches:
         """Log-probs by the model before training, without the adapters added here."""
         with without_adapters(self.model) if self.adapts else nullcontext():
             yield from self.logps(rows, which, "reference")
 
-    def _check_objective(self) -> None:
-        """Try the settings on two rows of zeros, so that mistakes show before hours of reference log-probs."""
-        zeros = torch.zeros(2, 3)
-        with torch.random.fork_rng(devices=[]):
-            preference_loss(
-                self._objective, zeros, zeros, beta=self.beta, dynamic=self.dynamic, lengths=torch.ones(2, 3)
-            )
-
     def read(self, rows: Rows | TokenRows) -> TokenRows:
-        """`rows` as token ids, which `reference_logps` and `score` take too: read once where both are asked for."""
         if isinstance(rows, TokenRows):
             return rows
-        return token_rows(self.tokenizer, rows, preference_answers, self.context)
+        return token_rows(self.tokenizer, rows, preference_answers, self.context, self.negatives, self.args.seed)
 
     def _visited(self) -> NDArray[np.int64]:
         """The rows that training will visit: all of them, or the first in order if it ends within the first epoch."""
         rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        steps_per_epoch = math.ceil(len(self.train_dataset) / rows_per_step)
-        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        steps = self.args.max_steps
         if steps <= 0:
-            steps = math.ceil(epochs * steps_per_epoch)
-        order = self._get_train_sampler().order(0)
-        return order if steps >= steps_per_epoch else order[: steps * rows_per_step]
+            steps = math.ceil(self.args.num_train_epochs * math.ceil(len(self.train_dataset) / rows_per_step))
+        return self._get_train_sampler().order(0)[: steps * rows_per_step]
 
     def reference_logps(self, rows: Rows | TokenRows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the reference, from the cache or
@@ -356,34 +339,25 @@ class PreferenceTrainer(_RowTrainer):
         read = self.read(rows)
         return self.references.logps(read, np.arange(len(read)))
 
-    def score(self, rows: Rows | TokenRows) -> Scores:
-        """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row
-        has fewer. In the precision of training and of the reference."""
-        return self.all_logps(self.read(rows))
-
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
-        rows, width = self.train_dataset, max(len(columns) for _, columns in visits)
-        lengths = torch.zeros(len(visits), width, dtype=torch.long)  # 0 where a row has no such candidate
-        reference = torch.full((len(visits), width), -math.inf)
-        for place, (row, columns) in enumerate(visits):
-            lengths[place, : len(columns)] = torch.tensor([len(rows.answers[row][column]) for column in columns])
-            reference[place, : len(columns)] = torch.from_numpy(self.reference[row, columns])
-        packed = self.pack(rows, visits)
-        return {"packed": packed, "lengths": lengths, "reference": reference, "items": len(visits)}
+        packed = self.pack(self.train_dataset, visits)
+        reference = torch.full(packed["mask"].shape, -math.inf)
+        reference[packed["mask"]] = torch.from_numpy(np.concatenate([self.reference[visit] for visit in visits]))
+        return {"packed": packed, "reference": reference, "items": len(visits)}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        present = inputs["lengths"] > 0
-        policy = packed_logps(model, inputs["packed"])
-        self.check_finite(policy[present])
-        rows = (inputs["reference"], self.beta, present[:, 1:], inputs["lengths"])
+        packed, reference = inputs["packed"], inputs["reference"]
+        policy, mask = packed_logps(model, packed), packed["mask"][:, 1:]
+        self.check_finite(policy[packed["mask"]])
+        rows = (reference, self.beta, mask, packed["lengths"])
         output = preference_loss(self._objective, policy, *rows, dynamic=self.dynamic, state=self.objective_state)
         if model.training:
             self.objective_state = output.state
             if self.measured_step != self.state.global_step:
                 self.measured, self.measured_step = [], self.state.global_step
-            self.measured.append(measure(output, policy, inputs["reference"], present[:, 1:]))
+            self.measured.append(measure(output, policy, reference, mask))
         loss = output.losses.sum() / (num_items_in_batch or inputs["items"])
         return (loss, {"policy": policy}) if return_outputs else loss
 
@@ -417,12 +391,11 @@ class PreferenceTrainer(_RowTrainer):
                 logs[name] = sum(sums) / sum(counts)
         super().log(logs, start_time)
 
-    def measures(self, rows: Rows | None) -> dict[str, float]:
+    def measures(self, rows: TokenRows) -> dict[str, float]:
         """Ranking metrics, for `eval_dataset` also those that compare with the reference."""
-        if rows is not None and rows is not self.eval_dataset:
+        if rows is not self.eval_dataset:
             return report(self.score(rows)).metrics
-        assert self.eval_dataset is not None
-        self.validation_report = report(self.all_logps(self.eval_dataset), self.validation_reference)
+        self.validation_report = report(self.score(rows), self.validation_reference)
         return self.validation_report.metrics
 
 

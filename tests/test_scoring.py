@@ -42,7 +42,7 @@ from minipo import scoring
 from minipo.compatibility import forwards, tokenizers
 from minipo.compatibility.architectures import KNOWN
 from minipo.compatibility.forwards import reuse_memory
-from minipo.compatibility.tokenizers import tokenize, tokenize_answers, tokenize_rows
+from minipo.compatibility.tokenizers import tokenize, tokenize_rows
 from minipo.experiments.models import add_lora, pocket_tokenizer
 from minipo.packing import length_groups, pack_groups, pack_ids, padding_share
 from minipo.scoring import candidate_logps, pack, packed_logps
@@ -246,7 +246,7 @@ def test_lengths_and_mask_of_a_packed_batch(tokenizer):
 
 def test_tokenizing_once_and_packing_ids_is_the_same_as_packing_text(tokenizer):
     prompts = tokenize(tokenizer, PROMPTS, special=True)
-    answers = [tokenize_answers(tokenizer, row) for row in CANDIDATES]
+    _, answers = tokenize_rows(tokenizer, PROMPTS, CANDIDATES)
     assert [ids.tolist() for ids in prompts] == [tokenizer.encode(prompt) for prompt in PROMPTS]
     packed, expected = pack_ids(prompts, answers, tokenizer.pad_token_id), pack(tokenizer, PROMPTS, CANDIDATES)
     assert packed.keys() == expected.keys()
@@ -259,8 +259,7 @@ def test_tokenizing_once_and_packing_ids_is_the_same_as_packing_text(tokenizer):
 @pytest.mark.parametrize("few_shapes", [False, True])
 def test_groups_give_the_scores_and_gradients_of_one_batch_in_the_rows_order(few_shapes, tokenizer):
     model, times = make_model("llama", tokenizer), 8 if few_shapes else 1
-    prompts = tokenize(tokenizer, (PROMPTS + PROMPTS[::-1]) * times, special=True)
-    answers = [tokenize_answers(tokenizer, row) for row in (CANDIDATES + CANDIDATES) * times]
+    prompts, answers = tokenize_rows(tokenizer, (PROMPTS + PROMPTS[::-1]) * times, (CANDIDATES + CANDIDATES) * times)
     pad = tokenizer.pad_token_id
     whole, groups = pack_ids(prompts, answers, pad), pack_groups(prompts, answers, pad, few_shapes=few_shapes)
     assert len(groups["groups"]) > 1

@@ -231,7 +231,7 @@ def test_rows_are_prompt_and_answers_with_their_end():
         expected = [[*tokenizer(" " + item)["input_ids"], tokenizer.eos_token_id] for item in user.canonical]
         assert [answer.tolist() for answer in answers] == expected
     assert rows.width == 5
-    assert rows.absent.tolist() == [[column >= len(user.candidates) for column in range(5)] for user in USERS]
+    assert rows.counts.tolist() == [len(user.candidates) for user in USERS]
 
 
 @pytest.mark.parametrize(
@@ -561,7 +561,8 @@ def test_only_rows_that_training_visits_get_a_reference(length, rows, scored, tm
     assert len(scored) == len(set(scored)) == rows
     computed = np.isfinite(trainer.reference).any(1)
     assert set(np.flatnonzero(computed)) == set(scored)
-    assert (np.isneginf(trainer.reference) == trainer.train_dataset.absent)[computed].all()
+    present = np.arange(trainer.train_dataset.width) < trainer.train_dataset.counts[:, None]
+    assert (np.isneginf(trainer.reference) != present)[computed].all()
     trainer.train()  # asks for no other
     assert trainer.state.global_step
 
@@ -902,7 +903,7 @@ def test_training_on_a_gpu_goes_the_way_of_the_cpu(lora, bf16, tmp_path):
         for cpu in (False, True)
     )
     assert on_gpu.model.device.type == "cuda"
-    present = ~on_gpu.train_dataset.absent
+    present = np.arange(on_gpu.train_dataset.width) < on_gpu.train_dataset.counts[:, None]
     assert on_gpu.reference[present] == pytest.approx(on_cpu.reference[present], abs=0.5 if bf16 else 1e-3)
     for trainer in (on_gpu, on_cpu):
         assert trainer.evaluate()["eval_pair_loss"] == pytest.approx(math.log(2), abs=1e-6)

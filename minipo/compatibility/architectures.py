@@ -160,9 +160,8 @@ def context_of(model: nn.Module) -> int | None:
 
 def longrope_limit(model: nn.Module) -> int | None:
     """The maximum tokens for which longrope uses its short factors, for all rows of a forward; None without it."""
-    ropes = _ropes(model)
-    limits = [rope["original_max_position_embeddings"] for rope in ropes if rope.get("rope_type") == "longrope"]
-    return min(limits, default=None)
+    longropes = (rope for rope in _ropes(model) if rope.get("rope_type") == "longrope")
+    return min((rope["original_max_position_embeddings"] for rope in longropes), default=None)
 
 
 def remembers_lengths(model: nn.Module) -> bool:
@@ -183,23 +182,21 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
     left makes policy and reference differ before the first step.
     """
     few = _few(packed)
-    scores: dict[bool, Tensor] = {}
     with torch.no_grad(), torch.random.fork_rng(devices=[]), perturbed_adapters(model):
-        for training in (False, True):
-            with _mode(model, training):
-                try:
-                    scores[training] = logps(model, few)[few["mask"]]
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:
-                    if not training:
-                        raise
-                    raise ValueError(
-                        f"This {_described(model)} cannot be trained on such rows: in training mode they make it fail "
-                        f"({_said(error)})."
-                    ) from error
-    difference = (scores[True] - scores[False]).abs().max()
-    if not difference <= 16 * torch.finfo(scores[True].dtype).eps * scores[False].abs().max().clamp(min=1):
+        with _mode(model, training=False):
+            expected = logps(model, few)[few["mask"]]
+        try:
+            with _mode(model, training=True):
+                found = logps(model, few)[few["mask"]]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"This {_described(model)} cannot be trained on such rows: in training mode they make it fail "
+                f"({_said(error)})."
+            ) from error
+    difference = (found - expected).abs().max()
+    if not difference <= 16 * torch.finfo(found.dtype).eps * expected.abs().max().clamp(min=1):
         raise ValueError(
             f"This {_described(model)} still draws at random in training: log-probs of one batch differ by "
             f"{difference:.2g} nats between training and evaluation mode, and preference training compares the two; "
@@ -263,7 +260,7 @@ def warn_of_adapters(model: Any, packed: PackedBatch, logps: Any) -> None:
         warnings.warn(
             f"The model comes with an adapter that changes log-probs (by up to {difference:.2g} nats in the first "
             "rows): the reference is the model with it; if it is new, pass it as peft_config instead.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -4,18 +4,15 @@ import re
 import warnings
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from minipo.packing import TokenIds
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special: bool = False) -> list[TokenIds]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[TokenIds]:
     """Token ids of each text. special: add the tokens that the tokenizer puts before a text, which prompts need; those
     after it, such as an end-of-answer token, are left out, because the text continues."""
     distinct = list(dict.fromkeys(texts))  # candidates repeat: the same 240 names for every user
@@ -28,22 +25,15 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], special
     return [known[text] for text in texts]
 
 
-def _appended(tokenizer: "PreTrainedTokenizerBase") -> int:
+def _appended(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the tokenizer puts after a text."""
-    text = "a"
-    plain, whole = (tokenizer(text, add_special_tokens=special)["input_ids"] for special in (False, True))
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     ends = [start + len(plain) for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
     return len(whole) - ends[-1] if plain and ends else 0
 
 
-def tokenize_answers(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[TokenIds]:
-    """Token ids of each candidate's text, ending in one end-of-answer token; of an empty text only that token."""
-    distinct = list(dict.fromkeys(texts))
-    ended = dict(zip(distinct, (_ended(tokenizer, ids) for ids in tokenize(tokenizer, distinct)), strict=True))
-    return [ended[text] for text in texts]
-
-
-def _ended(tokenizer: "PreTrainedTokenizerBase", ids: TokenIds) -> TokenIds:
+def _ended(tokenizer: PreTrainedTokenizerBase, ids: TokenIds) -> TokenIds:
+    """An answer's token ids, ending in one end-of-answer token; of an empty text only that token."""
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError("The tokenizer has no eos_token, which ends an answer; set one.")
@@ -51,16 +41,16 @@ def _ended(tokenizer: "PreTrainedTokenizerBase", ids: TokenIds) -> TokenIds:
 
 
 # For the two ends of text where prompt and answer meet: whether they are tokenized the same apart and together.
-_seams: WeakKeyDictionary["PreTrainedTokenizerBase", dict[tuple[str, str], bool]] = WeakKeyDictionary()
+_seams: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str], bool]] = WeakKeyDictionary()
 
 
 def tokenize_rows(
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     candidates: Sequence[Sequence[str]],
     special: bool = True,
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
-    """Token ids of every prompt, and of its candidates with the end-of-answer token: those of "prompt + candidate".
+    """Token ids of every prompt, and of its candidates with one end-of-answer token: those of "prompt + candidate".
 
     Prompts and candidates are tokenized separately, each once. Where that differs from tokenizing both together (a
     tokenizer that marks the start of a text, a prompt that ends in a space), which is tested once for each two ends of
@@ -69,9 +59,10 @@ def tokenize_rows(
     """
     if len(prompts) != len(candidates):
         raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
-    flat = list(chain.from_iterable(candidates))
-    prompt_ids, answers = tokenize(tokenizer, prompts, special), iter(tokenize_answers(tokenizer, flat))
-    answer_ids = [[next(answers) for _ in row] for row in candidates]
+    distinct = list(dict.fromkeys(chain.from_iterable(candidates)))
+    answers = {text: _ended(tokenizer, ids) for text, ids in zip(distinct, tokenize(tokenizer, distinct), strict=True)}
+    prompt_ids = tokenize(tokenizer, prompts, special)
+    answer_ids = [[answers[text] for text in texts] for texts in candidates]
     seams = _seams.setdefault(tokenizer, {})
     new: dict[tuple[str, str], tuple[int, int]] = {}
     for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
@@ -82,8 +73,28 @@ def tokenize_rows(
     for (seam, (row, column)), ids in zip(new.items(), together, strict=True):
         apart = np.concatenate([prompt_ids[row], answer_ids[row][column]])
         seams[seam] = np.array_equal(_ended(tokenizer, ids), apart) or not candidates[row][column]
-    if not all(seams.values()):
-        _tokenize_together(tokenizer, prompts, candidates, special, prompt_ids, answer_ids)
+    if all(seams.values()):
+        return prompt_ids, answer_ids
+    for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
+        if all(seams[_seam(prompt, text)] for text in texts):
+            continue
+        warn_once(
+            type(tokenizer),
+            "tokens",
+            f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} differently together and "
+            "apart: such prompts are tokenized with each of their answers, which takes longer.",
+        )
+        together = tokenize(tokenizer, [prompt + text for text in texts], special)
+        shortest = min(map(len, [prompt_ids[row], *together]))
+        differ = np.any([ids[:shortest] != prompt_ids[row][:shortest] for ids in together], axis=0)
+        shared = int(differ.argmax()) if differ.any() else shortest
+        if not shared:
+            raise ValueError(
+                f"Row {row}: no token of the prompt stays the same when an answer follows; end the prompt with a "
+                "whole word, and start answers with a space."
+            )
+        prompt_ids[row] = prompt_ids[row][:shared]
+        answer_ids[row] = [_ended(tokenizer, ids[shared:]) for ids in together]
     return prompt_ids, answer_ids
 
 
@@ -94,44 +105,7 @@ def _seam(prompt: str, text: str) -> tuple[str, str]:
     return re.findall(r"\S*\s*\Z", prompt[-80:])[0], re.findall(r"\A\s*\S*", text)[0]
 
 
-def _tokenize_together(
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    candidates: Sequence[Sequence[str]],
-    special: bool,
-    prompt_ids: list[TokenIds],
-    answer_ids: list[list[TokenIds]],
-) -> None:
-    """Replace the ids of rows with a seam where they differ by those of "prompt + candidate"."""
-    seams = _seams[tokenizer]
-    for row, (prompt, texts) in enumerate(zip(prompts, candidates, strict=True)):
-        if not any(not seams[_seam(prompt, text)] for text in texts):
-            continue
-        warn_once(
-            type(tokenizer),
-            "tokens",
-            f"This {type(tokenizer).__name__} splits {prompt[-8:]!r} + {texts[0][:8]!r} differently together and "
-            "apart: such prompts are tokenized with each of their answers, which takes longer.",
-        )
-        together = tokenize(tokenizer, [prompt + text for text in texts], special)
-        shared = min(_shared(ids, prompt_ids[row]) for ids in together)
-        if not shared:
-            raise ValueError(
-                f"Row {row}: no token of the prompt stays the same when an answer follows; end the prompt with a "
-                "whole word, and start answers with a space."
-            )
-        prompt_ids[row] = prompt_ids[row][:shared]
-        answer_ids[row] = [_ended(tokenizer, ids[shared:]) for ids in together]
-
-
-def _shared(left: TokenIds, right: TokenIds) -> int:
-    """The length of their common prefix."""
-    length = min(len(left), len(right))
-    differ = np.flatnonzero(left[:length] != right[:length])
-    return int(differ[0]) if len(differ) else length
-
-
-def pad_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minipo import DynamicPO, preference_loss, preference_push
-from minipo.compatibility.tokenizers import tokenize, tokenize_answers
+from minipo.compatibility.tokenizers import tokenize_rows
 from minipo.course.diagnostics import boundary_with_dmpo_weights, by_group, gradient_parts, moments, pushes, watch
 from minipo.experiments.training import prefer
 from minipo.experiments.users import score, user_prompt
@@ -145,9 +145,10 @@ def model_and_users(tiny, tiny_sft):
 
 def plain_logps(model, tokenizer, user):
     """The log-probs of one user's candidates (candidates,), each in a forward of its own, with their gradient."""
-    (prompt,) = tokenize(tokenizer, [user_prompt(user)], special=True)
+    candidates = [answer(item) for item in user.canonical]
+    (prompt,), (answers,) = tokenize_rows(tokenizer, [user_prompt(user)], [candidates])
     logps = []
-    for ids in tokenize_answers(tokenizer, [answer(item) for item in user.canonical]):
+    for ids in answers:
         logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         logps.append(logits.log_softmax(1).gather(1, torch.tensor(ids)[:, None]).sum())
     return torch.stack(logps)
