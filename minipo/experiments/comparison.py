@@ -230,8 +230,7 @@ def table(
 
 def _that_matter(line: Line) -> dict[str, Any]:
     """The settings of a line, None where they play no part in it."""
-    first = line.runs.iloc[0]
-    settings = {name: first[name] if name in first else line.settings.get(name) for name in COMPARED}
+    settings = line.settings | line.runs.iloc[0].to_dict()
     idle = set()
     if settings["objective"] == "sft":
         idle = {"negatives", "dynamic", "select", "adjust_beta", "clusters", "beta", "margin", "sft_seed"}
@@ -241,8 +240,7 @@ def _that_matter(line: Line) -> dict[str, Any]:
         idle = {"margin"}
     if settings["tuning"] != "lora":
         idle.add("rank")
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-    return {name: None if name in idle or pd.isna(value) else value for name, value in plain.items()}
+    return {name: None if name in idle or pd.isna(settings.get(name)) else settings[name] for name in COMPARED}
 
 
 def apart(compared: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
@@ -259,11 +257,5 @@ def apart(compared: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
 
 def csv(compared: pd.DataFrame) -> bytes:
     """A table as CSV that is safe in a spreadsheet: text that looks like a formula begins with an apostrophe."""
-    safe = compared.copy()
-    texts = safe.select_dtypes(exclude="number").columns
-    safe[texts] = safe[texts].map(_no_formula)
+    safe = compared.replace(r"^(\s*[=+\-@])", r"'\1", regex=True)
     return safe.to_csv(index=False).encode("utf-8-sig")  # with the byte order mark by which Excel recognises UTF-8
-
-
-def _no_formula(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in ("=", "+", "-", "@") else cell

@@ -4,10 +4,10 @@ import ast
 import inspect
 import os
 from dataclasses import Field as DataclassField
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 import numpy as np
 import pydantic.dataclasses
@@ -32,26 +32,16 @@ PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run 
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
 # SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users
 # (data/record.py ml-100k-smollm2-settings).
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "question", "precision": "bfloat16"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {
-        "tuning": "lora",
-        "rank": 4,
-        "epochs": 0.25,
-        "learning_rate": 1e-3,
-        "batch_size": 16,
-        "template": "question",
-        "precision": "bfloat16",
-    },
+    "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
-        "tuning": "lora",
+        **LORA,
         "sft_epochs": 0.25,
         "learning_rate": 3e-4,
         "steps": 80,
-        "batch_size": 16,
         "accumulation": 2,  # for memory: less than 8 GB at K = 15
         "evaluate_every": 40,
-        "template": "question",
-        "precision": "bfloat16",
         "validation_users": 128,
     },
 }
@@ -71,8 +61,9 @@ def recipe(kind: str, dataset: str, model: str) -> dict[str, Any]:
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Switch = Literal["on", "off"]
-Rate = Annotated[Positive, Field(description="peak learning rate")]
+Rate = Annotated[Positive, "peak learning rate"]
 
 
 @dataclass_transform(frozen_default=True)
@@ -89,7 +80,7 @@ def _settings(cls: type[T]) -> type[T]:
             raise ValueError(sentence(error)) from None
 
     made.__init__ = init
-    return cast(type[T], made)
+    return made
 
 
 def sentence(error: ValidationError) -> str:
@@ -111,46 +102,34 @@ class _Shared:
     kind: str = ""
     dataset: Annotated[
         str,
-        Field(
-            description="catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns "
-            "user, item, timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or "
-            "zip archive of them); LLaRA JSON, or a folder of it"
-        ),
+        "catalog, ml-100k, lastfm, goodreads, steam, or a path of your own: a table with the columns user, item, "
+        "timestamp and optionally rating (CSV, RecBole, MovieLens, JSON lines, Parquet; a folder or zip archive of "
+        "them); LLaRA JSON, or a folder of it",
     ] = "catalog"
-    dataset_seed: Annotated[
-        Seed, Field(description="seed of what the dataset draws: users, negatives, order within ties")
-    ] = 0
+    dataset_seed: Annotated[Seed, "seed of what the dataset draws: users, negatives, order within ties"] = 0
     model: Annotated[
-        str,
-        Field(
-            description="pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"
-        ),
+        str, "pocket-gpt2, pocket-qwen2, smollm2-135m, gpt2, qwen2.5-0.5b, or a folder for from_pretrained"
     ] = "pocket-gpt2"
-    tuning: Annotated[Literal["full", "lora"], Field(description="train all weights, or only adapters")] = "full"
-    rank: Annotated[Count, Field(description="rank of LoRA's adapters")] = 8
-    batch_size: Annotated[Count, Field(description="users per optimizer step")] = 32
-    accumulation: Annotated[Count, Field(description="micro-batches per step")] = 1
+    tuning: Annotated[Literal["full", "lora"], "train all weights, or only adapters"] = "full"
+    rank: Annotated[Count, "rank of LoRA's adapters"] = 8
+    batch_size: Annotated[Count, "users per optimizer step"] = 32
+    accumulation: Annotated[Count, "micro-batches per step"] = 1
     template: Annotated[
-        Literal["line", "question", "choice", "music", "films", "books", "games"],
-        Field(description="the prompt's text"),
+        Literal["line", "question", "choice", "music", "films", "books", "games"], "the prompt's text"
     ] = "line"
-    precision: Annotated[
-        Literal["float32", "bfloat16"], Field(description="of the matrix products; all else stays in float32")
-    ] = "float32"
+    precision: Annotated[Literal["float32", "bfloat16"], "of the matrix products; all else stays in float32"] = (
+        "float32"
+    )
     ties: Annotated[
         str | None,
-        Field(
-            description="order of a user's rows with equal times: file, or random, by the dataset's seed (default: "
-            "file for ml-100k; for a table of your own random where more than a tenth of neighbouring liked items tie)"
-        ),
+        "order of a user's rows with equal times: file, or random, by the dataset's seed (default: file for ml-100k; "
+        "for a table of your own random where more than a tenth of neighbouring liked items tie)",
     ] = None
     titles: Annotated[
-        str | None,
-        Field(description="for a table of your own whose items are ids: a table of ids and titles, such as movies.csv"),
+        str | None, "for a table of your own whose items are ids: a table of ids and titles, such as movies.csv"
     ] = None
     liked_from: Annotated[
-        float | None,
-        Field(description="for a table of your own: the lowest rating that counts as liked (default: 4 of 5)"),
+        float | None, "for a table of your own: the lowest rating that counts as liked (default: 4 of 5)"
     ] = None
 
     def __post_init__(self) -> None:
@@ -168,25 +147,19 @@ class _Shared:
 class SFTConfig(_Shared):
     """One SFT run.
 
-    dataset: a name, or the path of your own file or folder. model: a name, or a folder that `from_pretrained` opens.
-    start_epochs: above 0, the run continues the SFT run of that many epochs under seed 0 ("more SFT"). epochs (may be a
-    fraction) or, if given, steps set the length. whole_line: whether history and answer are learnt, or only the answer;
-    None: the whole line for pocket models, only the answer for pretrained ones. ties, titles, liked_from: see
-    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
-    models. Raises ValueError for an invalid setting.
+    start_epochs: of an SFT run under seed 0. ties, titles, liked_from: see `load_dataset`. The defaults are those of
+    pocket models on the catalogue; `recipe` has those of other data and models.
+    Raises ValueError for an invalid setting.
     """
 
     kind: Literal["sft"] = "sft"
-    start_epochs: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="start from the SFT run of this many epochs, for more SFT")
-    ] = 0.0
-    epochs: Annotated[Positive, Field(description="passes over the training users; a fraction may be given")] = 40.0
-    steps: Annotated[Count | None, Field(description="optimizer steps, in place of epochs")] = None
+    start_epochs: Annotated[NotNegative, "start from the SFT run of this many epochs, for more SFT"] = 0.0
+    epochs: Annotated[Positive, "passes over the training users; a fraction may be given"] = 40.0
+    steps: Annotated[Count | None, "optimizer steps, in place of epochs"] = None
     learning_rate: Rate = 2e-3
-    seed: Annotated[Seed, Field(description="of weights and of the order of users")] = 0
+    seed: Annotated[Seed, "of weights and of the order of users"] = 0
     whole_line: Annotated[
-        bool | None,
-        Field(description="yes: learn history and answer; no: only the answer (default: yes for pocket models)"),
+        bool | None, "yes: learn history and answer; no: only the answer (default: yes for pocket models)"
     ] = None
 
 
@@ -194,59 +167,45 @@ class SFTConfig(_Shared):
 class PreferConfig(_Shared):
     """One preference run.
 
-    sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
-    negatives: K, the number used per user. With dynamic off, select and adjust_beta are off too. validation_users: how
-    many validation users, the first of them, each evaluation ranks; None for all. likelihood_of, target_margin, alpha,
-    keep and momentum are settings of one objective each, see `minipo.extensions`; with another objective they must be
-    left out. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue,
-    whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of other data and
-    models. Raises ValueError for an invalid setting.
+    sft: None for the run that `sft_run` finds or trains. With dynamic off, select and adjust_beta are off too.
+    validation_users: the first so many. likelihood_of, target_margin, alpha, keep and momentum are settings of one
+    objective each, see `minipo.extensions`; with another objective they must be left out. ties, titles, liked_from: see
+    `load_dataset`. The defaults are those of pocket models on the catalogue, whose sft_epochs and learning_rate
+    `data/record.py` chose on validation users; `recipe` has those of other data and models.
+    Raises ValueError for an invalid setting.
     """
 
     kind: Literal["prefer"] = "prefer"
     sft: Annotated[
         str | None,
-        Field(description="folder of the SFT run to start from (default: the shipped one for these settings, or one "
-              "trained now)"),
-    ] = None  # fmt: skip
-    sft_epochs: Annotated[Positive, Field(description="epochs of that SFT run")] = 40.0
-    sft_seed: Annotated[Seed, Field(description="seed of that SFT run")] = 0
-    objective: Annotated[
-        Literal["dpo", "dmpo", "sdpo", "mppo", "simpo", "beta-dpo"], Field(description="the preference loss")
-    ] = "dmpo"
-    negatives: Annotated[Count, Field(description="K, negatives per user")] = 15
-    dynamic: Annotated[Switch, Field(description="DynamicPO")] = "off"
+        "folder of the SFT run to start from (default: the shipped one for these settings, or one trained now)",
+    ] = None
+    sft_epochs: Annotated[Positive, "epochs of that SFT run"] = 40.0
+    sft_seed: Annotated[Seed, "seed of that SFT run"] = 0
+    objective: Annotated[Literal["dpo", "dmpo", "sdpo", "mppo", "simpo", "beta-dpo"], "the preference loss"] = "dmpo"
+    negatives: Annotated[Count, "K, negatives per user"] = 15
+    dynamic: Annotated[Switch, "DynamicPO"] = "off"
     select: Annotated[
         Literal["on", "off", "random", "hardest"],
-        Field(description="DynamicPO's selection; random: as many, drawn at random (hardest, in old runs: on)"),
+        "DynamicPO's selection; random: as many, drawn at random (hardest, in old runs: on)",
     ] = "on"
-    adjust_beta: Annotated[Switch, Field(description="DynamicPO's dual-margin beta")] = "on"
-    clusters: Annotated[Count, Field(description="groups of DynamicPO's k-means")] = 3
-    beta: Annotated[Positive, Field(description="strength of the objective")] = 1.0
-    margin: Annotated[float, Field(ge=0, allow_inf_nan=False, description="gamma of DynamicPO's dual-margin beta")] = (
-        6.0
-    )
+    adjust_beta: Annotated[Switch, "DynamicPO's dual-margin beta"] = "on"
+    clusters: Annotated[Count, "groups of DynamicPO's k-means"] = 3
+    beta: Annotated[Positive, "strength of the objective"] = 1.0
+    margin: Annotated[NotNegative, "gamma of DynamicPO's dual-margin beta"] = 6.0
     learning_rate: Rate = 3e-4
-    steps: Annotated[Count, Field(description="optimizer steps")] = 300
-    seed: Annotated[Seed, Field(description="of the order of users and of each user's negatives")] = 0
-    evaluate_every: Annotated[Count, Field(description="steps between evaluations on validation users")] = 50
-    validation_users: Annotated[
-        Count | None, Field(description="validation users that each evaluation ranks (default: all)")
-    ] = None
+    steps: Annotated[Count, "optimizer steps"] = 300
+    seed: Annotated[Seed, "of the order of users and of each user's negatives"] = 0
+    evaluate_every: Annotated[Count, "steps between evaluations on validation users"] = 50
+    validation_users: Annotated[Count | None, "validation users that each evaluation ranks (default: all)"] = None
     likelihood_of: Annotated[
         Literal["token", "answer"],
-        Field(description="mppo: average likelihood per token, or the whole answer's, as in DynamicPO's release"),
+        "mppo: average likelihood per token, or the whole answer's, as in DynamicPO's release",
     ] = "token"
-    target_margin: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="simpo: gamma that a margin must exceed")
-    ] = 0.5
-    alpha: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="beta-dpo: how much beta follows a batch's gaps")
-    ] = 0.6
-    keep: Annotated[float, Field(gt=0, le=1, description="beta-dpo: share of a batch's pairs that enter the loss")] = (
-        0.8
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1, description="beta-dpo: share of the past in the running mean")] = 0.9
+    target_margin: Annotated[NotNegative, "simpo: gamma that a margin must exceed"] = 0.5
+    alpha: Annotated[NotNegative, "beta-dpo: how much beta follows a batch's gaps"] = 0.6
+    keep: Annotated[float, Field(gt=0, le=1), "beta-dpo: share of a batch's pairs that enter the loss"] = 0.8
+    momentum: Annotated[float, Field(ge=0, lt=1), "beta-dpo: share of the past in the running mean"] = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,12 +216,11 @@ class PreferConfig(_Shared):
             raise ValueError(
                 f"{self.objective} chooses negatives and their strength itself, as DynamicPO does; leave dynamic off."
             )
-        for field in fields(self):
-            takes = OWN.get(field.name)
-            if takes not in (None, self.objective) and getattr(self, field.name) != field.default:
+        for name, takes in OWN.items():
+            if takes != self.objective and getattr(self, name) != getattr(PreferConfig, name):
                 raise ValueError(
-                    f"{field.name} is a setting of {takes}, and the objective is {self.objective}; leave it out, or "
-                    f"choose {takes}."
+                    f"{name} is a setting of {takes}, and the objective is {self.objective}; leave it out, or choose "
+                    f"{takes}."
                 )
 
     def dynamic_po(self) -> DynamicPO | None:
@@ -292,7 +250,7 @@ def type_of(field: DataclassField[Any]) -> tuple[type, tuple[str, ...]]:
 def purpose(field: DataclassField[Any]) -> str:
     """What a setting is for, in a line."""
     annotated: Any = field.type
-    return next(each.description for each in reversed(annotated.__metadata__))
+    return annotated.__metadata__[-1]
 
 
 Config = SFTConfig | PreferConfig
@@ -315,11 +273,10 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
     """`settings` as a configuration, the rest from `recipe`; for an unknown setting, ValueError names the closest."""
-    known = {field.name: field for field in fields(kind)}
-    given = {name: settings.get(name, known[name].default) for name in ("dataset", "model")}
-    plain = dict(recipe(kind.kind, str(given["dataset"]), str(given["model"])))
+    dataset, model = (str(settings.get(name, getattr(kind, name))) for name in ("dataset", "model"))
+    plain = dict(recipe(kind.kind, dataset, model))
     for name, value in settings.items():
-        lookup("setting", name, known)
+        lookup("setting", name, kind.__dataclass_fields__)
         # What JSON can hold: a path as text, a NumPy number as Python's.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
@@ -360,5 +317,4 @@ def start_config(config: Config) -> SFTConfig | None:
     if not epochs:
         return None
     shared = ("dataset", "dataset_seed", "model", "template", "ties", "titles", "liked_from")
-    same = {name: getattr(config, name) for name in shared}
-    return make_config(SFTConfig, {**same, "epochs": epochs, "seed": seed})
+    return make_config(SFTConfig, {name: getattr(config, name) for name in shared} | {"epochs": epochs, "seed": seed})

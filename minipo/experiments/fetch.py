@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,8 @@ def smollm2_from_gguf(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     gguf.unlink()
-    (folder / "model.safetensors").chmod(
-        0o644
-    )  # safetensors makes it readable only to its owner; a class may share the folder
+    # safetensors makes it readable only to its owner; a class may share the folder.
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def unpack(folder: Path) -> None:
@@ -107,20 +107,12 @@ def _extract(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-
-
-def _hub_model(hub: str, revision: str, weights: str, download: int, licence: str) -> Hub:
-    return Hub(
-        kind="model",
-        hub=hub,
-        files=(*MODEL_FILES, "generation_config.json", "vocab.json", "merges.txt", "LICENSE"),
-        needs=MODEL_FILES,
-        room=download,
-        licence=licence,
-        revision=revision,
-        download=download,
-        sha256={"model.safetensors": weights},
-    )
+_hub_model = partial(
+    Hub,
+    kind="model",
+    files=(*MODEL_FILES, "generation_config.json", "vocab.json", "merges.txt", "LICENSE"),
+    needs=MODEL_FILES,
+)
 
 
 def _paper_data(name: str) -> Hub:
@@ -160,22 +152,22 @@ SOURCES: Mapping[str, Wheel | Hub] = {
         convert=smollm2_from_gguf,
     ),
     "gpt2": _hub_model(
-        "openai-community/gpt2",
+        hub="openai-community/gpt2",
         revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
-        weights="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        sha256={"model.safetensors": "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"},
         download=552_000_000,
+        room=552_000_000,
         licence="MIT",
     ),
     "qwen2.5-0.5b": _hub_model(
-        "Qwen/Qwen2.5-0.5B",
+        hub="Qwen/Qwen2.5-0.5B",
         revision="060db6499f32faf8b98477b0a26969ef7d8b9987",
-        weights="88c142557820ccad55bb59756bfcfcf891de9cc6202816bd346445188a0ed342",
+        sha256={"model.safetensors": "88c142557820ccad55bb59756bfcfcf891de9cc6202816bd346445188a0ed342"},
         download=999_000_000,
+        room=999_000_000,
         licence="Apache-2.0",
     ),
-    "lastfm": _paper_data("lastfm"),
-    "goodreads": _paper_data("goodreads"),
-    "steam": _paper_data("steam"),
+    **{name: _paper_data(name) for name in ("lastfm", "goodreads", "steam")},
 }
 
 
@@ -211,8 +203,7 @@ def present(name: str) -> Path | None:
     folder = home() / "fetched" / name
     try:
         receipt = read_json(folder / RECEIPT)
-        sizes = {file: written["bytes"] for file, written in receipt["files"].items()}
-        complete = all((folder / file).stat().st_size == size for file, size in sizes.items())
+        complete = all((folder / file).stat().st_size == entry["bytes"] for file, entry in receipt["files"].items())
         return folder if complete and receipt["origin"] == source.origin else None
     except (ValueError, OSError, LookupError, TypeError, AttributeError):  # no receipt, or a damaged one
         return None
@@ -281,10 +272,9 @@ def _download(name: str, source: Wheel, folder: Path, progress: bool) -> Path:
     command += ["--no-input", "--no-color", "--disable-pip-version-check", "--dest", str(folder)]
     # pip keeps an unfinished download in its temporary folder: ours, so that it is removed with it.
     environment = os.environ | dict.fromkeys(["TMPDIR", "TEMP", "TMP"], str(folder))
-    standard_error = 2  # nothing but results goes to standard output
     pip = subprocess.run(
         command,
-        stdout=standard_error if progress else subprocess.DEVNULL,
+        stdout=2 if progress else subprocess.DEVNULL,  # standard error: only results go to standard output
         stderr=subprocess.PIPE,
         env=environment,
         text=True,
@@ -313,14 +303,12 @@ def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
 
     bars: Any = None if progress else _Quiet
     try:
-        snapshot = Path(
-            snapshot_download(
-                source.hub,
-                repo_type=source.kind,
-                revision=source.revision,
-                allow_patterns=list(source.files),
-                tqdm_class=bars,
-            )
+        snapshot = snapshot_download(
+            source.hub,
+            repo_type=source.kind,
+            revision=source.revision,
+            allow_patterns=list(source.files),
+            tqdm_class=bars,
         )
     except Exception as error:  # huggingface_hub and its dependencies raise dozens of kinds
         raise ValueError(
@@ -328,7 +316,7 @@ def _from_hub(name: str, source: Hub, folder: Path, progress: bool) -> None:
             f"({first_line(error).split('. ')[0]}); connect and run 'minipo fetch {name}', or download {source.hub} "
             f"elsewhere and give the path of its folder as the {source.kind}'s name."
         ) from error
-    for path in sorted(snapshot.rglob("*")):
+    for path in sorted(Path(snapshot).rglob("*")):
         inside = path.relative_to(snapshot).as_posix()
         if path.is_file() and any(fnmatchcase(inside, pattern) for pattern in source.files):
             _check_blob(name, path, source.sha256.get(inside))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import platformdirs
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 T = TypeVar("T")
 
@@ -84,14 +84,10 @@ def read(path: Path, reader: Callable[[Path], T], remedy: str) -> T:
         raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}.") from None
 
 
-@contextmanager
-def locked(out: Path) -> Generator[None]:
+def locked(out: Path) -> BaseFileLock:
     """A lock on `out`: another process that wants the same run waits, and then finds it finished.
 
     The lock is the operating system's, so it ends with its process, however that ends.
     """
     name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    locks = home() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):
-        yield
+    return FileLock(home() / "locks" / f"{name}.lock")

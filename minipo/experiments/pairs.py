@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int32
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from minipo.evaluation import Interval
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
@@ -132,16 +132,12 @@ def write_pair(pair: Pair, out: Path) -> None:
         draft.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Side(_Strict):
+class _Side(BaseModel, strict=True):
     settings: dict[str, Any]
     ranks: list[int]
 
 
-class _Content(_Strict):
+class _Content(BaseModel, strict=True):
     """What is read of a pair's file."""
 
     kind: Literal["pair"]

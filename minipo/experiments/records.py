@@ -16,6 +16,7 @@ from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.runs import DATA, Run, versions
+from minipo.experiments.training import probe_table
 from minipo.names import lookup
 
 RECORDED = DATA / "recorded"
@@ -140,20 +141,16 @@ class Recorded:
         run = self.table.to_dict("index")[row]
         splits = load_dataset(run["dataset"])
         self.check_data(splits)
-        users = {each.user: (place, each.canonical) for place, each in enumerate(splits.test)}
+        users = [each.user for each in splits.test]
         if user not in users:
             raise ValueError(f"There is no test user {user}; they are numbered {min(users)} to {max(users)}.")
-        place, items = users[user]
+        place = users.index(user)
         sft = self.folder / "scores" / "sft.parquet"
         reference, policy = (read_parquet(path).to_numpy() for path in (sft, self.scores[row]))
-        if not reference.shape == policy.shape == (len(users), len(items)):
+        if not reference.shape == policy.shape == (len(users), len(splits.test[place].candidates)):
             raise ValueError(f"The log-probs in {self.folder / 'scores'} are damaged; make them again.")
-        shared = {"user": user, "candidate": range(len(items)), "item": items, "reference": reference[place]}
-        steps = {0: reference[place], int(run["steps"]): policy[place]}
-        return pd.concat(
-            [pd.DataFrame({"step": step, **shared, "policy": each}) for step, each in steps.items()],
-            ignore_index=True,
-        )
+        steps = {0: reference[[place]], int(run["steps"]): policy[[place]]}
+        return probe_table(splits.test[place : place + 1], steps, reference[[place]])
 
 
 def record(
@@ -267,24 +264,20 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
             f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with 'python "
             f"data/record.py {folder.name}'."
         )
+    wins = None
+    if "reward_win" in ranks:
+        nothing = np.full(len(baselines), np.nan)
+        wins = np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
     return Recorded(
         table,
-        np.stack(ranks["rank"].to_list()).astype(
-            np.int32
-        ),  # older files have 8-bit ranks, whose sums and differences overflow
+        # Older files have 8-bit ranks, whose sums and differences overflow.
+        np.stack(ranks["rank"].to_list()).astype(np.int32),
         {str(name): rank.to_numpy(np.int32) for name, rank in baselines.items()},
         curves,
         provenance,
         folder,
-        _wins(ranks),
+        wins,
     )
-
-
-def _wins(ranks: pd.DataFrame) -> np.ndarray | None:
-    if "reward_win" not in ranks:
-        return None
-    nothing = np.full(len(ranks["rank"].iloc[0]), np.nan)
-    return np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
 
 
 def check_same_data(first: Recorded, *others: Recorded) -> None:

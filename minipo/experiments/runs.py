@@ -112,8 +112,8 @@ class Run:
             raise ValueError(
                 f"{path} is missing, so the data of this unfinished run are unknown; remove its folder and run again."
             )
-        recorded = read_json(path) if path.is_file() else self.summary
-        if not isinstance(recorded, dict) or "dataset_fingerprint" not in recorded:
+        recorded = read_json(path, dict) if path.is_file() else self.summary
+        if "dataset_fingerprint" not in recorded:
             raise ValueError(f"{path if path.is_file() else self.folder} is damaged; remove its folder and run again.")
         names = ("dataset_fingerprint", "start", "start_fingerprint")
         return {name: recorded[name] for name in names if name in recorded}
@@ -153,8 +153,7 @@ class Run:
         """Its results; ValueError if it is unfinished."""
         if not self.done:
             raise ValueError(UNFINISHED.format(self.folder))
-        summary: dict[str, Any] = read_json(self.folder / "summary.json", dict)
-        return summary
+        return read_json(self.folder / "summary.json", dict)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -251,7 +250,6 @@ def cache_folder(config: Config) -> Path:
     It is named after the settings that differ from defaults, so that a run keeps its folder when a setting is added.
     """
     data = splits_of(config).fingerprint
-    defaults = {field.name: field.default for field in fields(config)}
-    given = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    given = {name: value for name, value in asdict(config).items() if value != getattr(type(config), name)}
     content = json.dumps([version("minipo"), data, config.kind, given], sort_keys=True)
     return home() / "runs" / f"{config.kind}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -21,9 +21,8 @@ def grid(**settings: Any) -> list[PreferConfig]:
     """
     settings["seed"] = settings.pop("seeds", settings.get("seed", 0))
     axes = {name: _values(value) for name, value in settings.items()}
-    for name, choices in axes.items():
-        if not choices:
-            raise ValueError(f"{name} has no values; give at least one.")
+    if empty := [name for name, choices in axes.items() if not choices]:
+        raise ValueError(f"{empty[0]} has no values; give at least one.")
     cells: list[PreferConfig] = []
     for values in product(*axes.values()):
         cell: dict[str, Any] = dict(zip(axes, values, strict=True))

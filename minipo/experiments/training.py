@@ -45,7 +45,7 @@ from minipo.experiments.runs import (
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from minipo.evaluation import Report, Scores
     from minipo.trainers import PreferenceTrainer
@@ -93,8 +93,23 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
         return finished(out, config) or _sft(config, out, progress)
 
 
-def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
+def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "TrainingArguments":
+    """`training_arguments` with a run's settings."""
     from minipo.experiments.arguments import training_arguments
+
+    return training_arguments(
+        folder,
+        steps=steps,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        bf16=PRECISION[config.precision],
+        **others,
+    )
+
+
+def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.experiments.models import POCKET, add_lora, load_model
     from minipo.experiments.users import evaluate
     from minipo.trainers import SFTTrainer
@@ -116,16 +131,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
-        training_arguments(
-            out / "checkpoints",
-            steps=steps,
-            batch_size=config.batch_size,
-            accumulation=config.accumulation,
-            learning_rate=config.learning_rate,
-            seed=config.seed,
-            progress=progress,
-            bf16=PRECISION[config.precision],
-        ),
+        _arguments(config, out / "checkpoints", steps, progress=progress),
         rows["train"],
         processing_class=tokenizer,
         whole_line=whole_line,
@@ -138,22 +144,20 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         trainer.model = model = model.merge_and_unload()  # pyrefly: ignore[not-callable]
     if not only_adapter:
         _save_model(trainer, out)
-    logs = Run(out).metrics
     with arithmetic(model, config.precision):
         test, validation = (
             evaluate(model, tokenizer, users, template=config.template, batch_size=rows_at_once(config))
             for users in (splits.test, splits.validation)
         )
-    _write_users(out, splits, test)
     summary = {
-        "train_loss": float(logs[logs.step > 0.9 * steps].loss.mean()),
+        "train_loss": float(Run(out).metrics[lambda table: table.step > 0.9 * steps].loss.mean()),
         "steps": steps,
         **{f"val_{name}": value for name, value in validation.metrics.items()},
         **test.metrics,
         "shortened_prompts": shortened,
         "seconds": seconds,
     }
-    return _finish(out, splits, summary)
+    return _finish(out, splits, test, summary)
 
 
 def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: Any) -> Run:
@@ -200,7 +204,6 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
     _save_model(trainer, out)
     test = report(trainer.score(ranked), test_reference)
-    _write_users(out, splits, test)
     run = Run(out)
     last_tenth = run.metrics[lambda table: table.step > 0.9 * config.steps]
     validation = run.evaluation.iloc[-1]
@@ -214,7 +217,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         "shortened_prompts": shortened,
         "seconds": seconds,
     }
-    return _finish(out, splits, summary)
+    return _finish(out, splits, test, summary)
 
 
 def preference_trainer(
@@ -226,17 +229,12 @@ def preference_trainer(
     train, validation: rows of `users.preference_rows`; validation may be None. folder: of checkpoints. cache: of the
     reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of `training_arguments`.
     """
-    from minipo.experiments.arguments import training_arguments
     from minipo.experiments.models import add_lora
     from minipo.trainers import PreferenceTrainer
 
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
-    arguments = training_arguments(
-        folder, steps=config.steps, batch_size=config.batch_size, accumulation=config.accumulation,
-        learning_rate=config.learning_rate, seed=config.seed, bf16=PRECISION[config.precision],
-        per_device_eval_batch_size=rows_at_once(config), **others,
-    )  # fmt: skip
+    arguments = _arguments(config, folder, config.steps, per_device_eval_batch_size=rows_at_once(config), **others)
     return PreferenceTrainer(
         model, arguments, train, validation, processing_class=tokenizer, objective=loss,
         negatives=config.negatives, beta=config.beta, dynamic=dynamic, reference_cache=cache,
@@ -307,38 +305,34 @@ def sft_folder(folder: Path, config: Config) -> Run:
 
 def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) -> float:
     """Train in `out`, or resume from its last complete checkpoint. Returns the seconds of training so far."""
-    with without_bars(), _writing(out):
-        return _train_on(trainer, out, probed)
-
-
-def _train_on(trainer: "Trainer", out: Path, probed: Sequence[Interaction]) -> float:
     from transformers import TrainerState
 
     from minipo.experiments.arguments import Listen, last_checkpoint
 
-    checkpoint = last_checkpoint(out / "checkpoints")
-    # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.
-    for path in (*out.glob(".[0-9]*-*"), *out.glob("checkpoints/checkpoint-*")):
-        if path != checkpoint:
-            remove(path)
-    step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
-    for name in ("metrics", "evaluation"):
-        # Steps after the checkpoint are trained again, and their lines written again.
-        kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= step]
-        with whole_file(out / f"{name}.jsonl") as draft:
-            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    recorder = Recorder(trainer, out, probed, step)
-    trainer.add_callback(Listen(recorder.heard))
-    if trainer.eval_dataset is not None and checkpoint is None:
-        trainer.evaluate()
-    if step < trainer.args.max_steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:  # the Trainer would take one more step
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
-    if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
-        trainer.evaluate()
-    return recorder.seconds()
+    with without_bars(), _writing(out):
+        checkpoint = last_checkpoint(out / "checkpoints")
+        # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.
+        for path in (*out.glob(".[0-9]*-*"), *out.glob("checkpoints/checkpoint-*")):
+            if path != checkpoint:
+                remove(path)
+        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
+        for name in ("metrics", "evaluation"):
+            # Steps after the checkpoint are trained again, and their lines written again.
+            kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= step]
+            with whole_file(out / f"{name}.jsonl") as draft:
+                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        recorder = Recorder(trainer, out, probed, step)
+        trainer.add_callback(Listen(recorder.heard))
+        if trainer.eval_dataset is not None and checkpoint is None:
+            trainer.evaluate()
+        if step < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        else:  # the Trainer would take one more step
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
+        if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
+            trainer.evaluate()
+        return recorder.seconds()
 
 
 class Recorder:
@@ -364,23 +358,18 @@ class Recorder:
         if "loss" in logs:
             names = ("loss", "pair_loss", "learning_rate", "push_boundary", "push_discriminative", "boundary_share")
             self._append("metrics", {"step": step, **{name: logs[name] for name in names if name in logs}})
-        elif any(name.startswith("eval_") for name in logs):
-            metrics = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
-            if self.probed:
-                self._record_probe(step)
+        elif metrics := {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}:
+            if count := len(self.probed):
+                policy, reference = self.trainer.validation_report.scores, self.trainer.validation_reference
+                self.probe.append(probe_table(self.probed, {step: policy[:count]}, reference[:count]))
+                with whole_file(self.out / "probe.parquet") as draft:
+                    pd.concat(self.probe).to_parquet(draft, index=False)
             self._append("evaluation", {"step": step, **metrics})
 
     def _append(self, name: str, line: dict[str, float]) -> None:
         line["seconds"] = self.seconds()
         with (self.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-    def _record_probe(self, step: int) -> None:
-        policy = self.trainer.validation_report.scores[: len(self.probed)]
-        reference = self.trainer.validation_reference[: len(self.probed)]
-        self.probe.append(probe_table(self.probed, {step: policy}, reference))
-        with whole_file(self.out / "probe.parquet") as draft:
-            pd.concat(self.probe).to_parquet(draft, index=False)
 
 
 def probe_table(users: Sequence[Interaction], scores: Mapping[int, "Scores"], reference: "Scores") -> pd.DataFrame:
@@ -397,14 +386,6 @@ def probe_table(users: Sequence[Interaction], scores: Mapping[int, "Scores"], re
     return pd.concat(tables, ignore_index=True)
 
 
-def _write_users(out: Path, splits: Splits, test: "Report") -> None:
-    table = pd.DataFrame({"user": [user.user for user in splits.test], "rank": test.ranks})
-    if test.reward_wins is not None:
-        table["reward_win"] = test.reward_wins
-    with whole_file(out / "users.parquet") as draft:
-        table.to_parquet(draft, index=False)
-
-
 def _save_model(trainer: Any, out: Path) -> None:
     from minipo.experiments.models import save_model
 
@@ -413,8 +394,13 @@ def _save_model(trainer: Any, out: Path) -> None:
         save_model(trainer.model, trainer.processing_class, draft)
 
 
-def _finish(out: Path, splits: Splits, summary: dict[str, Any]) -> Run:
-    """Write the summary, which marks the run as finished, then remove the checkpoints."""
+def _finish(out: Path, splits: Splits, test: "Report", summary: dict[str, Any]) -> Run:
+    """Write every test user's result and the summary, which marks the run as finished, then remove the checkpoints."""
+    users = pd.DataFrame({"user": [user.user for user in splits.test], "rank": test.ranks})
+    if test.reward_wins is not None:
+        users["reward_win"] = test.reward_wins
+    with whole_file(out / "users.parquet") as draft:
+        users.to_parquet(draft, index=False)
     content = {
         "status": "done",
         "dataset_fingerprint": splits.fingerprint,

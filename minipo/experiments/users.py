@@ -48,21 +48,21 @@ def fit_prompts(
     """
     template = _template(template)
     prompts = [user_prompt(user, template) for user in interactions]
-    if context is None:
+    if context is None or not interactions:
         return prompts, 0
     rooms = np.full(len(interactions), room or 0)
     if room is None:
         names = tokenize(tokenizer, [answer(item) for user in interactions for item in user.canonical])
         begins = np.cumsum([0] + [len(user.candidates) for user in interactions[:-1]])
-        rooms = np.maximum.reduceat([len(ids) for ids in names], begins) if interactions else rooms
+        rooms = np.maximum.reduceat([len(ids) for ids in names], begins)
     long = np.arange(len(interactions))  # rows still to check
     shortened = dropped = 0
     while True:
-        lengths = np.array([len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)])
-        too_long = lengths + rooms[long] > context if len(long) else np.zeros(0, bool)
+        needed = rooms[long] + [len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)]
+        too_long = needed > context
         if not too_long.any():
             return prompts, shortened
-        long, needed = long[too_long], (lengths + rooms[long])[too_long]
+        long, needed = long[too_long], needed[too_long]
         shortened, dropped = shortened or len(long), dropped + 1
         for row, tokens in zip(long, needed, strict=True):
             user = interactions[row]
@@ -194,10 +194,7 @@ def valid_ratio(
                 )
             texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for user, text in zip(users, texts, strict=True):
-                if listed:
-                    valid += len(named(user.candidates, text)) == 1
-                else:
-                    valid += text.strip() in catalogue
+                valid += len(named(user.candidates, text)) == 1 if listed else text.strip() in catalogue
     finally:
         model.train(training)
         tokenizer.padding_side = side

@@ -30,12 +30,11 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
-    preferred = [config for config in configs if isinstance(config, PreferConfig)]
-    for config in preferred:  # the data stay in memory
-        check_negatives(splits_of(config), config.negatives)
-    for config in preferred:
-        if config.sft is not None:
-            sft_run(config)
+    for config in configs:
+        if isinstance(config, PreferConfig):
+            check_negatives(splits_of(config), config.negatives)  # the data stay in memory
+            if config.sft is not None:
+                sft_run(config)
     todo = [config for config in dict.fromkeys(configs) if finished(cache_folder(config), config) is None]
     starts = list({start: config for config in todo if (start := start_config(config))}.values())
     workers = workers or os.cpu_count() or 1
@@ -44,9 +43,7 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
     return [Run(cache_folder(config)) for config in configs]
 
 
-def _work(
-    name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool = True
-) -> None:
+def _work(name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool) -> None:
     """Do `task` for each of `configs` in separate processes, `workers` at a time."""
     if not configs:
         return
@@ -126,5 +123,4 @@ def _start(config: Config) -> None:
 
 
 def _train(config: Config) -> None:
-    settings = asdict(config)
-    (prefer if isinstance(config, PreferConfig) else sft)(progress=False, **settings)
+    (prefer if isinstance(config, PreferConfig) else sft)(progress=False, **asdict(config))

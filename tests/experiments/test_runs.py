@@ -286,7 +286,7 @@ def test_it_may_be_cut_off_anywhere(step, start, finished, tmp_path, monkeypatch
     assert_same_end(start(out), finished)
 
 
-@pytest.mark.parametrize("room", ["_write_users", "write_json"])
+@pytest.mark.parametrize("room", ["_finish", "write_json"])
 def test_it_may_be_cut_off_after_the_last_step(room, start, finished, tmp_path, monkeypatch):
     def cut(*arguments):
         if room != "write_json" or arguments[0].name == "summary.json":

@@ -48,11 +48,9 @@ def split_by_time(
     items share their time, else "file". The report's `ties` has what was used (order), the pairs of neighbouring liked
     items (neighbours), how many of them share their time (tied), and for how many users the last two do, so that the
     order itself decides which is the test's answer (users).
-    A line's chosen item is liked; its history is the up to 10 liked items before it, at least 3. A user's last line is
-    for the test, the one before for validation, the rest for training. Negatives are drawn uniformly, without
-    replacement, from the items that none of the user's rows up to the chosen one names, liked or not; they and the
-    order of the candidates are keyed by (seed, user, position of the chosen item), so they do not depend on what else
-    is in the data.
+    A line's chosen item is liked; its history is the up to 10 liked items before it, at least 3. Negatives are drawn
+    uniformly, without replacement; they and the order of the candidates are keyed by (seed, user, position of the
+    chosen item), so they do not depend on what else is in the data.
     Users who cannot fill all three splits or have fewer than 19 items that they never meet are dropped and counted. So
     are users drawn at random once there are more than 500,000 lines, to limit memory.
     Warns where nearly all neighbours share their time. Raises ValueError if no user is left, or if `ties` is unknown.

@@ -85,11 +85,9 @@ def generate(seed: int = 0, train: int = 4000, validation: int = 1000, test: int
     Raises ValueError if the seed or a count is negative.
     """
     here = world(seed)
-    parts = []
-    first_user = 0
-    for count, stream in zip((train, validation, test), _seeds(seed)[1:4], strict=True):
-        parts.append(_users(here, np.random.default_rng(stream), first_user, count))
-        first_user += count
+    starts, counts = (0, train, train + validation), (train, validation, test)
+    each = zip(_seeds(seed)[1:4], starts, counts, strict=True)
+    parts = [_users(here, np.random.default_rng(stream), first_user, count) for stream, first_user, count in each]
     return here, Splits("catalog", parts[0], parts[1], parts[2], here.items)
 
 
@@ -109,9 +107,8 @@ def _seeds(seed: int) -> list[np.random.SeedSequence]:
 
 def _users(here: World, random: np.random.Generator, first_user: int, count: int) -> tuple[Interaction, ...]:
     lines = _walk(here, random, count)
-    rows = np.arange(count)[:, None]
     keys = random.random((count, len(here.items)))
-    keys[rows, lines] = np.inf  # neither history nor chosen can be a negative
+    np.put_along_axis(keys, lines, np.inf, axis=1)  # neither history nor chosen can be a negative
     candidates = np.concatenate([lines[:, -1:], np.argsort(keys, axis=1)[:, :NEGATIVES]], axis=1)
     candidates = random.permuted(candidates, axis=1)
     names = np.array(here.items, dtype=object)

@@ -15,13 +15,13 @@ joined, how many of them fit several users, and how many continue rows that are 
 import re
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from minipo.experiments.datasets.by_time import keyed
 from minipo.experiments.datasets.splits import Interaction, Splits, with_report
@@ -60,13 +60,12 @@ def read(path: Path, seed: int = 0, name: str = "own") -> Splits:
     _check_names(path, [row for rows in found.values() for row in rows])
     # The file from which a split is formed, if any: only there must all of a user's rows be found.
     carved = {"train", "validation", "all"} & found.keys() if len(found) < len(SPLITS) else set()
-    number, joined = 0, Counter(rows=0, several=0, loose=0)
+    numbers, joined = count(), Counter(rows=0, several=0, loose=0)
     users = {}
     for split, rows in found.items():
         lines = [(*history, chosen) for history, chosen, _ in rows]
         runs = _runs(lines)
-        users[split] = _by_user(rows, _join(lines, runs, joined) if split in carved else runs, number)
-        number += len(users[split])
+        users[split] = _by_user(rows, _join(lines, runs, joined) if split in carved else runs, numbers)
 
     if "all" in users:
         users["train"], users["test"] = _part(users.pop("all"), 10, seed, path)
@@ -137,13 +136,13 @@ def _check_names(path: Path, rows: Sequence[Row]) -> None:
         raise ValueError(f"{path}: no name in a history, such as {min(taken)[:80]!r}, is any row's candidate; {advice}")
 
 
-def _by_user(rows: Sequence[Row], users: Sequence[int], first: int) -> list[list[Interaction]]:
-    """The rows by user, of whom each row has one in `users`; numbered from `first` in the order in which they begin."""
-    number = {user: first + place for place, user in enumerate(dict.fromkeys(users))}
-    found: list[list[Interaction]] = [[] for _ in number]
+def _by_user(rows: Sequence[Row], users: Sequence[int], numbers: Iterator[int]) -> list[list[Interaction]]:
+    """The rows by user, of whom each row has one in `users`; numbered in the order in which they begin."""
+    number: dict[int, int] = defaultdict(numbers.__next__)
+    found: dict[int, list[Interaction]] = defaultdict(list)
     for user, row in zip(users, rows, strict=True):
-        found[number[user] - first].append(Interaction(number[user], *row))
-    return found
+        found[user].append(Interaction(number[user], *row))
+    return [*found.values()]
 
 
 def _runs(lines: Sequence[Names]) -> list[int]:
@@ -191,14 +190,13 @@ def _join(lines: Sequence[Names], runs: Sequence[int], joined: Counter[str]) -> 
             user[another] = one
         after[items] = [run]  # the others are the same user's from here on
     joined["rows"] += times.total()
-    joined["several"] += sum(count for items, count in times.items() if count > 1 or items in several)
+    joined["several"] += sum(rows for items, rows in times.items() if rows > 1 or items in several)
     return [of(run) for run in runs]
 
 
-class _Fields(BaseModel):
+class _Fields(BaseModel, strict=True):
     """A row as it is written; a history may also be a list."""
 
-    model_config = ConfigDict(strict=True)
     historyList: list[str]
     itemList: list[str]
     trueSelection: str

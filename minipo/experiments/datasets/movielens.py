@@ -21,8 +21,7 @@ _MOVED = re.compile(r"([^()]+), (The|A|An|Il|La|Le|Les|L'|Der|Die|Das|Det|O)(?= 
 def load(seed: int = 0, ties: str = "file") -> Splits:
     """MovieLens-100K as splits; fetched on first use.
 
-    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`;
-    runs are recorded in the file's order.
+    seed, ties: see `by_time.split_by_time`; runs are recorded in the file's order.
     """
     return read(fetch("ml-100k"), seed, ties)
 

@@ -36,9 +36,8 @@ def read(
     a user's later rows of an item, of which the first counts. Spaces around names are stripped. Other decisions, and
     what may be wrong, are sentences under notes.
     Users keep their numbers if all are whole numbers, and are otherwise numbered in the order of their names.
-    seed: of the negatives, of the candidates' order and of the order within ties. ties: see `by_time.split_by_time`.
-    titles: a table of items' ids and titles; without it, one beside the interactions with a known name.
-    liked_from: the lowest rating that counts as liked, on any scale.
+    seed, ties: see `by_time.split_by_time`. titles: a table of items' ids and titles; without it, one beside the
+    interactions with a known name. liked_from: the lowest rating that counts as liked, on any scale.
     Raises ValueError, in one sentence that says what is wrong, where, and what to do, if the file cannot be read, lacks
     a column, has a time or a rating that is not one, or has too few users, items or rows per user.
     """

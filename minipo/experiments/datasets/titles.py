@@ -23,8 +23,7 @@ def named(ids: list[str], source: Source) -> tuple[list[str], list[str]]:
     rows = rows[(rows["item"] >= 0) & (rows["title"] >= 0)].drop_duplicates(["item", "title"])
     several = int(rows["item"].duplicated().sum())
     known = rows.drop_duplicates("item").set_index("item")
-    place = {name: number for number, name in enumerate(items)}
-    found = known.reindex([place.get(name, -1) for name in ids])
+    found = known.reindex(pd.Index(items).get_indexer(pd.Index(ids)))
     titled = found["title"].notna()
     if not titled.any():
         raise ValueError(
