@@ -1,4 +1,4 @@
-"""Look a name up among the known ones, or say in one sentence which are known."""
+"""Sentences for users: of a name that is not among the known ones, and of an error of another library."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -24,3 +24,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     close = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}."
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line, to be quoted in a sentence; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

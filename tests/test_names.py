@@ -1,8 +1,8 @@
-"""A name that is not known: one sentence with the closest match and all that are."""
+"""A name that is not known: one sentence with the closest match and all that are. An error of another library."""
 
 import pytest
 
-from minipo.names import lookup
+from minipo.names import first_line, lookup
 
 KNOWN = {"dpo": 1, "dmpo": 2, "sdpo": 3}
 
@@ -23,3 +23,10 @@ def test_a_name_like_none_of_them_gets_the_list_alone(name):
     with pytest.raises(ValueError, match=r".") as caught:
         lookup("objective", name, KNOWN)
     assert str(caught.value) == f"Unknown objective {name!r}. Known: dpo, dmpo, sdpo."
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(ValueError("Bad header.\nat byte 3"), "Bad header"), (MemoryError(), "MemoryError")]
+)
+def test_an_error_is_quoted_in_one_line_even_if_it_says_nothing(error, said):
+    assert first_line(error) == said

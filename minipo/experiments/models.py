@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from minipo.experiments.fetch import SOURCES, fetch, first_line
+from minipo.experiments.fetch import SOURCES, fetch
 from minipo.experiments.files import read_json, remove, write_json
-from minipo.names import unknown
+from minipo.names import first_line, unknown
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128
 DROPOUT = 0.1  # GPT-2's own; SFT on a few thousand users needs it; preference training turns it off

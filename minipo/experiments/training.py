@@ -41,6 +41,7 @@ from minipo.experiments.runs import (
     versions,
     without_bars,
 )
+from minipo.names import first_line
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _writing(out: Path) -> Generator[None]:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of archives
             raise
         raise OSError(
-            f"The run in {out} could not be written ({str(error).splitlines()[0]}); if the disk is full, free some "
+            f"The run in {out} could not be written ({first_line(error)}); if the disk is full, free some "
             "space, and start the run again to resume it."
         ) from error
 
