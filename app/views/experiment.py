@@ -89,15 +89,15 @@ def example() -> Drawn:
     sides = [make_config(PreferConfig, side) for side in (LEFT, RIGHT)]
     labels = classroom.side_labels(*sides)
     intervals, colour = pairs.closing_in(differences), colour_of(vars(sides[1]))
-    means = [100 * np.mean([side[seed] for seed in seeds]) for side in (left, right)]
-    sft = 100 * grid.baseline("sft")[None].mean()
+    # The mean of the seeds' means, as on the other pages: rounded, that of all users is at times another.
+    first, second = (level(float(np.mean([side[seed].mean() for seed in seeds]))) for side in (left, right))
+    sft = level(grid.baseline("sft")[None].mean())
     return Drawn(
         f"**Recorded, {len(seeds)} seeds, no class yet.** {classroom.difference_sentence(labels, intervals[-1])}",
         classroom.class_dots(entries, intervals[-1], colour),
         classroom.class_closing(intervals, colour),
-        f"Recorded runs. Mean HR@1 of {len(seeds)} seeds: {means[0]:.1f} % ({labels[0]}), {means[1]:.1f} % "
-        f"({labels[1]}), {sft:.1f} % (SFT); {differences.shape[1]:,} test users. In a class each dot is a student's, "
-        "who guesses before it appears.",
+        f"Recorded runs. Mean HR@1 of {len(seeds)} seeds: {first} ({labels[0]}), {second} ({labels[1]}), {sft} (SFT); "
+        f"{differences.shape[1]:,} test users. In a class each dot is a student's, who guesses before it appears.",
     )
 
 
