@@ -62,7 +62,8 @@ def moments(probe: pd.DataFrame) -> list[Moment]:
         policy, reference = (
             torch.from_numpy(table[name].to_numpy(np.float64, na_value=-np.inf)) for name in ("policy", "reference")
         )
-        items = tuple(tuple(names[pd.notna(names)]) for names in table["item"].to_numpy())
+        here = table["reference"].notna().to_numpy()  # a user's candidates; a name may be missing
+        items = tuple(tuple(names[each]) for names, each in zip(table["item"].to_numpy(), here, strict=True))
         found.append(Moment(int(str(step)), tuple(table.index), items, policy, reference))
     return found
 

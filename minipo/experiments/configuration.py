@@ -147,9 +147,12 @@ class _Shared:
 class SFTConfig(_Shared):
     """One SFT run.
 
-    start_epochs: of an SFT run under seed 0. ties, titles, liked_from: see `load_dataset`. The defaults are those of
-    pocket models on the catalogue; `recipe` has those of other data and models.
-    Raises ValueError for an invalid setting.
+    dataset: a name, or the path of your own file or folder. model: a name, or a folder that `from_pretrained` opens.
+    start_epochs: above 0, the run continues the SFT run of that many epochs under seed 0 ("more SFT"). epochs (may be a
+    fraction) or, if given, steps set the length. whole_line: whether history and answer are learnt, or only the answer;
+    None: the whole line for pocket models, only the answer for pretrained ones. ties, titles, liked_from: see
+    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
+    models. Raises ValueError for an invalid setting.
     """
 
     kind: Literal["sft"] = "sft"
@@ -167,12 +170,13 @@ class SFTConfig(_Shared):
 class PreferConfig(_Shared):
     """One preference run.
 
-    sft: None for the run that `sft_run` finds or trains. With dynamic off, select and adjust_beta are off too.
-    validation_users: the first so many. likelihood_of, target_margin, alpha, keep and momentum are settings of one
-    objective each, see `minipo.extensions`; with another objective they must be left out. ties, titles, liked_from: see
-    `load_dataset`. The defaults are those of pocket models on the catalogue, whose sft_epochs and learning_rate
-    `data/record.py` chose on validation users; `recipe` has those of other data and models.
-    Raises ValueError for an invalid setting.
+    sft: the folder of a finished SFT run, or None for the one that `sft_run` finds or trains for these settings.
+    negatives: K, the number used per user. With dynamic off, select and adjust_beta are off too. validation_users: how
+    many validation users, the first of them, each evaluation ranks; None for all. likelihood_of, target_margin, alpha,
+    keep and momentum are settings of one objective each, see `minipo.extensions`; with another objective they must be
+    left out. ties, titles, liked_from: see `load_dataset`. The defaults are those of pocket models on the catalogue,
+    whose sft_epochs and learning_rate `data/record.py` chose on validation users; `recipe` has those of other data and
+    models. Raises ValueError for an invalid setting.
     """
 
     kind: Literal["prefer"] = "prefer"

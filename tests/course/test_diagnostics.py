@@ -67,6 +67,11 @@ def test_moments_are_the_log_probs_by_step_and_user(probe):
     assert second.policy[2].tolist() == lines.policy.to_list()
 
 
+def test_an_item_without_a_name_keeps_its_place(probe):
+    (items, *_) = moments(probe.replace({"item": {"3-1": None}}))[0].items
+    assert (items[0], items[2], len(items)) == ("3-0", "3-2", 3)
+
+
 def test_a_probe_without_its_columns_is_refused(probe):
     with pytest.raises(ValueError, match=r"^The probe lacks the columns item, policy: give a run's probe"):
         moments(probe.drop(columns=["item", "policy"]))

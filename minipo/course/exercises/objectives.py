@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from minipo.course.exercises.checks import Wrong, dictionary, plant, task
 from minipo.course.figures.style import INK, OBJECTIVE_LABELS, lay_out, short
@@ -134,19 +135,25 @@ def _right_in_another_order(policy: Tensor, reference: Tensor, beta: float) -> T
 
 
 def _loss_w(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    return preference_loss("dpo", policy, reference, beta).losses
+    ratio = policy - reference
+    return -logsigmoid(beta * (ratio[:, :1] - ratio[:, 1:])).mean(1)
 
 
 def _loss_x(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    return right(policy, reference, beta**2)
+    rewards = beta * (policy - reference)
+    return -logsigmoid(beta * (rewards[:, 0] - rewards[:, 1:].mean(1)))
 
 
 def _loss_y(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    return right(policy, -reference, beta)
+    gap = policy[:, 0] - policy[:, 1:].mean(1)
+    expected = reference[:, 0] - reference[:, 1:].mean(1)
+    return -logsigmoid(beta * (gap + expected))
 
 
 def _loss_z(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    return right(torch.cat([policy[:, :1].detach(), policy[:, 1:]], dim=1), reference, beta)
+    ratio = policy - reference
+    ratio = torch.cat([ratio[:, :1].detach(), ratio[:, 1:]], dim=1)
+    return -logsigmoid(beta * (ratio[:, 0] - ratio[:, 1:].mean(1)))
 
 
 def _value(loss: Loss, policy: list[float], reference: list[float] | None = None, beta: float = 1.0) -> str:
