@@ -145,21 +145,24 @@ def remarks(report: Mapping[str, Any]) -> dict[str, str]:
         decides = "the order of the rows in the file" if ties["order"] == "file" else "chance, by the dataset's seed,"
         said["ties"] = (
             f"{ties['tied']:,} of {ties['neighbours']:,} neighbouring liked items of a user share their time: for "
-            f"{ties['users']:,} users {decides} decides which is the test's answer (ties={ties['order']})"
+            f"{_counted(ties['users'], 'user')} {decides} decides which is the test's answer (ties={ties['order']})"
             + "; warning: as nearly all do, the times hardly order the items; use finer ones"
             * (ties["tied"] > ALMOST_ALL * ties["neighbours"])
         )
     joined = report.get("joined", {"rows": 0, "loose": 0})
     if joined["rows"]:
         said["joined"] = (
-            f"{joined['rows']:,} rows with their user's rows elsewhere in the file, by their histories; "
+            f"{_counted(joined['rows'], 'row')} with their user's rows elsewhere in the file, by their histories; "
             f"{joined['several']:,} of them fit several users, who count as one"
         )
     if joined["loose"]:
-        said["loose"] = (
-            f"{joined['loose']:,} rows whose history continues no other row, so their users may count as several"
-        )
+        loose = _counted(joined["loose"], "row")
+        said["loose"] = f"{loose} whose history continues no other row, so their users may count as several"
     return said
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def canonical_numbers(interactions: Sequence[Interaction], items: Sequence[str]) -> Int[np.ndarray, "batch candidates"]:

@@ -129,6 +129,10 @@ def test_rows_are_joined_over_gaps_and_those_that_go_on_from_nothing_are_counted
     splits = load_dataset(write(tmp_path / "more.json", content))
     assert splits.report["joined"] == {"rows": 0, "several": 0, "loose": 20}
     assert "  loose         20 rows whose history continues no other row" in describe(splits)
+    content = [
+        row for user, rows in enumerate(people(20)) for place, row in enumerate(rows) if user or place < 2 or place == 8
+    ]
+    assert "  loose         1 row whose" in describe(load_dataset(write(tmp_path / "one.json", content)))
 
 
 def test_users_whose_rows_cannot_be_told_apart_stay_in_one_split(tmp_path):
