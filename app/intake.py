@@ -1,8 +1,6 @@
 """An upload, read within the limits.
 
-`python app/intake.py UPLOAD RESULT` reads the file UPLOAD and writes the content of the page *Your data* to RESULT. The
-worker starts it in a process with limited memory and time, because the file may be hostile. An error in the file is one
-sentence on standard error, with exit code 2.
+The worker calls `main` in a process with limited memory and time, because the file may be hostile.
 """
 
 import csv
@@ -111,6 +109,8 @@ def check_lines(path: Path, splits: Splits) -> None:
 
 
 def main(upload: str, result: str) -> int:
+    """Read the file `upload` and write the content of the page *Your data* to `result`. Returns 0; an error in the file
+    is one sentence on standard error, and 2."""
     path = Path(upload)
     try:
         files.write_json(Path(result), own_data.overview(read(path)))
@@ -126,7 +126,3 @@ def main(upload: str, result: str) -> int:
         return 0
     print(f"minipo: {said if len(said) <= 600 else said[:599] + '…'}", file=sys.stderr)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -24,7 +24,7 @@ from typing import Any, cast
 import limits
 import psutil
 
-from minipo.experiments import fetch, files, pairs
+from minipo.experiments import fetch, files
 from minipo.experiments.configuration import PreferConfig, make_config
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import FILES, ending
@@ -355,31 +355,10 @@ def finish(token: str, state: str, message: str) -> None:
         )
 
 
-def running() -> list[Job]:
-    """Every job that has a process, or had one when the worker died."""
-    with database(write=False) as connection:
-        query = "select * from jobs where state = 'running' and pid is not null"
-        return [_job(row) for row in connection.execute(query)]
-
-
 def wait_again() -> None:
     """Let the running jobs wait, as they have no process any more; the worker resumes them."""
     with database() as connection:
         connection.execute("update jobs set state = 'waiting' where state = 'running'")
-
-
-def command(job: Job) -> list[str]:
-    """A job's command line."""
-    if job.kind == "data":
-        return [sys.executable, str(Path(__file__).with_name("intake.py")), str(job.upload), str(job.result)]
-    minipo = [sys.executable, "-m", "minipo"]
-    if job.kind == "pair":
-        sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
-        places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
-        return [*minipo, "pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
-    settings = with_paths(job.settings)
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [*minipo, "prefer", "--quiet", *flags, "--out", str(job.run)]
 
 
 def with_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,14 @@ Streamlit itself needs, `server.maxUploadSize`; a test keeps the two equal.
 
 import os
 
-SLOTS = os.cpu_count() or 1  # runs that train at the same time, one thread each
+SLOTS = os.cpu_count() or 1  # runs that train at the same time; one alone uses the idle cores too
 RUNS_AT_ONCE = 4  # waiting or training, of one viewer
 RUNS_WAITING = 120  # waiting, of all viewers
 STEPS = 1000  # of a run
 NEGATIVES = 19
 RUN_MINUTES = 30  # a run that trains longer is stopped, and can be resumed
-RUN_GB = 8  # memory of a training process
+RUN_GB = 8  # memory of a training process, besides what it was forked with
+WAITING_GB = 0.4  # memory of the process that training processes are forked from, once per server
 RUNS_KEPT = 20  # of one viewer
 HOURS = 24  # until a finished run that is not kept is removed
 DAYS_KEPT = 90  # until a kept one is removed
@@ -39,7 +40,8 @@ def described() -> str:
     """The limits in words, in Markdown."""
     return (
         f"This server trains {SLOTS} run{'s' * (SLOTS > 1)} at a time; others wait in the queue. Each viewer may have "
-        f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB. "
+        f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB; one "
+        f"process with everything imported waits for them, with {WAITING_GB} GB. "
         f"A finished run is removed after {HOURS} hours, or after {DAYS_KEPT} days if you keep it; you may keep "
         f"{RUNS_KEPT}. "
         f"Uploads: {UPLOAD_MB} MB, {ROWS:,} rows, {COLUMNS} columns, {CELL} characters per cell, and "

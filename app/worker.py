@@ -2,12 +2,16 @@
 
 `jobs.start_worker` runs it beside the app. It trains nothing itself, so that a crash of a run does not affect it. It
 ends with the server; the next worker resumes its jobs.
+
+Importing torch and transformers takes longer than a short run's training. On Linux the processes are forked from one
+that has done it, and which the worker keeps for that purpose (`multiprocessing`'s forkserver); elsewhere each imports
+them itself.
 """
 
+import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -15,19 +19,24 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import experiments
+import intake
 import jobs
 import limits
 import psutil
 from filelock import FileLock
 
-from minipo.experiments import files
+from minipo import cli
+from minipo.experiments import files, pairs
 
 T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process
-LOWEST = 19  # priority: training yields to the pages
+NICE = 5  # training yields to the pages, and still gets a fair share beside other programs
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+IMPORTED = ["minipo.experiments.users", "minipo.trainers", "experiments", "intake"]  # before a fork
+STARTING = threading.Lock()  # multiprocessing's bookkeeping is not made for several threads
 
 
 def work() -> None:
@@ -46,34 +55,34 @@ def perform() -> bool:
     if job is None:
         return False
     token = job.token
+    errors = job.folder / "stderr"
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        errors = job.folder / "stderr"
-        with errors.open("wb") as output:
-            none = subprocess.DEVNULL
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            process = subprocess.Popen(jobs.command(job), stdin=none, stdout=none, stderr=output, env=environment)
+        process = PROCESSES.Process(target=run, args=(str(errors), *task(job)))
+        with STARTING:
+            process.start()
+        pid = int(process.pid or 0)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         message = jobs.private(f"The run could not be started: {said.rstrip('.')}.")
         insist(lambda: jobs.finish(token, "failed", message))
         return True
-    insist(lambda: jobs.note_process(token, process.pid))
+    insist(lambda: jobs.note_process(token, pid))
     data = job.kind == "data"
-    restrain(process.pid, limits.UPLOAD_GB if data else limits.RUN_GB)
+    restrain(pid, limits.UPLOAD_GB if data else limits.RUN_GB)
     seconds = limits.UPLOAD_SECONDS if data else 60 * limits.RUN_MINUTES
     deadline = time.monotonic() + seconds
     state = "running"
-    while process.poll() is None and state == "running" and time.monotonic() < deadline:
+    while alive(process) and state == "running" and time.monotonic() < deadline:
         time.sleep(TICK)
         with suppress(sqlite3.Error):  # tried again at the next look
             found = jobs.find(token)
             state = found.state if found else "removed"
-    if process.poll() is not None:
-        ended = outcome(job, process.returncode, errors)
+    if not alive(process):
+        ended = outcome(job, int(process.exitcode or 0), errors)
+        end(pid)  # it goes on if the process that it was forked from was killed
     else:
-        end(psutil.Process(process.pid))
-        process.wait()
+        end(pid)
         limit = f"{seconds} seconds" if data else f"{limits.RUN_MINUTES} minutes"
         then = "leave out some rows" if data else "it can be resumed"
         ended = "failed", f"It took longer than {limit}, the limit here, and was stopped; {then}."
@@ -81,6 +90,39 @@ def perform() -> bool:
         job.upload.unlink(missing_ok=True)
     insist(lambda: jobs.finish(token, *ended))
     return True
+
+
+def task(job: jobs.Job) -> tuple[Any, ...]:
+    """The function that does a job, and its arguments."""
+    if job.kind == "data":
+        return intake.main, str(job.upload), str(job.result)
+    if job.kind == "pair":
+        sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
+        places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
+        return cli.main, ["pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
+    settings = jobs.with_paths(job.settings)
+    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return cli.main, ["prefer", "--quiet", *flags, "--out", str(job.run)]
+
+
+def run(errors: str, function: Callable[..., int | None], *arguments: Any) -> None:
+    """In a job's process: call the function, with standard error in the file `errors`."""
+    for number, path in ((1, os.devnull), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    threading.Thread(target=end_with_worker, daemon=True).start()
+    raise SystemExit(function(*arguments))
+
+
+def end_with_worker() -> None:
+    worker = multiprocessing.parent_process()
+    if worker is not None:
+        worker.join()
+        os._exit(1)  # the next worker resumes the run
+
+
+def alive(process: Any) -> bool:
+    with STARTING:
+        return process.is_alive()
 
 
 def insist(do: Callable[[], T]) -> T:
@@ -93,17 +135,19 @@ def insist(do: Callable[[], T]) -> T:
 
 
 def restrain(pid: int, gigabytes: int) -> None:
-    """Set the lowest priority and a memory limit, if the operating system supports them."""
+    """Set a low priority and a memory limit, if the operating system supports them."""
     with suppress(psutil.Error):  # it may have ended
         process = psutil.Process(pid)
-        process.nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else LOWEST)
+        process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else NICE)
         if sys.platform == "linux":
-            process.rlimit(psutil.RLIMIT_DATA, (gigabytes * 2**30, gigabytes * 2**30))
+            most = process.memory_info().data + gigabytes * 2**30  # besides what it was forked with
+            process.rlimit(psutil.RLIMIT_DATA, (most, most))
 
 
-def end(process: psutil.Process, patience: float = 5) -> None:
+def end(pid: int, patience: float = 5) -> None:
     """End a process and its children, gently at first."""
     with suppress(psutil.Error):
+        process = psutil.Process(pid)
         family = [*process.children(recursive=True), process]
         for member in family:
             with suppress(psutil.Error):
@@ -137,15 +181,6 @@ def last_line(errors: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip() and "%|" not in line), "")
 
 
-def end_all(patience: float) -> None:
-    """End the processes of all running jobs."""
-    for job in jobs.running():
-        with suppress(psutil.Error):  # it may have ended
-            process = psutil.Process(job.pid)
-            if any(job.token in part for part in process.cmdline()):  # or its number belongs to another by now
-                end(process, patience)
-
-
 def tidy() -> None:
     while True:
         with suppress(OSError, ValueError, sqlite3.Error):  # tried again in ten minutes
@@ -154,18 +189,22 @@ def tidy() -> None:
         time.sleep(600)
 
 
+def prepare() -> None:
+    """Say what the process that all are forked from imports, once the first is to be started."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    PROCESSES.set_forkserver_preload(IMPORTED)
+
+
 def main() -> None:
+    prepare()
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
-        end_all(patience=5)  # those that a worker which died has left
-        jobs.wait_again()
+        jobs.wait_again()  # those of a worker that died, with which their processes ended
         for task in (*[work] * limits.SLOTS, tidy):
             threading.Thread(target=task, daemon=True).start()
         sys.stdin.buffer.read()  # which ends with the server
-        # The jobs still count as running, so the next worker resumes them.
-        end_all(patience=1)
-        os._exit(0)
+        os._exit(0)  # and with it the jobs' processes; they still count as running, so the next worker resumes them
 
 
 if __name__ == "__main__":

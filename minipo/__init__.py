@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import minipo.compatibility.moved  # noqa: F401
+import minipo.compatibility.moved
+import minipo.threads  # noqa: F401  # before torch is loaded
 
 if TYPE_CHECKING:
     from minipo.dynamic import DynamicPO

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ class PreferenceTrainer(_RowTrainer):
 
     The reference is the model as passed in, without the adapters of `peft_config` but with any that it already has (to
     resume, pass it again): its log-probs of all answers of each row that training will visit, and of `eval_dataset`'s,
-    are computed here, once, and there is no second copy of the model; checkpoints keep them.
+    are computed once, before the first step, and there is no second copy of the model; checkpoints keep them.
     reference_cache: a folder that keeps them for other runs from the same model on the same rows; another process that
     needs the same ones waits for them, and an interrupted run resumes where it was. Objectives without a reference use
     it only for `pair_loss` and the reward win rate. Dropout is turned off in the model.
@@ -309,9 +310,19 @@ class PreferenceTrainer(_RowTrainer):
             warn_of_adapters(self.model, first, packed_logps)
         self.measured: list[dict[str, tuple[float, int]]] = []  # of the micro-batches of the last step
         self.measured_step = -1
-        self.reference = self.references.logps(self.train_dataset, self._visited())
         if self.eval_dataset is not None:
             self.validation_reference = self.reference_logps(self.eval_dataset)
+
+    @cached_property
+    def reference(self) -> Scores:
+        """The reference's log-probs (rows, answers) of `train_dataset`: NaN in rows that training will not visit, −inf
+        where a row has no such answer. Computed when `train` begins, or when asked for before that."""
+        return self.references.logps(self.train_dataset, self._visited())
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """`transformers.Trainer.train`, after the reference's log-probs of the rows that it will visit."""
+        _ = self.reference
+        return super().train(*arguments, **named)
 
     def _reference_logps(self, rows: TokenRows, which: NDArray[np.int64]) -> Batches:
         """Log-probs by the model before training, without the adapters added here."""
@@ -395,7 +406,9 @@ class PreferenceTrainer(_RowTrainer):
         """Ranking metrics, for `eval_dataset` also those that compare with the reference."""
         if rows is not self.eval_dataset:
             return report(self.score(rows)).metrics
-        self.validation_report = report(self.score(rows), self.validation_reference)
+        # Before the first step the model is the reference, unless adapters were added here.
+        known = None if self.state.global_step or self.adapts else self.validation_reference
+        self.validation_report = report(self.score(rows) if known is None else known, self.validation_reference)
         return self.validation_report.metrics
 
 

@@ -558,8 +558,8 @@ def scored(monkeypatch):
 )
 def test_only_rows_that_training_visits_get_a_reference(length, rows, scored, tmp_path):
     trainer = preference_trainer(tmp_path, eval_dataset=None, **length)
-    assert len(scored) == len(set(scored)) == rows
     computed = np.isfinite(trainer.reference).any(1)
+    assert len(scored) == len(set(scored)) == rows
     assert set(np.flatnonzero(computed)) == set(scored)
     present = np.arange(trainer.train_dataset.width) < trainer.train_dataset.counts[:, None]
     assert (np.isneginf(trainer.reference) != present)[computed].all()
@@ -569,14 +569,14 @@ def test_only_rows_that_training_visits_get_a_reference(length, rows, scored, tm
 
 def test_the_reference_is_computed_once_for_a_model_and_its_rows(scored, tmp_path):
     cache = tmp_path / "cache"
-    first = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=2)
+    first = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=2).reference
     assert len(scored) == 8
     # More steps, another seed, K, objective and a new adapter need the same log-probs, and the rows that were left.
     second = preference_trainer(
         tmp_path, reference_cache=cache, steps=30, seed=4, negatives=1, objective="sdpo", model=model_for(lora=True)
     )
+    assert np.array_equal(first[scored[:8]], second.reference[scored[:8]])
     assert sorted(scored) == list(range(11))  # and validation asks for the rows of training here
-    assert np.array_equal(first.reference[scored[:8]], second.reference[scored[:8]])
     assert second.reference == pytest.approx(score(*model_for(), USERS), abs=1e-4)
     assert len(list(cache.glob("*.npy"))) == 1
 
@@ -602,11 +602,11 @@ def trained_adapter():
 )
 def test_another_model_other_rows_or_precision_have_their_own_reference(other, scored, tmp_path):
     cache = tmp_path / "cache"
-    preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30)
+    assert len(preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30).reference) == 11
     before = len(scored)
     other = {name: value() for name, value in other.items()}
-    trainer = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30, **other)
-    assert len(scored) == before + len(trainer.train_dataset)
+    found = preference_trainer(tmp_path, reference_cache=cache, eval_dataset=None, steps=30, **other).reference
+    assert len(scored) == before + len(found)
     assert len(list(cache.glob("*.npy"))) == 2
 
 
@@ -655,14 +655,14 @@ def test_a_reference_that_was_cut_off_goes_on(scored, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(minipo.trainers._RowTrainer, "logps", killed)
         with pytest.raises(KeyboardInterrupt):
-            preference_trainer(tmp_path, **arguments)
+            preference_trainer(tmp_path, **arguments).train()
     (path,) = cache.glob("*.npy")
     known = np.flatnonzero(~np.isnan(np.load(path)).any(1)).tolist()
     assert sorted(known) == sorted(scored[:6])
     del scored[:]
     trainer = preference_trainer(tmp_path, **arguments)
-    assert sorted(scored + known) == list(range(11))
     assert trainer.reference == pytest.approx(score(*model_for(), USERS), abs=1e-4)
+    assert sorted(scored + known) == list(range(11))
 
 
 def test_two_that_need_the_same_reference_compute_it_once(scored, tmp_path):

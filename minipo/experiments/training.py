@@ -42,6 +42,7 @@ from minipo.experiments.runs import (
     without_bars,
 )
 from minipo.names import first_line
+from minipo.threads import Threads
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.experiments.users import evaluate
     from minipo.trainers import SFTTrainer
 
+    threads = Threads()
     splits = splits_of(config)
     whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
     model: Any
@@ -129,6 +131,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         model = add_lora(model, config.rank, seed=config.seed)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
     rows, shortened = _rows(model, tokenizer, splits, config.template)
+    threads.adapt(model)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
@@ -137,7 +140,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         processing_class=tokenizer,
         whole_line=whole_line,
     )
-    seconds = _train(trainer, out)
+    seconds = _train(trainer, _ready(trainer, out, threads))
     only_adapter = config.tuning == "lora" and config.model not in POCKET  # a pocket model exists nowhere else
     if only_adapter:
         _save_model(trainer, out)
@@ -177,6 +180,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
 
 
 def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
+    threads = Threads()
     splits = splits_of(config)
     check_negatives(splits, config.negatives)
     start = sft_run(config, progress=progress)
@@ -185,6 +189,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
     model, tokenizer = start.load_model()
     rows, shortened = _rows(model, tokenizer, splits, config.template)
+    threads.adapt(model)
     _begin(out, config, splits, start.folder / "model")
     trainer = preference_trainer(
         config,
@@ -200,9 +205,10 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         evaluate_every=config.evaluate_every,
         progress=progress,
     )
+    recorder = _ready(trainer, out, threads, splits.validation[: config.validation_users][:PROBED_USERS])
     ranked = trainer.read(rows["test"])
     test_reference = trainer.reference_logps(ranked)
-    seconds = _train(trainer, out, splits.validation[: config.validation_users][:PROBED_USERS])
+    seconds = _train(trainer, recorder)
     _save_model(trainer, out)
     test = report(trainer.score(ranked), test_reference)
     run = Run(out)
@@ -304,48 +310,59 @@ def sft_folder(folder: Path, config: Config) -> Run:
     return run
 
 
-def _train(trainer: "Trainer", out: Path, probed: Sequence[Interaction] = ()) -> float:
-    """Train in `out`, or resume from its last complete checkpoint. Returns the seconds of training so far."""
-    from transformers import TrainerState
-
+def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Interaction] = ()) -> "Recorder":
+    """Prepare `trainer` to train in `out`, or to resume there; a new run's model is evaluated."""
     from minipo.experiments.arguments import Listen, last_checkpoint
 
-    with without_bars(), _writing(out):
+    with _writing(out):
         checkpoint = last_checkpoint(out / "checkpoints")
         # What a kill or a full disk left half written: drafts, and checkpoints that will never be complete.
         for path in (*out.glob(".[0-9]*-*"), *out.glob("checkpoints/checkpoint-*")):
             if path != checkpoint:
                 remove(path)
-        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
-        for name in ("metrics", "evaluation"):
-            # Steps after the checkpoint are trained again, and their lines written again.
-            kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= step]
-            with whole_file(out / f"{name}.jsonl") as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        recorder = Recorder(trainer, out, probed, step)
+        recorder = Recorder(trainer, out, probed, checkpoint)
         trainer.add_callback(Listen(recorder.heard))
+        trainer.add_callback(Listen(lambda *_: threads.adapt(trainer.model)))
         if trainer.eval_dataset is not None and checkpoint is None:
             trainer.evaluate()
-        if step < trainer.args.max_steps:
+        return recorder
+
+
+def _train(trainer: "Trainer", recorder: "Recorder") -> float:
+    """Train, from the recorder's checkpoint on if there is one. Returns the seconds of training so far."""
+    from transformers import TrainerState
+
+    with without_bars(), _writing(recorder.out):
+        checkpoint = recorder.checkpoint
+        if recorder.step < trainer.args.max_steps:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         else:  # the Trainer would take one more step
             trainer._load_from_checkpoint(str(checkpoint))
             trainer.state = TrainerState.load_from_json(str(Path(str(checkpoint), "trainer_state.json")))
-        if trainer.eval_dataset is not None and Run(out).evaluation.step.iloc[-1] != trainer.state.global_step:
+        if trainer.eval_dataset is not None and Run(recorder.out).evaluation.step.iloc[-1] != trainer.state.global_step:
             trainer.evaluate()
         return recorder.seconds()
 
 
 class Recorder:
-    """Writes what a trainer logs into the run's folder, as it comes."""
+    """Writes what a trainer logs into the run's folder, as it comes.
 
-    def __init__(self, trainer: "Trainer", out: Path, probed: Sequence[Interaction], step: int):
+    checkpoint: the one that training resumes from, or None. Its seconds include the reference's log-probs, as far as
+    the cache lacks them."""
+
+    def __init__(self, trainer: "Trainer", out: Path, probed: Sequence[Interaction], checkpoint: Path | None):
         self.trainer: Any = trainer
-        self.out, self.probed = out, probed
+        self.out, self.probed, self.checkpoint = out, probed, checkpoint
+        self.step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
+        for name in ("metrics", "evaluation"):
+            # Steps after the checkpoint are trained again, and their lines written again.
+            kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= self.step]
+            with whole_file(out / f"{name}.jsonl") as draft:
+                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         lines = _lines(out / "metrics.jsonl")
         self.started = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
         self.probe: list[pd.DataFrame] = []
-        if probed and step >= 0:  # a resumed run
+        if probed and checkpoint:
             # Not "up to the checkpoint": a kill may have come between a probe and its evaluation's line.
             probe, evaluated = Run(out).probe, [line["step"] for line in _lines(out / "evaluation.jsonl")]
             self.probe.append(probe[probe.step.isin(evaluated)])

@@ -22,6 +22,11 @@ from minipo.experiments import fetch, records
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
+
+import worker  # noqa: E402  # isort: skip
+
+worker.IMPORTED = ["experiments", "intake"]  # not torch: most jobs here train nothing
+worker.prepare()
 VIEWER = "viewer-of-these-tests"
 USERS, SEEDS, NEGATIVES = 300, range(5), (1, 3, 5, 10, 15, 19)
 FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "2a53be877b122b87"}  # of the recorded grids

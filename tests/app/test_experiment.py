@@ -23,6 +23,7 @@ from tests.app.conftest import charts, opened, text
 import experiments  # isort: skip
 import jobs  # isort: skip
 import limits  # isort: skip
+import worker  # isort: skip
 
 LEFT: dict[str, Any] = {"objective": "dmpo", "negatives": 1, "steps": 10}
 RIGHT = LEFT | {"negatives": 19}
@@ -213,7 +214,7 @@ def test_what_the_queue_has_finished_is_taken_in(experiment: experiments.Experim
     experiments.run(code, "ada")  # once is enough
     (job,) = jobs.of_viewer("ada", "pair")
     assert job.settings["seed"] == seed
-    words = jobs.command(job)
+    _, words = worker.task(job)
     assert words[words.index("--right") + 1] == "objective=dmpo negatives=19 steps=10"
     assert experiments.progress(job) == 0
     before = experiments.find(code)

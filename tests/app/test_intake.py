@@ -357,13 +357,14 @@ def test_nothing_in_an_upload_is_ever_unpickled(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_needs_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "UPLOAD_GB", 1)
     hungry = "import time; time.sleep(1); everything = bytearray(3 * 2**30)"
-    monkeypatch.setattr(jobs, "command", lambda job: [sys.executable, "-c", hungry])
+    monkeypatch.setattr(worker, "task", lambda job: (exec, hungry, {}))
     job = handed_in(as_csv(own.example(9)), "plays.csv")
     assert (job.state, job.message) == ("failed", "It needed more than 1 GB of memory, the limit here.")
 
 
 def test_time_is_limited_and_the_limit_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.3)
+    monkeypatch.setattr(worker, "task", lambda job: (exec, "import time; time.sleep(60)", {}))
     job = handed_in(as_csv(own.example(9)), "plays.csv")
     assert job.message == "It took longer than 0.3 seconds, the limit here, and was stopped; leave out some rows."
 
