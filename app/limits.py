@@ -40,8 +40,8 @@ def described() -> str:
     """The limits in words, in Markdown."""
     return (
         f"This server trains {SLOTS} run{'s' * (SLOTS > 1)} at a time; others wait in the queue. Each viewer may have "
-        f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB; one "
-        f"process with everything imported waits for them, with {WAITING_GB} GB. "
+        f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB. "
+        f"One process with everything imported waits for them, with {WAITING_GB} GB. "
         f"A finished run is removed after {HOURS} hours, or after {DAYS_KEPT} days if you keep it; you may keep "
         f"{RUNS_KEPT}. "
         f"Uploads: {UPLOAD_MB} MB, {ROWS:,} rows, {COLUMNS} columns, {CELL} characters per cell, and "
