@@ -130,6 +130,47 @@ def selection(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def against(found: dict[str, Any]) -> list[str]:
+    def middle(what: str, *path: Any) -> list[float]:
+        values = []
+        for build in ("before", "now"):
+            numbers = found[what][build]
+            for key in path:
+                numbers = [each.get(key, 0.0) if isinstance(each, dict) else each[key] for each in numbers]
+            values.append(median(median(each) if isinstance(each, list) else each for each in numbers))
+        return values
+
+    def line(label: str, before: float, now: float) -> list[str]:
+        return [label, f"{before:.3g} s", f"{now:.3g} s", f"{now / before:.2f}" if before else ""]
+
+    rows = [
+        line("click to HR@1, first run on a server", *middle("live", 0, "end")),
+        line("click to HR@1, a later run", *middle("live", 1, "end")),
+        line("click to the first point, first run", *middle("live", 0, "first")),
+        line("click to the first point, a later run", *middle("live", 1, "first")),
+        line("click to HR@1, a later run, every core busy", *middle("busy", 1, "end")),
+        line("a step of SmolLM2-135M at K = 15, reference each time", *middle("fresh", "seconds")),
+        line("a step of SmolLM2-135M at K = 15, reference kept", *middle("cached", "seconds")),
+    ]
+    names = ("imports", "reference", "steps", "evaluations", "the rest", "in all")
+    profiles = [
+        line(f"{label}: {part}", *middle(what, part))
+        for what, label in (("prefer", "preference run"), ("sft", "SFT"))
+        for part in names
+        if any(middle(what, part))
+    ]
+    made, header = found["provenance"], ["", f"at {found['commit']}", "now", "now / then"]
+    return [
+        f"`python benchmarks/against.py {found['commit']}`, both builds in turns, medians. A live run: 300 steps of "
+        f"DMPO at K = 15 on the catalogue through the app's queue. {made['processor']}, {made['threads']} cores, torch "
+        f"{made['torch']}, transformers {made['transformers']}, {made['date'][:10]}.",
+        markdown(header, rows),
+        "Where the time goes, in a process of its own from its start: a preference run of 300 steps at K = 15 on the "
+        "catalogue, and ten epochs of SFT there.",
+        markdown(header, profiles),
+    ]
+
+
 def readme() -> str:
     """All of it, from the reports that there are beside this file."""
     parts = (step, trl_step, scoring, growth, shapes, selection, page, load)

@@ -321,8 +321,12 @@ def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Int
             if path != checkpoint:
                 remove(path)
         recorder = Recorder(trainer, out, probed, checkpoint)
-        trainer.add_callback(Listen(recorder.heard))
-        trainer.add_callback(Listen(lambda *_: threads.adapt(trainer.model)))
+
+        def heard(step: int, logs: dict[str, float]) -> None:
+            recorder.heard(step, logs)
+            threads.adapt(trainer.model)
+
+        trainer.add_callback(Listen(heard))
         if trainer.eval_dataset is not None and checkpoint is None:
             trainer.evaluate()
         return recorder
