@@ -17,6 +17,7 @@ from jobs import Job
 from shell import REMOVED, plain
 
 from minipo.evaluation import paired_interval, ranking_metrics
+from minipo.experiments import estimates
 from minipo.experiments.runs import Run
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
@@ -136,7 +137,10 @@ def progress(job: Job, metrics: pd.DataFrame) -> tuple[float, str]:
     step, seconds = metrics[["step", "seconds"]].iloc[-1]
     if step >= steps:
         return 1.0, "Trained; ranking the test users."
-    return step / steps, f"Step {step:.0f} of {steps}, about {forms.duration(seconds / step * (steps - step))} left."
+    return (
+        step / steps,
+        f"Step {step:.0f} of {steps}, about {estimates.duration(seconds / step * (steps - step))} left.",
+    )
 
 
 def gain(job: Job) -> tuple[float, float, float] | None:

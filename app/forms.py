@@ -14,9 +14,9 @@ from shell import WORDS, pick
 
 from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
-from minipo.experiments import fetch, files
+from minipo.experiments import estimates, fetch, files
 from minipo.experiments.configuration import OWN, PreferConfig, make_config, purpose, recipe, start_config, type_of
-from minipo.experiments.datasets.loading import DATASETS
+from minipo.experiments.datasets.loading import DATASETS, load_dataset
 from minipo.experiments.runs import DATA, Run
 from minipo.preference import OBJECTIVES
 
@@ -161,33 +161,49 @@ def described(settings: Mapping[str, Any]) -> str:
 
 
 def estimate(settings: Mapping[str, Any]) -> str:
-    """How long a run with these settings takes, according to the recorded runs, and whether SFT is trained first."""
-    said = []
+    """How long a run with these settings takes on this machine, and whether SFT is trained first."""
     try:
-        grid = recorded.grid(recorded.WORLDS[settings["dataset"], settings["model"]][0])
-        rows = grid.table[grid.table["objective"] != "sft"]
-        near = rows.iloc[(rows["negatives"] - settings["negatives"]).abs().argsort(kind="stable")[:1]]
-        rows = rows[rows["negatives"] == near["negatives"].item()]
-        seconds = (rows["seconds"] / rows["steps"]).mean() * settings["steps"]
-        machine = grid.provenance["versions"]["machine"]
-        said.append(
-            f"{settings['steps']} steps take about {duration(seconds)}, by the recorded runs at "
-            f"K = {rows['negatives'].iloc[0]} ({machine})."
-        )
-    except (ValueError, LookupError, TypeError):  # not recorded, or damaged
-        said.append("No recorded run with this model on these data shows how long it takes.")
-    if not settings["model"].startswith("pocket-"):
-        said.append("A pretrained language model takes minutes on a CPU, and with many steps hours.")
-    if not starts_at_once(settings):
-        said.append("The SFT run that it starts from is missing: it is trained first, which may take longer.")
-    return " ".join(said)
+        seconds = seconds_of(settings)
+    except ValueError:  # its data are gone
+        seconds = None
+    if seconds is None:
+        return UNKNOWN
+    run, start = seconds
+    said = f"{settings['steps']} steps take about {estimates.duration(run)} on this server, with nothing else running."
+    return said + f" SFT, which comes first, takes about {estimates.duration(start)}." * (start > 0)
 
 
-def duration(seconds: float) -> str:
-    """A duration as text."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+UNKNOWN = "How long it takes here is not known: the server measures its speed when it starts."
+
+
+def seconds_of(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Seconds of a run with these settings on this machine, and of an SFT run that is trained first; None if the
+    machine's speed is not known yet, or the model's size. Raises ValueError if its data are gone."""
+    speeds = estimates.speeds(measure=False)
+    if not speeds:
+        return None
+    config = make_config(PreferConfig, jobs.with_paths(settings))
+    data, speed = data_of(str(settings["dataset"])), speeds[max(speeds)]
+    first = None if starts_at_once(settings) else start_config(config)
+    parts = [0.0 if each is None else estimates.seconds(each, data, speed) for each in (config, first)]
+    return None if parts[0] is None or parts[1] is None else (parts[0], parts[1])
+
+
+@st.cache_resource(max_entries=50, show_spinner=False)
+def data_of(dataset: str) -> estimates.Data:
+    """A dataset as an estimate needs it; an upload's is not read again, but taken from its overview."""
+    if not dataset.startswith(jobs.OWN):
+        return estimates.Data.of(load_dataset(dataset))
+    upload = jobs.find(dataset.removeprefix(jobs.OWN))
+    if upload is None:
+        raise ValueError("These data are no longer on this server.")
+    content = files.read_json(upload.result, dict)
+    histories = [tuple(line["history"]) for line in content["lines"]]
+    names = [item for history in histories for item in history]
+    words = sum(len(item.split()) for item in names) / len(names)  # of an item, and most of them its own
+    return estimates.Data(
+        **content["rows"], words=round(words * content["items"]), histories=tuple(histories), candidates=tuple(names)
+    )
 
 
 def starts_at_once(settings: Mapping[str, Any]) -> bool:

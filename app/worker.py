@@ -29,7 +29,7 @@ import psutil
 from filelock import FileLock
 
 from minipo import cli
-from minipo.experiments import files, pairs
+from minipo.experiments import estimates, files, pairs
 
 T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process
@@ -200,6 +200,8 @@ def main() -> None:
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
+        if not estimates.speeds(measure=False):
+            PROCESSES.Process(target=estimates.speeds).start()  # before the first run disturbs it
         jobs.wait_again()  # those of a worker that died, with which their processes ended
         for task in (*[work] * limits.SLOTS, tidy):
             threading.Thread(target=task, daemon=True).start()

@@ -1,7 +1,6 @@
 """Your data: upload a file, look at its content, train a pocket model on it."""
 
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from minipo.experiments import files
 from minipo.experiments.configuration import SFTConfig
 from minipo.experiments.datasets import own
 from minipo.experiments.datasets.splits import remarks
-from minipo.experiments.runs import DATA, Run
 
 FORMAT = (
     "A table with the columns user, item and timestamp (rating too, if you like; of 1 to 5, 4 and 5 count): CSV in "
@@ -161,17 +159,12 @@ def how_long(settings: dict[str, Any], lines: int) -> str:
     epochs = settings["sft_epochs"]
     said = (
         f"These data are new, so SFT is trained first: {epochs:g} epoch{'s' * (epochs != 1)} of {lines:,} lines, "
-        f"{steps:,} steps of {SFTConfig.batch_size}"
+        f"{steps:,} steps of {SFTConfig.batch_size}. {forms.estimate(settings)}"
     )
-    with suppress(ValueError, KeyError):
-        measured = Run(DATA / "sft" / "ml-100k-pocket-gpt2-10").summary  # minipo's own pocket model
-        each, machine = measured["seconds"] / measured["steps"], measured["versions"]["machine"]
-        if settings["model"] == "pocket-gpt2":
-            pace = f"{1000 * each:.0f} ms a step as on MovieLens-100K, {machine}"
-            said += f", about {forms.duration(steps * each)} ({pace})"
-            if steps * each > 60 * limits.RUN_MINUTES / 2:
-                said += f"; a run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs"
-    return said + "."
+    seconds = forms.seconds_of(settings)
+    if seconds and sum(seconds) > 60 * limits.RUN_MINUTES / 2:
+        said += f" A run ends after {limits.RUN_MINUTES} minutes here, so choose fewer epochs."
+    return said
 
 
 @st.fragment

@@ -1,6 +1,5 @@
 """Class: an experiment that a whole class runs together, one seed each."""
 
-import math
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ from figures import classroom
 from shell import WORDS, check_link, draw, head, plain, viewer
 
 from minipo.course.figures.style import colour_of, level
-from minipo.experiments import pairs
+from minipo.experiments import estimates, pairs
 from minipo.experiments.configuration import PreferConfig, make_config
 
 SIDE = [name for name in forms.NAMES if name != "seed"]  # each student has their own seed
@@ -172,7 +171,9 @@ def set_up(mine: str) -> None:
         return
     labels = classroom.side_labels(*sides)
     text, press = st.columns([4, 1], vertical_alignment="center")
-    text.markdown(f"Each student trains **{labels[0]}** and **{labels[1]}** under one seed. {class_time(sides)}")
+    text.markdown(
+        f"Each student trains **{labels[0]}** and **{labels[1]}** under one seed. {class_time(first, second)}"
+    )
     if not (forms.starts_at_once(first) and forms.starts_at_once(second)):
         st.info("The SFT run that they start from is missing here: the first pair trains it, which takes longer.")
     if press.button(
@@ -193,23 +194,15 @@ def refill() -> None:
         forms.refill(side, st.session_state["data"])
 
 
-def class_time(sides: pairs.Sides) -> str:
-    """How long a class waits if all its pairs run on this server, according to the recorded runs."""
-    seconds = 0.0
-    for side in sides:
-        try:
-            rows = recorded.grid(recorded.WORLDS[side.dataset, side.model][0]).rows(dynamic=side.dynamic)
-            rows = rows[rows["objective"] != "sft"]
-            near = rows[(rows["negatives"] - side.negatives).abs() == (rows["negatives"] - side.negatives).abs().min()]
-            seconds += float((near["seconds"] / near["steps"]).mean()) * side.steps
-        except (ValueError, LookupError):
-            return "There is no record of how long that takes with this model on these data."
-    if not math.isfinite(seconds):
-        return "There is no record of how long that takes."
+def class_time(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """How long a class waits if all its pairs run on this server."""
+    found = [forms.seconds_of(side) for side in (first, second)]
+    if any(each is None for each in found):
+        return forms.UNKNOWN
+    seconds = sum(each[0] for each in found if each)
     return (
-        f"By the recorded runs a pair trains for about {forms.duration(seconds)}, a class of {CLASS} on this server, "
-        f"{limits.SLOTS} at a time, for {forms.duration(seconds * math.ceil(CLASS / limits.SLOTS))}; starting each "
-        "pair and ranking the test users come on top."
+        f"A pair takes about {estimates.duration(seconds)} on this server, with nothing else running, and a class of "
+        f"{CLASS} at most {estimates.duration(CLASS * seconds)}."
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
+from minipo.experiments import estimates
 from minipo.experiments.configuration import (
     PRECISION,
     Config,
@@ -65,6 +67,13 @@ def _begin(out: Path, config: Config, splits: Splits, start: Path | None) -> Non
         provenance |= {"start": os.path.abspath(start), "start_fingerprint": model_fingerprint(start)}
     write_json(out / "provenance.json", provenance)
     write_json(out / "config.json", asdict(config))  # last, because it makes the folder a run
+
+
+def _announce(config: Config, splits: Splits) -> None:
+    """Say on standard error how long the run will take."""
+    speeds = estimates.speeds()
+    if (seconds := estimates.seconds(config, estimates.Data.of(splits), speeds[max(speeds)])) is not None:
+        print(f"minipo: about {estimates.duration(seconds)} on this machine", file=sys.stderr)
 
 
 @contextmanager
@@ -132,6 +141,8 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
     rows, shortened = _rows(model, tokenizer, splits, config.template)
     threads.adapt(model)
+    if progress:
+        _announce(config, splits)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
@@ -190,6 +201,8 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     model, tokenizer = start.load_model()
     rows, shortened = _rows(model, tokenizer, splits, config.template)
     threads.adapt(model)
+    if progress:
+        _announce(config, splits)
     _begin(out, config, splits, start.folder / "model")
     trainer = preference_trainer(
         config,

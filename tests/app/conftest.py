@@ -18,7 +18,8 @@ from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest, app_test
 
-from minipo.experiments import fetch, records
+from minipo.experiments import estimates, fetch, records
+from minipo.experiments.estimates import Speed
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 sys.path.insert(0, str(MAIN.parent))  # as Streamlit does it
@@ -184,6 +185,13 @@ def seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
     import shell
 
     monkeypatch.setattr(ContextProxy, "cookies", property(lambda _: {shell.COOKIE: VIEWER}))
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose speed is known."""
+    known = {1: Speed(step=0.005, train=0.3, score=0.15, float32=0.01, bfloat16=0.005, row=2e-4)}
+    monkeypatch.setattr(estimates, "speeds", lambda measure=True: known)
 
 
 def opened(page: str = "why", **link: str | list[str]) -> AppTest:

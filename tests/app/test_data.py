@@ -193,7 +193,7 @@ def test_too_many_runs_at_once_are_refused_in_one_sentence(monkeypatch: pytest.M
     assert "You have 0 runs waiting or training, the maximum" in app.error[0].value
 
 
-def test_a_long_training_is_told_before_it_starts():
+def test_a_long_training_is_told_before_it_starts(speed: None):
     job = own_upload()
     report = files.read_json(job.result)
     report["rows"] |= {"train": 200_000, "validation": 30_000}

@@ -1,6 +1,7 @@
 """Live lab and its cards: runs are handed in, watched, stopped, kept and found again; nothing trains in these tests."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,13 @@ def names(app: AppTest) -> list[str]:
     return [trace["name"] for trace in charts(app)["lab_runs"]["data"] if trace.get("showlegend", True)]
 
 
-def test_opens_with_recorded_runs_and_says_so():
+def test_opens_with_recorded_runs_and_says_so(speed: None):
     app = opened("lab")
     assert "Recorded, not live. Lowest training loss: **DMPO, K = 19, seed 0**" in text(app)
     assert "Highest HR@1 on validation users: **DMPO, DynamicPO, K = 19, seed 0**" in text(app)
     assert names(app) == ["DMPO, K = 19, seed 0", "DMPO, DynamicPO, K = 19, seed 0"]
     assert limits.described() in text(app)
-    assert "300 steps take about" in text(app)
+    assert re.search(r"300 steps take about \d+ s on this server, with nothing else running\.", text(app))
     for metric, told in (("ndcg@5", "NDCG@5"), ("mrr", "MRR"), ("reward_win_rate", "win rate")):
         app.button_group(key="ranking").set_value(metric).run()
         assert f"Highest {told} on validation users" in text(app)
@@ -360,7 +361,7 @@ def test_what_is_not_here_is_listed_with_the_command_that_brings_it(tmp_path: Pa
     app.selectbox(key="train_model").set_value("smollm2-135m").run()
     recipe = configuration.recipe("prefer", "ml-100k", "smollm2-135m")
     assert app.number_input(key="train_learning_rate").value == recipe["learning_rate"]
-    assert "A pretrained language model takes minutes on a CPU" in text(app)
+    assert "the server measures its speed when it starts" in text(app)
     shutil.rmtree(tmp_path / "home" / "fetched")
     app.run()
     assert not app.exception

@@ -1,0 +1,250 @@
+"""How long a run takes on this machine: its arithmetic, at the speed that a calibration of two seconds measures.
+
+The calibration times steps of a pocket model at K = 1 and 19, the ranking of users, and matrix products as wide as
+SmolLM2-135M's, on one thread and on all, and is kept in minipo's folder for this machine and version of torch. An
+estimate counts a run's tokens and the multiplications that each costs. It is of a run alone on the machine.
+"""
+
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from minipo.experiments.configuration import Config, PreferConfig
+from minipo.experiments.datasets.splits import Splits
+from minipo.experiments.files import home, read_json, write_json
+from minipo.prompts import TEMPLATES, answer, render
+
+# Multiplications per token in the layers, of models that are built here; others' are read from their config.json.
+POCKET = {"pocket-gpt2": 98_304, "pocket-qwen2": 122_880}
+POCKET_WIDTH, POCKET_BYTES = 64, 259  # of the output layer, and its tokens that are not words
+EFFICIENCY = 0.6  # of a pretrained model's forwards and backwards against the bare matrix products
+SAMPLE = 200  # users whose texts are counted
+BUDGET = 0.1  # seconds for each of the calibration's measurements
+clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the calibration measured on a number of threads, in seconds: of a pocket model's step, apart from its
+    multiplications (`step`); per 1e9 of a pocket model's multiplications in training and in evaluation (`train`,
+    `score`); per 1e9 in bare products (`float32`, `bfloat16`); per row that is tokenized (`row`)."""
+
+    step: float
+    train: float
+    score: float
+    float32: float
+    bfloat16: float
+    row: float
+
+
+def speeds(measure: bool = True) -> dict[int, Speed]:
+    """This machine's speeds by number of threads, one and all; measured if they are not known yet, or, with `measure`
+    False, empty."""
+    path, here = home() / "speed.json", _machine()
+    known: dict[str, Any] = {}
+    with suppress(ValueError):  # there is none, or it is damaged
+        known = read_json(path, dict)
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        return {int(threads): Speed(**found) for threads, found in known[here].items()}
+    if not measure:
+        return {}
+    found = _calibrate()
+    write_json(path, known | {here: {str(threads): asdict(speed) for threads, speed in found.items()}})
+    return found
+
+
+def _machine() -> str:
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    return f"{platform.node()} {platform.machine()} {platform.processor()}, {cores} cores, torch {version('torch')}"
+
+
+def _fastest(work: Callable[[], Any], most: int = 5) -> float:
+    """Seconds of the fastest of a few calls, which other processes disturb least."""
+    work()  # the first one is slower
+    seconds, end = [], clock() + BUDGET
+    while len(seconds) < most and (not seconds or clock() < end):
+        start = clock()
+        work()
+        seconds.append(clock() - start)
+    return min(seconds)
+
+
+def _calibrate() -> dict[int, Speed]:
+    import torch
+
+    from minipo.compatibility.formats import preference_answers
+    from minipo.experiments.datasets.loading import load_dataset
+    from minipo.experiments.models import load_model
+    from minipo.experiments.users import preference_rows
+    from minipo.packing import pack_groups
+    from minipo.preference import preference_loss
+    from minipo.rows import token_rows
+    from minipo.scoring import packed_logps
+
+    splits, had = load_dataset("catalog"), torch.get_num_threads()
+    model, tokenizer = load_model("pocket-gpt2", items=splits.items)
+    users = splits.train[:64]
+
+    def read() -> Any:
+        return token_rows(tokenizer, preference_rows(users), preference_answers)
+
+    rows, optimizer = read(), torch.optim.AdamW(model.parameters(), lr=0.0)
+    tokenizing = _fastest(read) / len(users)
+
+    def packed(count: int, negatives: int) -> Any:
+        answers = [row[: 1 + negatives] for row in rows.answers[:count]]
+        return pack_groups(rows.prompts[:count], answers, tokenizer.pad_token_id)
+
+    def step(negatives: int) -> None:
+        logps = packed_logps(model, packed(32, negatives))
+        preference_loss("dmpo", logps, logps.detach()).losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def rank() -> None:
+        with torch.no_grad():
+            packed_logps(model, packed(len(users), 19))
+
+    def product(kind: Any) -> float:
+        wide, weight = torch.randn(256, 576, dtype=kind), torch.randn(1536, 576, dtype=kind)
+        return _fastest(lambda: torch.nn.functional.linear(wide, weight), 20) / (256 * 576 * 1536 / 1e9)
+
+    texts = texts_of("pocket-gpt2", "line", Data.of(splits))
+    assert texts is not None
+    found = {}
+    try:
+        for threads in sorted({1, had}):
+            torch.set_num_threads(threads)
+            short, long = _fastest(lambda: step(1)), _fastest(lambda: step(19))
+            # A line through both, with at most half of the short step for what does not depend on length.
+            slope = (long - short) / (texts.work(19) - texts.work(1))
+            fixed = min(max(0.0, short - slope * texts.work(1)), short / 2)
+            found[threads] = Speed(
+                step=fixed,
+                train=(long - fixed) / (32 * texts.work(19)),
+                score=_fastest(rank) / (len(users) * texts.work(19)),
+                float32=product(torch.float32),
+                bfloat16=product(torch.bfloat16),
+                row=tokenizing,
+            )
+    finally:
+        torch.set_num_threads(had)
+    return found
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a user's texts cost: tokens of the prompt and of an answer with its end, and multiplications, in 1e9, of a
+    token in the layers and of a predicted one in the output layer."""
+
+    prompt: float
+    answer: float
+    layers: float
+    output: float
+
+    def work(self, negatives: int) -> float:
+        """1e9 multiplications of a forward of one user's prompt with 1 + `negatives` answers."""
+        read = (1 + negatives) * (self.answer - 1)
+        return self.layers * (self.prompt + read) + self.output * (1 + read)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an estimate needs to know of a dataset: its numbers of rows, how many words its items have, and some
+    histories and candidates."""
+
+    train: int
+    validation: int
+    test: int
+    words: int
+    histories: tuple[tuple[str, ...], ...]
+    candidates: tuple[str, ...]
+
+    @staticmethod
+    @lru_cache(maxsize=32)
+    def of(splits: Splits) -> "Data":
+        some = splits.train[:SAMPLE]
+        return Data(
+            *(len(split) for split in (splits.train, splits.validation, splits.test)),
+            words=len({word for item in splits.items for word in item.split()}),
+            histories=tuple(user.history for user in some),
+            candidates=tuple(item for user in some for item in user.candidates),
+        )
+
+
+@lru_cache(maxsize=32)
+def texts_of(model: str, template: str, data: Data) -> Texts | None:
+    """The costs of the users' texts with this model, without opening it; None if its size is unknown here."""
+    prompts = [render(TEMPLATES[template], history, data.candidates[:20]) for history in data.histories]
+    answers = [answer(item) for item in data.candidates]
+    if model in POCKET:
+        tokens = [[len(text.replace(",", " ,").split()) for text in texts] for texts in (prompts, answers)]
+        layers, output = POCKET[model], POCKET_WIDTH * (POCKET_BYTES + data.words)
+    else:
+        folder = Path(model) if os.path.isabs(model) else home() / "fetched" / model
+        try:
+            layers, output = _multiplications(read_json(folder / "config.json", dict))
+        except (KeyError, TypeError, ValueError):
+            return None
+        pieces = re.compile(r"[^\W\d_]{1,6}|\d|[^\w\s]+")  # digits are tokens, and long words are cut
+        tokens = [[len(pieces.findall(text)) for text in texts] for texts in (prompts, answers)]
+    return Texts(float(np.mean(tokens[0])), 1 + float(np.mean(tokens[1])), layers / 1e9, output / 1e9)
+
+
+def _multiplications(config: dict[str, Any]) -> tuple[int, int]:
+    """Of a token in the layers and of one in the output layer, by a model's config.json, GPT-2's or a later one."""
+    width = config.get("hidden_size") or config["n_embd"]
+    heads = config.get("num_attention_heads") or config["n_head"]
+    attention = 2 * width * (width + width * config.get("num_key_value_heads", heads) // heads)
+    inner = 3 * config["intermediate_size"] if "intermediate_size" in config else 8 * width
+    depth = config.get("num_hidden_layers") or config["n_layer"]
+    return depth * (attention + inner * width), width * config["vocab_size"]
+
+
+def seconds(config: Config, data: Data, speed: Speed) -> float | None:
+    """How long a run takes from the start of its own work, the reference's log-probs and both evaluations included,
+    and without an SFT run that it starts from; None if the size of its model is unknown here."""
+    texts = texts_of(config.model, config.template, data)
+    if texts is None:
+        return None
+    ranked = data.validation + data.test
+    if config.model in POCKET:
+        train, score, step = speed.train, speed.score, speed.step
+    else:
+        product = getattr(speed, config.precision, min(speed.float32, speed.bfloat16))
+        score = product / EFFICIENCY
+        train, step = score * (2 if config.tuning == "lora" else 3), 0.0
+    many = texts.work(19) * score
+    rows = data.train + ranked
+    if not isinstance(config, PreferConfig):
+        steps = config.steps or math.ceil(config.epochs * data.train / config.batch_size)
+        learnt = config.batch_size * (texts.layers * (texts.prompt + texts.answer) + texts.output * texts.prompt)
+        return speed.row * rows + steps * (step + learnt * train) + ranked * many
+    validated = min(data.validation, config.validation_users or data.validation)
+    evaluations = math.ceil(config.steps / config.evaluate_every)
+    visited = min(data.train, config.steps * config.batch_size)
+    return (
+        speed.row * rows
+        + (visited + ranked) * many  # the reference
+        + config.steps * (step + config.batch_size * texts.work(config.negatives) * train)
+        + (evaluations * validated + data.test) * many
+    )
+
+
+def duration(seconds: float) -> str:
+    """A duration as text."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
