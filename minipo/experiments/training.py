@@ -95,19 +95,17 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "TrainingArguments":
-    """`training_arguments` with a run's settings."""
+    """`training_arguments` with a run's settings, where `others` do not say otherwise."""
     from minipo.experiments.arguments import training_arguments
 
-    return training_arguments(
-        folder,
-        steps=steps,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        bf16=PRECISION[config.precision],
-        **others,
-    )
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+        "bf16": PRECISION[config.precision],
+    }
+    return training_arguments(folder, steps=steps, **(settings | others))
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
@@ -116,7 +114,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.trainers import SFTTrainer
 
     splits = splits_of(config)
-    whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
+    whole_line = config.model in POCKET and config.rows == "target" if config.whole_line is None else config.whole_line
     model: Any
     start = Path(config.model) if os.path.isabs(config.model) else None
     if config.start_epochs:
@@ -127,13 +125,13 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
+    train, shortened, batch_size = _sft_rows(config, model, tokenizer, splits)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
-    rows, shortened = _rows(model, tokenizer, splits, config.template)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
-        _arguments(config, out / "checkpoints", steps, progress=progress),
-        rows["train"],
+        _arguments(config, out / "checkpoints", steps, batch_size=batch_size, progress=progress),
+        train,
         processing_class=tokenizer,
         whole_line=whole_line,
     )
@@ -249,18 +247,37 @@ def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
 
 
-def _rows(model: Any, tokenizer: Any, splits: Splits, template: str) -> tuple[dict[str, list[dict[str, Any]]], int]:
+def _rows(
+    model: Any, tokenizer: Any, splits: Splits, template: str, which: Sequence[str] = ("train", "validation", "test")
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
     from minipo.compatibility.architectures import context_of
     from minipo.experiments.users import preference_rows, user_prompt
 
     rows, shortened = {}, 0
-    for split in ("train", "validation", "test"):
+    for split in which:
         users = getattr(splits, split)
         rows[split] = preference_rows(users, template, tokenizer, context_of(model))
         fitted = zip(rows[split], users, strict=True)
         shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
     return rows, shortened
+
+
+def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, int]:
+    """The rows that SFT learns, how many prompts were shortened, and the rows of a step, which learns batch_size chosen
+    items either way."""
+    from minipo.compatibility.architectures import context_of
+    from minipo.experiments.users import sequence_rows
+    from minipo.sequences import TARGETS
+
+    if config.rows == "target":
+        rows, shortened = _rows(model, tokenizer, splits, config.template)
+        return rows["train"], shortened, config.batch_size
+    _, shortened = _rows(model, tokenizer, splits, config.template, ("validation", "test"))
+    at_once = config.batch_size // config.accumulation  # in as many rows of 16 or more as divide it
+    targets = next(number for number in range(min(TARGETS, at_once), at_once + 1) if at_once % number == 0)
+    rows = sequence_rows(splits.train, config.template, tokenizer, context_of(model), targets)
+    return rows, shortened, config.batch_size // targets
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:

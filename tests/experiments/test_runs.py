@@ -20,6 +20,7 @@ import torch
 from transformers import DefaultFlowCallback, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+import minipo.rows
 from minipo import scoring, trainers
 from minipo.evaluation import ranking_metrics
 from minipo.experiments import arguments, training
@@ -593,7 +594,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"dynamic": "yes"}, r"Unknown dynamic 'yes'. Known: on, off\."),
         ({"adjust_beta": "true"}, r"Unknown adjust_beta 'true'. Known: on, off\."),
         ({"tuning": "LoRA"}, r"Unknown tuning 'LoRA'.* Known: full, lora\."),
-        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, question, choice"),
+        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, liked, question"),
         ({"precision": "float16"}, r"^Unknown precision 'float16'. Did you mean '.*'\? Known: float32, bfloat16\.$"),
         ({"rank": 0}, r"^rank must be greater than or equal to 1, not 0\.$"),
         ({"validation_users": 0}, r"^validation_users must be greater than or equal to 1, not 0\.$"),
@@ -635,6 +636,12 @@ def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_pa
     ("settings", "sentence"),
     [
         ({"epochs": 0}, r"^epochs must be greater than 0, not 0\.$"),
+        ({"rows": "targets"}, r"^Unknown rows 'targets'\. Did you mean 'target'\? Known: target, sequence\.$"),
+        (
+            {"rows": "sequence", "template": "question"},
+            r"^Rows of sequences need a template that ends in the history, and 'question' does not; choose 'line' or ",
+        ),
+        ({"rows": "sequence", "whole_line": True}, r"^Rows of sequences learn answers and no other tokens; leave "),
         ({"epochs": "ten"}, r"^epochs must be a valid number, not 'ten'\.$"),
         ({"steps": 0}, r"^steps must be greater than or equal to 1, not 0\.$"),
         ({"learning_rate": 0.0}, r"^learning_rate must be greater than 0, not 0\.0\.$"),
@@ -875,6 +882,25 @@ def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
     assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 3
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation", "row"), [(16, 1, 16), (36, 1, 18), (32, 2, 16), (4, 2, 2)])
+def test_a_step_learns_as_many_items_from_rows_of_sequences(
+    batch_size, accumulation, row, plays, tmp_path, monkeypatch
+):
+    """In rows of 16 or a little more, or in one row where a micro-batch has fewer."""
+    seen, collate = [], trainers.SFTTrainer.collate
+
+    def counted(self, visits):
+        seen.extend(len(columns) for _, columns in visits)
+        return collate(self, visits)
+
+    monkeypatch.setattr(trainers.SFTTrainer, "collate", counted)
+    settings = {"rows": "sequence", "epochs": 1, "batch_size": batch_size, "accumulation": accumulation}
+    run = sft(tmp_path / "run", progress=False, dataset=str(plays), **settings)
+    learnt = len(splits_of(run.config).train)
+    assert (sum(seen), max(seen)) == (learnt, row)
+    assert run.summary["steps"] == math.ceil(learnt / batch_size)
+
+
 def test_every_objective_and_template_can_be_chosen():
     choices = {field.name: get_args(get_args(field.type)[0]) for field in fields(PreferConfig)}
     assert choices["objective"] == tuple(OBJECTIVES)
@@ -915,7 +941,7 @@ def test_runs_rank_as_many_users_at_once_as_they_say(tiny, tmp_path, monkeypatch
         packed.append(len(prompt_ids))
         return pack(prompt_ids, *rest, **more)
 
-    for room in (scoring, trainers):
+    for room in (scoring, minipo.rows):
         monkeypatch.setattr(room, "pack_groups", counted)
     shared = {"dataset": "tiny", "steps": 1, "batch_size": 4, "accumulation": 2}
     start = sft(tmp_path / "sft", progress=False, **shared)
