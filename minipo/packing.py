@@ -210,10 +210,8 @@ def as_candidates(packed: PackedBatch) -> PackedBatch:
     positions, (_, width) = batch["position_ids"], batch["input_ids"].shape
     row, end = np.unravel_index(positions.argmax(), positions.shape)
     beginning = (batch["segments"][row] == 0).sum()
-    ids = batch["input_ids"][row]
-    line = np.concatenate(
-        [ids[:beginning], ids[end - positions[row, end] + beginning : end + 1]]
-    )  # the longest stretch
+    ids, start = batch["input_ids"][row], end - positions[row, end] + beginning
+    line = np.concatenate([ids[:beginning], ids[start : end + 1]])  # the beginning and the longest stretch
 
     answers = [ids[:length] for ids, length in zip(batch["targets"][row], batch["lengths"][row], strict=True) if length]
     last = batch["predicting"][batch["sources"][row].max(1)] - row * width

@@ -30,7 +30,7 @@ from minipo.prompts import HISTORY, Template, answer, render
 from minipo.rows import TokenRows
 
 TARGETS = 16  # of a row
-REPEATED = 4  # items before the cut that a stretch shows again when a sequence is cut: more cost tokens, fewer history
+REPEATED = 4  # items that a stretch repeats from before a cut: more of them cost tokens, fewer cost history
 
 
 class _Row:
@@ -146,17 +146,16 @@ def token_sequences(
             f"The template {template.text!r} does not end in the history, so that its prompts hold one target each; "
             "choose 'line' or 'liked', or give a row per target."
         )
-    if not sequences:
-        raise ValueError("There are no sequences: the split is empty; give at least one.")
+    if all(known >= len(items) for items, known in sequences):
+        raise ValueError("There is no item to learn: the split is empty; give at least one.")
     beginning, firsts, separator, answers = _tokens(tokenizer, [items for items, _ in sequences], template)
     limit = math.inf if context is None else context
     rows, shortened = [_Row(beginning, separator, window)], 0
     for items, known in sequences:
         if known < 1:
             raise ValueError("The history is empty; a sequence needs an item before the first that is learnt.")
-        used = np.cumsum(
-            [0, *(len(separator) + len(answers[item]) - 1 for item in items[1:])]
-        )  # tokens up to each item
+        sizes = (len(separator) + len(answers[item]) - 1 for item in items[1:])
+        used = np.cumsum([0, *sizes])  # tokens after the first item, up to each
         opened, shown = False, window
         for place in range(known, len(items)):
             if len(rows[-1].answers) == targets:

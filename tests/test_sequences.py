@@ -236,7 +236,8 @@ def test_a_stretch_ends_where_the_context_does():
 @pytest.mark.parametrize(
     ("given", "template", "said"),
     [
-        ([], "line", "There are no sequences"),
+        ([], "line", "There is no item to learn"),
+        ([(["Fox"], 1)], "line", "There is no item to learn"),
         ([(["Fox", "Glass"], 0)], "line", "The history is empty"),
         ([(["Fox", "Glass"], 1)], "question", "does not end in the history.* choose 'line' or 'liked'"),
     ],

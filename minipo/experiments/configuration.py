@@ -31,11 +31,11 @@ PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run 
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
-# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users
-# (data/record.py ml-100k-smollm2-settings).
-LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "question", "precision": "bfloat16"}
+# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
+# on a row per target (data/record.py ml-100k-smollm2-settings).
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "bfloat16"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
+    "sft": {**LORA, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
         **LORA,
         "sft_epochs": 0.25,
@@ -302,6 +302,9 @@ def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
         # What JSON can hold: a path as text, a NumPy number as Python's.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
+    template = TEMPLATES.get(str(plain.get("template")))
+    if "rows" in plain.keys() - settings.keys() and (plain.get("whole_line") or (template and not template.continues)):
+        del plain["rows"]  # the recipe's rows of sequences, which these settings rule out
     return kind(**plain)
 
 

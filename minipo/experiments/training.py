@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from minipo.experiments.configuration import (
     SFTConfig,
     check_negatives,
     make_config,
+    recipe,
     rows_at_once,
     splits_of,
     start_config,
@@ -42,6 +44,7 @@ from minipo.experiments.runs import (
     without_bars,
 )
 from minipo.names import first_line
+from minipo.prompts import TEMPLATES
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
@@ -271,6 +274,12 @@ def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> 
     from minipo.sequences import TARGETS
 
     if config.rows == "target":
+        if not TEMPLATES[config.template].continues and recipe("sft", config.dataset, config.model).get("rows"):
+            warnings.warn(
+                f"The template {config.template!r} does not end in the history, so SFT reads a row per chosen item: "
+                "about ten times the tokens of rows of sequences, which 'line' and 'liked' allow.",
+                stacklevel=2,
+            )
         rows, shortened = _rows(model, tokenizer, splits, config.template)
         return rows["train"], shortened, config.batch_size
     _, shortened = _rows(model, tokenizer, splits, config.template, ("validation", "test"))

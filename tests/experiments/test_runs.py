@@ -840,6 +840,24 @@ def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset,
     assert start_config(make_config(PreferConfig, place)) == make_config(SFTConfig, place)
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, "sequence"),
+        ({"template": "line"}, "sequence"),
+        ({"rows": "target"}, "target"),
+        ({"template": "question"}, "target"),  # what the recipe says of rows gives way to what is asked for
+        ({"whole_line": True}, "target"),
+    ],
+)
+def test_a_pretrained_model_learns_rows_of_sequences_where_they_are_possible(settings, rows):
+    place = {"dataset": "ml-100k", "model": "smollm2-135m"}
+    config = make_config(SFTConfig, place | settings)
+    assert config.rows == rows
+    if settings.keys() <= {"template"}:
+        assert start_config(make_config(PreferConfig, place | settings)) == config
+
+
 def test_a_run_and_the_sft_run_it_starts_from_are_on_the_same_data(plays, tmp_path, monkeypatch):
     """Its titles and its least liked rating included, which are read from whatever folder later."""
     rated = pd.read_csv(plays).assign(rating=lambda rows: rows["timestamp"] % 7)
@@ -899,6 +917,13 @@ def test_a_step_learns_as_many_items_from_rows_of_sequences(
     learnt = len(splits_of(run.config).train)
     assert (sum(seen), max(seen)) == (learnt, row)
     assert run.summary["steps"] == math.ceil(learnt / batch_size)
+
+
+def test_a_pretrained_model_under_another_template_says_that_it_reads_a_row_per_item(llama, tiny, tmp_path):
+    place = {"dataset": "tiny", "model": str(llama), "progress": False, "steps": 1, "batch_size": 2}
+    with pytest.warns(UserWarning, match=r"^The template 'question' does not end in the history, so SFT reads a "):
+        run = sft(tmp_path / "sft", template="question", **place)
+    assert run.config.rows == "target"
 
 
 def test_every_objective_and_template_can_be_chosen():
@@ -1077,11 +1102,12 @@ def test_a_pretrained_model_is_tuned_through_adapters_one_upon_the_other(precisi
     first = sft(tmp_path / "sft", steps=6, batch_size=8, learning_rate=3e-2, **place)
     settings = {"negatives": 5, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluate_every": 6}
     run = prefer(tmp_path / "run", sft=first.folder, **settings, **place)
-    assert (first.config.tuning, first.config.template, run.config.tuning) == ("lora", "question", "lora")
+    assert (first.config.tuning, first.config.rows, run.config.tuning) == ("lora", "sequence", "lora")
+    assert first.config.template == run.config.template == "liked"
     assert weights(first) == weights(run) == {"adapter_model.safetensors"}
     assert first.users["rank"].tolist() == evaluate_as(first, tiny.test).ranks.tolist()
 
-    merged = [score(*each, tiny.validation, "question") for each in (first.load_model(), run.load_model())]
+    merged = [score(*each, tiny.validation, "liked") for each in (first.load_model(), run.load_model())]
     before, after = (run.probe[run.probe.step == step] for step in (0, 6))
     for table, column, expected in (
         (before, "reference", merged[0]), (before, "policy", merged[0]), (after, "policy", merged[1]),
