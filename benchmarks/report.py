@@ -171,9 +171,33 @@ def against(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def sft_rows(found: dict[str, Any]) -> list[str]:
+    config, lines = found["config"], []
+    for side, name in (("target", "a row per target"), ("sequence", "rows of sequences")):
+        counts, metrics = found["counts"][side], found["metrics"][side]
+        tokens = [f"{counts['tokens'] / counts['targets']:.2f}", f"{counts['computed']:.2f}"]
+        step = [f"{found['seconds'][side]:.2f} s", f"{found['peak_gb'][side]:.1f} GB"]
+        lines.append([name, *tokens, *step, f"{metrics['hr@1']:.3f}", f"{metrics['ndcg@5']:.3f}"])
+    header = ["", "tokens per target", "with padding", "a step", "peak memory", "HR@1", "NDCG@5"]
+    ratio = found["seconds"]["target"] / found["seconds"]["sequence"]
+    differences = [
+        f"{metric} {100 * each['mean']:+.1f} [{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]".replace("-", "−")
+        for metric, each in (("HR@1", found["differences"]["hr@1"]), ("NDCG@5", found["differences"]["ndcg@5"]))
+    ]
+    return [
+        f"**SFT on rows of sequences**, {config['model']} on {config['dataset']}, `python benchmarks/sft_rows.py`: "
+        f"{config['epochs']:g} of an epoch in {found['runs']['sequence']['steps']:,} steps of {config['batch_size']} "
+        f"targets either way, LoRA of rank {config['rank']}, learning rate {config['learning_rate']:g}, one seed; HR@1 "
+        f"and NDCG@5 of {found['users']:,} validation users.",
+        markdown(header, lines),
+        f"A step on rows of sequences takes {ratio:.1f} times less time. Rows of sequences minus a row per target, in "
+        f"points with 95 % intervals over users: {', '.join(differences)}.",
+    ]
+
+
 def readme() -> str:
     """All of it, from the reports that there are beside this file."""
-    parts = (step, trl_step, scoring, growth, shapes, selection, page, load)
+    parts = (step, trl_step, scoring, growth, shapes, selection, sft_rows, page, load)
     there = [(part, Path(__file__).with_name(f"{part.__name__}.json")) for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 

@@ -40,7 +40,7 @@ SFT: dict[str, Settings] = {
     "catalog-pocket-gpt2-20": {"epochs": 20},
     "catalog-pocket-gpt2-40": {"epochs": 40},
     "ml-100k-pocket-gpt2-10": {"dataset": "ml-100k"},
-    "ml-100k-smollm2-135m": SMOLLM2,
+    "ml-100k-smollm2-135m": {**SMOLLM2, "template": "question", "rank": 4},  # from before rows of sequences
 }
 
 

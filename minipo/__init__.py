@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from minipo.experiments.models import load_model
     from minipo.experiments.sweeps import sweep
     from minipo.experiments.training import prefer, sft
-    from minipo.experiments.users import evaluate, preference_rows
+    from minipo.experiments.users import evaluate, preference_rows, sequence_rows
     from minipo.preference import PreferenceOutput, Push, preference_loss, preference_push
     from minipo.scoring import candidate_logps
     from minipo.trainers import PreferenceTrainer, SFTTrainer
@@ -24,7 +24,7 @@ _NAMES = {
     "experiments.models": ["load_model"],
     "experiments.sweeps": ["sweep"],
     "experiments.training": ["prefer", "sft"],
-    "experiments.users": ["evaluate", "preference_rows"],
+    "experiments.users": ["evaluate", "preference_rows", "sequence_rows"],
     "preference": ["PreferenceOutput", "Push", "preference_loss", "preference_push"],
     "scoring": ["candidate_logps"],
     "trainers": ["PreferenceTrainer", "SFTTrainer"],
@@ -44,6 +44,7 @@ __all__ = [
     "preference_loss",
     "preference_push",
     "preference_rows",
+    "sequence_rows",
     "sft",
     "sweep",
 ]

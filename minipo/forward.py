@@ -14,8 +14,8 @@ from minipo.packing import PackedBatch
 def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"]:
     """Log-probs of all candidates of a packed batch, with its attention mask and positions."""
     dtype = model.get_input_embeddings().weight.dtype  # pyrefly: ignore[not-callable]
-    segments, positions = (packed[name].to(device_of(model)) for name in ("segments", "position_ids"))
-    return forward(model, packed, attention_mask=attention_mask(segments, dtype), position_ids=positions)
+    segments, since, positions = (packed[name].to(device_of(model)) for name in ("segments", "since", "position_ids"))
+    return forward(model, packed, attention_mask=attention_mask(segments, since, dtype), position_ids=positions)
 
 
 def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
@@ -53,10 +53,12 @@ def head_at(model: nn.Module, places: Int[Tensor, " N"]) -> Generator[None]:
         handle.remove()
 
 
-def attention_mask(segments: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+def attention_mask(
+    segments: Int[Tensor, "B T"], since: Int[Tensor, "B T"], dtype: torch.dtype
+) -> Float[Tensor, "B 1 T T"]:
     """0 where a token may attend, the lowest number elsewhere. Padding attends to itself, or softmax would be nan."""
-    query, key = segments.unsqueeze(2), segments.unsqueeze(1)
-    allowed = ((key == 0) | (key == query)).tril()
+    key = segments.unsqueeze(1)
+    allowed = ((key == 0) | (key >= since.unsqueeze(2))).tril()
     # Additive and not boolean, because eager attention adds it to the scores.
     mask = torch.zeros(allowed.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)

@@ -1,7 +1,7 @@
 """Rows of token ids as packed rows: a prompt once, then the tokens of all its candidates (for pairs: arXiv 2410.20305).
 
-A candidate attends to the prompt and to itself, and its positions continue from the prompt's end. Computed in NumPy;
-the results are torch tensors.
+A candidate attends to the prompt and to itself, and its positions continue from the prompt's end. `sequences` packs
+rows of other segments, each of which attends to some before it. Computed in NumPy; the results are torch tensors.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,14 @@ TokenIds = np.ndarray  # (tokens,) int64
 
 @final
 class PackedBatch(TypedDict):
-    """B rows of T tokens; C candidates per row, of at most L tokens, end of answer included; N predicting positions."""
+    """B rows of T tokens; C candidates per row, of at most L tokens, end of answer included; N predicting positions.
+
+    A token attends to segment 0, to segments from its `since` on and, of all these, to no later token."""
 
     input_ids: Int[Tensor, "B T"]
     position_ids: Int[Tensor, "B T"]
     segments: Int[Tensor, "B T"]  # 0 in the prompt, 1 + c in candidate c, -1 in padding
+    since: Int[Tensor, "B T"]  # equals the token's segment, unless it sees segments before
     predicting: Int[Tensor, " N"]  # where logits are needed: each row's last prompt token, then every candidate token
     sources: Int[Tensor, "B C L"]  # which of the N predicts the target
     targets: Int[Tensor, "B C L"]  # a candidate's tokens and the end-of-answer token
@@ -163,6 +166,7 @@ def pack_ids(
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         segments=torch.from_numpy(segments),
+        since=torch.from_numpy(segments.copy()),
         predicting=torch.from_numpy(predicting),
         sources=torch.from_numpy(sources),
         targets=torch.from_numpy(targets),
@@ -181,6 +185,41 @@ def unpack(packed: PackedBatch) -> tuple[list[TokenIds], list[list[TokenIds]]]:
         for targets, lengths in zip(batch["targets"], batch["lengths"], strict=True)
     ]
     return prompt_ids, answer_ids
+
+
+def alone(packed: PackedBatch) -> tuple[list[TokenIds], list[TokenIds]]:
+    """Every candidate of a packed batch, row by row, each with a prompt of its own: the tokens that the place where its
+    first token is predicted attends to. For rows of candidates this is the row's prompt."""
+    batch = {name: tensor.cpu().numpy() for name, tensor in packed.items()}  # pyrefly: ignore[missing-attribute]
+    prompt_ids, answer_ids = [], []
+    for row, column in np.argwhere(batch["mask"]):
+        end = batch["predicting"][batch["sources"][row, column, 0]] - row * batch["input_ids"].shape[1] + 1
+        segments = batch["segments"][row, :end]
+        seen = (segments == 0) | (segments >= batch["since"][row, end - 1])
+        prompt_ids.append(batch["input_ids"][row, :end][seen])
+        answer_ids.append(batch["targets"][row, column, : batch["lengths"][row, column]])
+    return prompt_ids, answer_ids
+
+
+def as_candidates(packed: PackedBatch) -> PackedBatch:
+    """`packed` itself, unless it has rows of sequences: then one row of candidates, at least as long and as wide as any
+    of them, on which to find out whether a model can read them."""
+    if not (packed["since"] < packed["segments"]).any():
+        return packed
+    batch = {name: tensor.cpu().numpy() for name, tensor in packed.items()}  # pyrefly: ignore[missing-attribute]
+    positions, (_, width) = batch["position_ids"], batch["input_ids"].shape
+    row, end = np.unravel_index(positions.argmax(), positions.shape)
+    beginning = (batch["segments"][row] == 0).sum()
+    ids, start = batch["input_ids"][row], end - positions[row, end] + beginning
+    line = np.concatenate([ids[:beginning], ids[start : end + 1]])  # the beginning and the longest stretch
+
+    answers = [ids[:length] for ids, length in zip(batch["targets"][row], batch["lengths"][row], strict=True) if length]
+    last = batch["predicting"][batch["sources"][row].max(1)] - row * width
+    length = batch["lengths"][row][last == end].max()  # of the answer that ends there
+    shorter = [ids for ids in answers if len(ids) <= length]
+    prompt = line[: len(line) - length + 1]
+    times = max(2, -(-(width - len(prompt)) // sum(len(ids) - 1 for ids in shorter)))
+    return pack_ids([prompt], [shorter * times], pad_token_id=0)
 
 
 def sizes(

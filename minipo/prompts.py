@@ -29,10 +29,18 @@ class Template:
         """Whether the prompt shows the candidates."""
         return CANDIDATES in self.text
 
+    @property
+    def continues(self) -> bool:
+        """Whether an answer goes on with the history: prompt and answer are then how a longer prompt begins."""
+        after = self.text.partition(HISTORY)[2]
+        return not self.lists_candidates and after + answer("") == self.separator
+
 
 TEMPLATES: Mapping[str, Template] = {
     # Prompt and answer are one line, "A B, C D, E F": all that a pocket model ever reads.
     "line": Template(f"{HISTORY},"),
+    # The same for a model that has read other text: an answer still goes on with the history.
+    "liked": Template(f"I enjoyed these, oldest first: {HISTORY},"),
     "question": Template(f"I enjoyed these, oldest first: {HISTORY}. What would I enjoy next?\nAnswer:"),
     "choice": Template(
         f"I enjoyed these, oldest first: {HISTORY}. "

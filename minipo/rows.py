@@ -5,7 +5,7 @@ different K see the same rows in the same order, K = 5 the first five of K = 15'
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minipo.compatibility.formats import Answers, Rows, records, row_texts
 from minipo.compatibility.tokenizers import tokenize_rows
-from minipo.packing import TokenIds
+from minipo.packing import PackedBatch, PackedGroups, TokenIds, pack_groups
 
 
 class TokenRows(Dataset):
@@ -42,6 +42,17 @@ class TokenRows(Dataset):
         epoch, row = visit
         others = np.random.default_rng([self.seed, epoch, row]).permutation(self.counts[row] - 1)
         return row, np.concatenate([[0], 1 + others[: self.negatives]])
+
+    def pack(
+        self, visits: Sequence[tuple[int, Iterable[int]]], pad_token_id: int, few_shapes: bool = False
+    ) -> PackedBatch | PackedGroups:
+        """The rows and columns that `visits` names, packed for `packed_logps`. few_shapes: see `pack_groups`."""
+        return pack_groups(
+            [self.prompts[row] for row, _ in visits],
+            [[self.answers[row][column] for column in columns] for row, columns in visits],
+            pad_token_id,
+            few_shapes=few_shapes,
+        )
 
     def fingerprint(self) -> bytes:
         """A hash of all token ids, so that another tokenizer or template changes it."""

@@ -25,7 +25,7 @@ from minipo.compatibility.architectures import (
 from minipo.compatibility.forwards import by_length, one_by_one, reuse_memory
 from minipo.compatibility.tokenizers import pad_token, tokenize_rows, warn_once
 from minipo.forward import device_of, logits_of, packed_forward
-from minipo.packing import PackedBatch, PackedGroups, pack_groups, pack_ids, row_tokens, sizes
+from minipo.packing import PackedBatch, PackedGroups, as_candidates, pack_groups, pack_ids, row_tokens, sizes
 
 
 def candidate_logps(
@@ -76,6 +76,7 @@ def pack(
 def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[Tensor, "B C"]:
     """Log-prob of each candidate of a packed batch, -inf where a row has no such candidate; differentiable.
 
+    packed: also rows of `sequences`, whose candidates are the items that they learn.
     model: a decoder-only transformers model, or one wrapped by peft. One that cannot read packed rows is scored
     candidate by candidate, with one warning. Natural logarithms, float32 (float64 for a float64 model), on the model's
     device. With bfloat16 weights or under torch.autocast a log-prob is off by some 0.1-0.3 (SmolLM2-135M, 4-8 tokens).
@@ -90,16 +91,21 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
         return torch.cat(groups)[packed["order"].argsort().to(groups[0].device)]  # pyrefly: ignore[bad-typed-dict-key]
     # torch.compile's wrapper does not see the hook that makes the head compute only what is needed.
     model = getattr(model, "_orig_mod", model)  # pyrefly: ignore[bad-assignment]
-    prompt_lengths = (packed["segments"] == 0).sum(1)
-    counts, lengths = packed["mask"].sum(1), packed["lengths"][packed["mask"]]
+    candidates = as_candidates(packed)
+    prompt_lengths = (candidates["segments"] == 0).sum(1)
+    counts, lengths = candidates["mask"].sum(1), candidates["lengths"][candidates["mask"]]
     check_context(model, *(tensor.cpu().numpy() for tensor in (prompt_lengths, counts, lengths)))
     check_tokens(model, packed)
     limit = longrope_limit(model)
-    return _scores(model, packed) if limit is None else by_length(model, packed, limit, _scores)
+    if limit is not None and candidates is packed:
+        return by_length(model, packed, limit, _scores)
+    if limit is not None and packed["position_ids"].max() + 2 > limit:  # end-of-answer token included
+        return one_by_one(model, packed, read_end=True)
+    return _scores(model, packed)
 
 
 def _scores(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
-    obstacle = examine(model, packed)
+    obstacle = examine(model, as_candidates(packed))
     if obstacle is not None and packed["mask"].shape[1] > 1:
         kind = own_class(model)
         warn_once(kind, "forward", f"{kind.__name__} scores each candidate on its own, which takes longer: {obstacle}.")

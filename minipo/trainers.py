@@ -34,11 +34,12 @@ from minipo.compatibility.tokenizers import pad_token
 from minipo.dynamic import DynamicPO
 from minipo.evaluation import Report, Scores, report
 from minipo.objectives import Aggregate, Objective, State
-from minipo.packing import PackedBatch, pack_groups
+from minipo.packing import PackedBatch
 from minipo.preference import PreferenceOutput, preference_loss
 from minipo.reference import REFERENCE, Batches, Reference, fingerprint, save_reference, saved_reference
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import packed_logps
+from minipo.sequences import SequenceRows
 
 COMPLETE = "complete"  # a checkpoint counts only if it has this file, which is written last
 STATES = ("objective_state.json", "batch_beta.json")  # an objective's state in a checkpoint; the latter in old ones
@@ -122,12 +123,8 @@ class _RowTrainer(Trainer):
 
     def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
         """The rows and columns that `visits` names, packed for `packed_logps`."""
-        return pack_groups(
-            [rows.prompts[row] for row, _ in visits],
-            [[rows.answers[row][column] for column in columns] for row, columns in visits],
-            pad_token(self.processing_class),
-            few_shapes=self.args.bf16 and self.args.device.type == "cpu",
-        )
+        few_shapes = self.args.bf16 and self.args.device.type == "cpu"
+        return rows.pack(visits, pad_token(self.processing_class), few_shapes)
 
     def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:
         """Log-probs (b, width) of all answers of the rows `which`, a few rows at a time and the longest first; −inf
@@ -191,8 +188,9 @@ class SFTTrainer(_RowTrainer):
     """Supervised fine-tuning on "prompt answer".
 
     train_dataset, eval_dataset: rows of a "prompt" and a "completion", or of preferences, whose chosen answer is
-    learnt; `compatibility.formats` lists them. args: its seed decides the order of rows; TRL's SFTConfig is accepted
-    at its defaults. Further arguments are `transformers.Trainer`'s.
+    learnt; `compatibility.formats` lists them. Or rows of `sequence_rows`, each of which has some 16 answers to learn,
+    so that batches of a sixteenth as many rows learn as much. args: its seed decides the order of rows; TRL's SFTConfig
+    is accepted at its defaults. Further arguments are `transformers.Trainer`'s.
     whole_line: learn every token of the line, history and answer (pocket models, trained from scratch), or only the
     answer's tokens (pretrained models). Either way it is one continuation, scored as a candidate is: after the line's
     first token, or after the prompt. The loss is the mean of −log p over the tokens learnt; so is `eval_loss`.
@@ -218,6 +216,14 @@ class SFTTrainer(_RowTrainer):
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, **others)
 
     def read(self, rows: Rows | TokenRows) -> TokenRows:
+        if isinstance(rows, SequenceRows):
+            if self.whole_line:
+                raise ValueError("Rows of sequences learn answers and no other tokens; leave whole_line out.")
+            if self.context is not None and rows.longest > self.context:
+                raise ValueError(
+                    f"These rows of sequences need up to {rows.longest} tokens, more than the {self.context} of the "
+                    f"model's context or of args.max_length; make them with context={self.context}."
+                )
         if isinstance(rows, TokenRows):
             return rows
         read = token_rows(self.tokenizer, rows, completion, self.context)
@@ -228,20 +234,22 @@ class SFTTrainer(_RowTrainer):
 
     def collate(self, visits: list[tuple[int, NDArray[np.int64]]]) -> dict[str, Any]:
         rows = self.train_dataset
-        return {"packed": self.pack(rows, visits), "items": sum(len(rows.answers[row][0]) for row, _ in visits)}
+        tokens = sum(len(rows.answers[row][column]) for row, columns in visits for column in columns)
+        return {"packed": self.pack(rows, visits), "items": tokens}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logps = packed_logps(model, inputs["packed"])
+        logps = packed_logps(model, inputs["packed"])[inputs["packed"]["mask"]]
         self.check_finite(logps)
         loss = -logps.sum() / (num_items_in_batch or inputs["items"])
         return (loss, {}) if return_outputs else loss
 
     def measures(self, rows: TokenRows) -> dict[str, float]:
         """The mean of −log p over the tokens learnt, as "loss"."""
-        tokens = sum(len(answer) for (answer,) in rows.answers)
-        return {"loss": -float(self.score(rows).sum(dtype=np.float64)) / tokens}
+        tokens = sum(len(answer) for answers in rows.answers for answer in answers)
+        there = np.arange(rows.width) < rows.counts[:, None]
+        return {"loss": -float(self.score(rows)[there].sum(dtype=np.float64)) / tokens}
 
 
 class PreferenceTrainer(_RowTrainer):
@@ -330,6 +338,8 @@ class PreferenceTrainer(_RowTrainer):
             yield from self.logps(rows, which, "reference")
 
     def read(self, rows: Rows | TokenRows) -> TokenRows:
+        if isinstance(rows, SequenceRows):
+            raise ValueError("Rows of sequences have no rejected answers; give rows of preferences.")
         if isinstance(rows, TokenRows):
             return rows
         return token_rows(self.tokenizer, rows, preference_answers, self.context, self.negatives, self.args.seed)

@@ -261,9 +261,7 @@ def test_evaluate(tiny):
     assert itself.metrics["reward_win_rate"] == 0
     with pytest.raises(ValueError, match="no users to evaluate: the split is empty"):
         evaluate(model, tokenizer, [])
-    with pytest.raises(
-        ValueError, match=r"Unknown template 'lin'. Did you mean 'line'\? Known: line, question, choice"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown template 'lin'. Did you mean 'line'\? Known: line, liked, question"):
         evaluate(model, tokenizer, tiny.validation, template="lin")
 
 

@@ -7,6 +7,16 @@ def test_line_template_is_continued_by_the_answer():
     assert render(TEMPLATES["line"], ["A B", "C D"]) + answer("E F") == "A B, C D, E F"
 
 
+def test_where_a_template_ends_in_the_history_an_answer_makes_it_longer():
+    continuing = [name for name, template in TEMPLATES.items() if template.continues]
+    assert continuing == ["line", "liked"]
+    for name in continuing:
+        longer = render(TEMPLATES[name], ["A B", "C D", "E F"])
+        assert longer.startswith(render(TEMPLATES[name], ["A B", "C D"]) + answer("E F"))
+    assert not Template("[CansHere]: [HistoryHere],").continues
+    assert not Template("[HistoryHere],", separator="; ").continues
+
+
 def test_history_keeps_its_order_and_candidates_theirs():
     template = Template("[HistoryHere] | [CansHere] | [HistoryHere]", separator=" ; ")
     assert render(template, ["b", "a"], ["z", "y"]) == "b ; a | z ; y | b ; a"
@@ -18,7 +28,7 @@ def test_no_placeholder_is_left_and_every_item_is_there(name):
     assert "Here]" not in prompt
     assert TEMPLATES[name].separator.join(["Velvet Tiger", "Neon Fox"]) in prompt
     listed = TEMPLATES[name].separator.join(["Iron Lark", "Glass Moth"]) in prompt
-    assert listed == TEMPLATES[name].lists_candidates == (name not in ("line", "question"))
+    assert listed == TEMPLATES[name].lists_candidates == (name not in ("line", "liked", "question"))
     assert not prompt.endswith(" ")  # the answer brings its own
 
 

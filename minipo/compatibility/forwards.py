@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minipo.forward import forward
-from minipo.packing import PackedBatch, pack_ids, unpack
+from minipo.packing import PackedBatch, alone, pack_ids, unpack
 
 
 def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:
@@ -19,16 +19,13 @@ def one_by_one(model: nn.Module, packed: PackedBatch, read_end: bool = False) ->
 
     Only rows of the same length go together: padding, at either end, changes what some models compute.
     """
-    prompt_ids, answer_ids = unpack(packed)
-    rows, columns = packed["mask"].cpu().numpy().nonzero()
-    prompt_lengths = np.array([len(ids) for ids in prompt_ids])
-    lengths = prompt_lengths[rows] + packed["lengths"].cpu().numpy()[rows, columns]
-    order = np.argsort(lengths, kind="stable")
+    prompt_ids, answer_ids = alone(packed)
+    lengths = np.array([len(prompt) + len(answer) for prompt, answer in zip(prompt_ids, answer_ids, strict=True)])
+    order, most = np.argsort(lengths, kind="stable"), len(packed["input_ids"])
     logps = []
     for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
-        for part in np.split(group, range(len(prompt_ids), len(group), len(prompt_ids))):
-            prompts = [prompt_ids[row] for row in rows[part]]
-            answers = [[answer_ids[row][column]] for row, column in zip(rows[part], columns[part], strict=True)]
+        for part in np.split(group, range(most, len(group), most)):
+            prompts, answers = [prompt_ids[each] for each in part], [[answer_ids[each]] for each in part]
             logps.append(forward(model, pack_ids(prompts, answers, pad_token_id=0, read_end=read_end)))
     flat = torch.cat(logps).flatten()[torch.from_numpy(order).argsort().to(logps[0].device)]
     mask = packed["mask"].to(flat.device)

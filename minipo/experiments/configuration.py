@@ -20,6 +20,7 @@ from minipo.experiments.fetch import SOURCES
 from minipo.names import lookup, unknown
 from minipo.objectives import Objective
 from minipo.preference import MAKERS, OBJECTIVES
+from minipo.prompts import TEMPLATES
 
 T = TypeVar("T")
 
@@ -30,11 +31,11 @@ PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run 
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
-# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users
-# (data/record.py ml-100k-smollm2-settings).
-LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "question", "precision": "bfloat16"}
+# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
+# on a row per target (data/record.py ml-100k-smollm2-settings).
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "bfloat16"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
+    "sft": {**LORA, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
         **LORA,
         "sft_epochs": 0.25,
@@ -115,7 +116,7 @@ class _Shared:
     batch_size: Annotated[Count, "users per optimizer step"] = 32
     accumulation: Annotated[Count, "micro-batches per step"] = 1
     template: Annotated[
-        Literal["line", "question", "choice", "music", "films", "books", "games"], "the prompt's text"
+        Literal["line", "liked", "question", "choice", "music", "films", "books", "games"], "the prompt's text"
     ] = "line"
     precision: Annotated[Literal["float32", "bfloat16"], "of the matrix products; all else stays in float32"] = (
         "float32"
@@ -149,10 +150,12 @@ class SFTConfig(_Shared):
 
     dataset: a name, or the path of your own file or folder. model: a name, or a folder that `from_pretrained` opens.
     start_epochs: above 0, the run continues the SFT run of that many epochs under seed 0 ("more SFT"). epochs (may be a
-    fraction) or, if given, steps set the length. whole_line: whether history and answer are learnt, or only the answer;
-    None: the whole line for pocket models, only the answer for pretrained ones. ties, titles, liked_from: see
-    `load_dataset`. The defaults are those of pocket models on the catalogue; `recipe` has those of other data and
-    models. Raises ValueError for an invalid setting.
+    fraction) or, if given, steps set the length. rows: whether each chosen item has a row of its own, with its history,
+    or a row has many, see `minipo.sequences`; either way an epoch learns each of them once, a step batch_size of them.
+    whole_line: whether history and answer are learnt, or only the answer; None: the whole line for pocket models, only
+    the answer for pretrained ones and for rows of sequences. ties, titles, liked_from: see `load_dataset`. The defaults
+    are those of pocket models on the catalogue; `recipe` has those of other data and models. Raises ValueError for an
+    invalid setting.
     """
 
     kind: Literal["sft"] = "sft"
@@ -164,6 +167,21 @@ class SFTConfig(_Shared):
     whole_line: Annotated[
         bool | None, "yes: learn history and answer; no: only the answer (default: yes for pocket models)"
     ] = None
+    rows: Annotated[
+        Literal["target", "sequence"],
+        "target: a row per chosen item, with its history; sequence: a user's items in one row, each learnt once, at a "
+        "fraction of the tokens (templates line and liked; only answers are learnt)",
+    ] = "target"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows == "sequence" and not TEMPLATES[self.template].continues:
+            raise ValueError(
+                f"Rows of sequences need a template that ends in the history, and {self.template!r} does not; choose "
+                "'line' or 'liked', or rows='target'."
+            )
+        if self.rows == "sequence" and self.whole_line:
+            raise ValueError("Rows of sequences learn answers and no other tokens; leave whole_line out.")
 
 
 @_settings
@@ -284,6 +302,9 @@ def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
         # What JSON can hold: a path as text, a NumPy number as Python's.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
+    template = TEMPLATES.get(str(plain.get("template")))
+    if "rows" in plain.keys() - settings.keys() and (plain.get("whole_line") or (template and not template.continues)):
+        del plain["rows"]  # the recipe's rows of sequences, which these settings rule out
     return kind(**plain)
 
 

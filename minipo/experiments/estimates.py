@@ -230,7 +230,9 @@ def seconds(config: Config, data: Data, speed: Speed) -> float | None:
     rows = data.train + ranked
     if not isinstance(config, PreferConfig):
         steps = config.steps or math.ceil(config.epochs * data.train / config.batch_size)
-        learnt = config.batch_size * (texts.layers * (texts.prompt + texts.answer) + texts.output * texts.prompt)
+        read = texts.answer + (texts.prompt if config.rows == "target" else 1)  # tokens a target; 1: a separator
+        predicted = texts.prompt if config.model in POCKET else texts.answer
+        learnt = config.batch_size * (texts.layers * read + texts.output * predicted)
         return speed.row * rows + steps * (step + learnt * train) + ranked * many
     validated = min(data.validation, config.validation_users or data.validation)
     evaluations = math.ceil(config.steps / config.evaluate_every)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from minipo.experiments.configuration import (
     SFTConfig,
     check_negatives,
     make_config,
+    recipe,
     rows_at_once,
     splits_of,
     start_config,
@@ -44,6 +46,7 @@ from minipo.experiments.runs import (
     without_bars,
 )
 from minipo.names import first_line
+from minipo.prompts import TEMPLATES
 from minipo.threads import Threads
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
@@ -105,19 +108,17 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "TrainingArguments":
-    """`training_arguments` with a run's settings."""
+    """`training_arguments` with a run's settings, where `others` do not say otherwise."""
     from minipo.experiments.arguments import training_arguments
 
-    return training_arguments(
-        folder,
-        steps=steps,
-        batch_size=config.batch_size,
-        accumulation=config.accumulation,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        bf16=PRECISION[config.precision],
-        **others,
-    )
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "accumulation": config.accumulation,
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+        "bf16": PRECISION[config.precision],
+    }
+    return training_arguments(folder, steps=steps, **(settings | others))
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
@@ -127,7 +128,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
 
     threads = Threads()
     splits = splits_of(config)
-    whole_line = config.model in POCKET if config.whole_line is None else config.whole_line
+    whole_line = config.model in POCKET and config.rows == "target" if config.whole_line is None else config.whole_line
     model: Any
     start = Path(config.model) if os.path.isabs(config.model) else None
     if config.start_epochs:
@@ -138,16 +139,16 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
+    train, shortened, batch_size = _sft_rows(config, model, tokenizer, splits)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
-    rows, shortened = _rows(model, tokenizer, splits, config.template)
     threads.adapt(model)
     if progress:
         _announce(config, splits)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
-        _arguments(config, out / "checkpoints", steps, progress=progress),
-        rows["train"],
+        _arguments(config, out / "checkpoints", steps, batch_size=batch_size, progress=progress),
+        train,
         processing_class=tokenizer,
         whole_line=whole_line,
     )
@@ -268,18 +269,43 @@ def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
 
 
-def _rows(model: Any, tokenizer: Any, splits: Splits, template: str) -> tuple[dict[str, list[dict[str, Any]]], int]:
+def _rows(
+    model: Any, tokenizer: Any, splits: Splits, template: str, which: Sequence[str] = ("train", "validation", "test")
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
     from minipo.compatibility.architectures import context_of
     from minipo.experiments.users import preference_rows, user_prompt
 
     rows, shortened = {}, 0
-    for split in ("train", "validation", "test"):
+    for split in which:
         users = getattr(splits, split)
         rows[split] = preference_rows(users, template, tokenizer, context_of(model))
         fitted = zip(rows[split], users, strict=True)
         shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
     return rows, shortened
+
+
+def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, int]:
+    """The rows that SFT learns, how many prompts were shortened, and the rows of a step, which learns batch_size chosen
+    items either way."""
+    from minipo.compatibility.architectures import context_of
+    from minipo.experiments.users import sequence_rows
+    from minipo.sequences import TARGETS
+
+    if config.rows == "target":
+        if not TEMPLATES[config.template].continues and recipe("sft", config.dataset, config.model).get("rows"):
+            warnings.warn(
+                f"The template {config.template!r} does not end in the history, so SFT reads a row per chosen item: "
+                "about ten times the tokens of rows of sequences, which 'line' and 'liked' allow.",
+                stacklevel=2,
+            )
+        rows, shortened = _rows(model, tokenizer, splits, config.template)
+        return rows["train"], shortened, config.batch_size
+    _, shortened = _rows(model, tokenizer, splits, config.template, ("validation", "test"))
+    at_once = config.batch_size // config.accumulation  # in as many rows of 16 or more as divide it
+    targets = next(number for number in range(min(TARGETS, at_once), at_once + 1) if at_once % number == 0)
+    rows = sequence_rows(splits.train, config.template, tokenizer, context_of(model), targets)
+    return rows, shortened, config.batch_size // targets
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from minipo.experiments.datasets.splits import Interaction
 from minipo.names import lookup
 from minipo.prompts import TEMPLATES, Template, answer, render
 from minipo.scoring import candidate_logps
+from minipo.sequences import TARGETS, SequenceRows, token_sequences
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -111,6 +113,55 @@ def preference_rows(
         {"prompt": prompt, "chosen": answer(user.chosen), "rejected": [answer(item) for item in user.negatives]}
         for prompt, user in zip(prompts, interactions, strict=True)
     ]
+
+
+def sequence_rows(
+    interactions: Sequence[Interaction],
+    template: str | Template,
+    tokenizer: "PreTrainedTokenizerBase",
+    context: int | None = None,
+    targets: int = TARGETS,
+) -> SequenceRows:
+    """Rows for `SFTTrainer` that do not repeat a user's history: stretches of the users' items, in each of which the
+    chosen items are learnt, each of them once, after the items before it; see `minipo.sequences`.
+
+    template: "line", "liked", or another that `continues`. context: tokens that the model can read. targets: chosen
+    items in a row, so that a batch of n rows learns n × targets of them. An item sees at most as many items before it
+    as the longest history has. Raises what `token_sequences` raises.
+    """
+    window = max((len(user.history) for user in interactions), default=0)
+    return token_sequences(tokenizer, user_sequences(interactions), _template(template), window, targets, context)
+
+
+def user_sequences(interactions: Sequence[Interaction]) -> list[tuple[tuple[str, ...], int]]:
+    """Every user's items, oldest first, and how many of the first stand before the first chosen one: all rows of a user
+    in one sequence, as far as they continue each other, in whatever order they come.
+
+    A row continues another if its history is that row's history and chosen item, or the last of these where it has the
+    length of the longest history here. One that continues no other, or that another row already continues the same way,
+    begins a sequence, so that each row's chosen item is in exactly one.
+    """
+    longest = max((len(user.history) for user in interactions), default=0)
+    waiting: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
+    for number, user in enumerate(interactions):
+        waiting[user.user, (*user.history, user.chosen)[-longest:]].append(number)
+    following: dict[int, int] = {}
+    for number, user in enumerate(interactions):
+        found = waiting[user.user, user.history]
+        if (before := next((each for each in found if each != number), None)) is not None:
+            found.remove(before)
+            following[before] = number
+    sequences, continuing, placed = [], set(following.values()), set()
+    # Last those that continue others, for rows that repeat items may do so in a circle; it is opened at its first row.
+    for start in sorted(range(len(interactions)), key=continuing.__contains__):
+        items, number = list(interactions[start].history), start
+        while number is not None and number not in placed:
+            items.append(interactions[number].chosen)
+            placed.add(number)
+            number = following.get(number)
+        if len(items) > (known := len(interactions[start].history)):
+            sequences.append((tuple(items), known))
+    return sequences
 
 
 def score(

@@ -268,10 +268,10 @@ def test_the_checkpoint_that_runs_start_from_beats_markov(baselines):
 
 
 @pytest.mark.skipif(not ADAPTER.is_dir(), reason=f"missing: python data/record.py {ADAPTER.name}")
-def test_the_shipped_adapter_is_small_and_what_runs_start_from():
+def test_the_shipped_adapter_is_small_and_what_its_recipe_says():
     run = Run(ADAPTER)
     assert run.done
-    assert run.config == make_config(SFTConfig, recipes.SMOLLM2)
+    assert run.config == make_config(SFTConfig, recipes.SFT[ADAPTER.name])
     assert size(ADAPTER) <= 5e6
     assert {path.name for path in (ADAPTER / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     base = read_json(ADAPTER / "model" / "adapter_config.json")["base_model_name_or_path"]

@@ -20,6 +20,7 @@ import torch
 from transformers import DefaultFlowCallback, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+import minipo.rows
 from minipo import scoring, trainers
 from minipo.evaluation import ranking_metrics
 from minipo.experiments import arguments, training
@@ -593,7 +594,7 @@ def test_a_finished_run_without_its_model(finished):
         ({"dynamic": "yes"}, r"Unknown dynamic 'yes'. Known: on, off\."),
         ({"adjust_beta": "true"}, r"Unknown adjust_beta 'true'. Known: on, off\."),
         ({"tuning": "LoRA"}, r"Unknown tuning 'LoRA'.* Known: full, lora\."),
-        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, question, choice"),
+        ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, liked, question"),
         ({"precision": "float16"}, r"^Unknown precision 'float16'. Did you mean '.*'\? Known: float32, bfloat16\.$"),
         ({"rank": 0}, r"^rank must be greater than or equal to 1, not 0\.$"),
         ({"validation_users": 0}, r"^validation_users must be greater than or equal to 1, not 0\.$"),
@@ -635,6 +636,12 @@ def test_settings_that_do_not_fit_preference_training(settings, sentence, tmp_pa
     ("settings", "sentence"),
     [
         ({"epochs": 0}, r"^epochs must be greater than 0, not 0\.$"),
+        ({"rows": "targets"}, r"^Unknown rows 'targets'\. Did you mean 'target'\? Known: target, sequence\.$"),
+        (
+            {"rows": "sequence", "template": "question"},
+            r"^Rows of sequences need a template that ends in the history, and 'question' does not; choose 'line' or ",
+        ),
+        ({"rows": "sequence", "whole_line": True}, r"^Rows of sequences learn answers and no other tokens; leave "),
         ({"epochs": "ten"}, r"^epochs must be a valid number, not 'ten'\.$"),
         ({"steps": 0}, r"^steps must be greater than or equal to 1, not 0\.$"),
         ({"learning_rate": 0.0}, r"^learning_rate must be greater than 0, not 0\.0\.$"),
@@ -833,6 +840,24 @@ def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset,
     assert start_config(make_config(PreferConfig, place)) == make_config(SFTConfig, place)
 
 
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, "sequence"),
+        ({"template": "line"}, "sequence"),
+        ({"rows": "target"}, "target"),
+        ({"template": "question"}, "target"),  # what the recipe says of rows gives way to what is asked for
+        ({"whole_line": True}, "target"),
+    ],
+)
+def test_a_pretrained_model_learns_rows_of_sequences_where_they_are_possible(settings, rows):
+    place = {"dataset": "ml-100k", "model": "smollm2-135m"}
+    config = make_config(SFTConfig, place | settings)
+    assert config.rows == rows
+    if settings.keys() <= {"template"}:
+        assert start_config(make_config(PreferConfig, place | settings)) == config
+
+
 def test_a_run_and_the_sft_run_it_starts_from_are_on_the_same_data(plays, tmp_path, monkeypatch):
     """Its titles and its least liked rating included, which are read from whatever folder later."""
     rated = pd.read_csv(plays).assign(rating=lambda rows: rows["timestamp"] % 7)
@@ -875,6 +900,32 @@ def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
     assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 3
 
 
+@pytest.mark.parametrize(("batch_size", "accumulation", "row"), [(16, 1, 16), (36, 1, 18), (32, 2, 16), (4, 2, 2)])
+def test_a_step_learns_as_many_items_from_rows_of_sequences(
+    batch_size, accumulation, row, plays, tmp_path, monkeypatch
+):
+    """In rows of 16 or a little more, or in one row where a micro-batch has fewer."""
+    seen, collate = [], trainers.SFTTrainer.collate
+
+    def counted(self, visits):
+        seen.extend(len(columns) for _, columns in visits)
+        return collate(self, visits)
+
+    monkeypatch.setattr(trainers.SFTTrainer, "collate", counted)
+    settings = {"rows": "sequence", "epochs": 1, "batch_size": batch_size, "accumulation": accumulation}
+    run = sft(tmp_path / "run", progress=False, dataset=str(plays), **settings)
+    learnt = len(splits_of(run.config).train)
+    assert (sum(seen), max(seen)) == (learnt, row)
+    assert run.summary["steps"] == math.ceil(learnt / batch_size)
+
+
+def test_a_pretrained_model_under_another_template_says_that_it_reads_a_row_per_item(llama, tiny, tmp_path):
+    place = {"dataset": "tiny", "model": str(llama), "progress": False, "steps": 1, "batch_size": 2}
+    with pytest.warns(UserWarning, match=r"^The template 'question' does not end in the history, so SFT reads a "):
+        run = sft(tmp_path / "sft", template="question", **place)
+    assert run.config.rows == "target"
+
+
 def test_every_objective_and_template_can_be_chosen():
     choices = {field.name: get_args(get_args(field.type)[0]) for field in fields(PreferConfig)}
     assert choices["objective"] == tuple(OBJECTIVES)
@@ -915,7 +966,7 @@ def test_runs_rank_as_many_users_at_once_as_they_say(tiny, tmp_path, monkeypatch
         packed.append(len(prompt_ids))
         return pack(prompt_ids, *rest, **more)
 
-    for room in (scoring, trainers):
+    for room in (scoring, minipo.rows):
         monkeypatch.setattr(room, "pack_groups", counted)
     shared = {"dataset": "tiny", "steps": 1, "batch_size": 4, "accumulation": 2}
     start = sft(tmp_path / "sft", progress=False, **shared)
@@ -1051,11 +1102,12 @@ def test_a_pretrained_model_is_tuned_through_adapters_one_upon_the_other(precisi
     first = sft(tmp_path / "sft", steps=6, batch_size=8, learning_rate=3e-2, **place)
     settings = {"negatives": 5, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluate_every": 6}
     run = prefer(tmp_path / "run", sft=first.folder, **settings, **place)
-    assert (first.config.tuning, first.config.template, run.config.tuning) == ("lora", "question", "lora")
+    assert (first.config.tuning, first.config.rows, run.config.tuning) == ("lora", "sequence", "lora")
+    assert first.config.template == run.config.template == "liked"
     assert weights(first) == weights(run) == {"adapter_model.safetensors"}
     assert first.users["rank"].tolist() == evaluate_as(first, tiny.test).ranks.tolist()
 
-    merged = [score(*each, tiny.validation, "question") for each in (first.load_model(), run.load_model())]
+    merged = [score(*each, tiny.validation, "liked") for each in (first.load_model(), run.load_model())]
     before, after = (run.probe[run.probe.step == step] for step in (0, 6))
     for table, column, expected in (
         (before, "reference", merged[0]), (before, "policy", merged[0]), (after, "policy", merged[1]),
