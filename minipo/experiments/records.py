@@ -15,8 +15,8 @@ from minipo.evaluation import ranks as ranks_of
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
+from minipo.experiments.recorder import probe_table
 from minipo.experiments.runs import DATA, Run, versions
-from minipo.experiments.training import probe_table
 from minipo.names import lookup
 
 RECORDED = DATA / "recorded"

@@ -1,20 +1,17 @@
 """Train a run into its folder, or resume it: supervised fine-tuning, and preference training from it."""
 
-import json
 import math
 import os
 import shutil
 import sys
-import time
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 
@@ -33,11 +30,11 @@ from minipo.experiments.configuration import (
 )
 from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.experiments.files import home, locked, remove, whole_file, write_json
+from minipo.experiments.recorder import Recorder
 from minipo.experiments.runs import (
     DATA,
     PROBED_USERS,
     Run,
-    _lines,
     cache_folder,
     finished,
     list_runs,
@@ -54,7 +51,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-    from minipo.evaluation import Report, Scores
+    from minipo.evaluation import Report
     from minipo.trainers import PreferenceTrainer
 
 
@@ -349,7 +346,7 @@ def sft_folder(folder: Path, config: Config) -> Run:
     return run
 
 
-def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Interaction] = ()) -> "Recorder":
+def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Interaction] = ()) -> Recorder:
     """Prepare `trainer` to train in `out`, or to resume there; a new run's model is evaluated."""
     from minipo.experiments.arguments import Listen, last_checkpoint
 
@@ -371,7 +368,7 @@ def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Int
         return recorder
 
 
-def _train(trainer: "Trainer", recorder: "Recorder") -> float:
+def _train(trainer: "Trainer", recorder: Recorder) -> float:
     """Train, from the recorder's checkpoint on if there is one. Returns the seconds of training so far."""
     from transformers import TrainerState
 
@@ -385,66 +382,6 @@ def _train(trainer: "Trainer", recorder: "Recorder") -> float:
         if trainer.eval_dataset is not None and Run(recorder.out).evaluation.step.iloc[-1] != trainer.state.global_step:
             trainer.evaluate()
         return recorder.seconds()
-
-
-class Recorder:
-    """Writes what a trainer logs into the run's folder, as it comes.
-
-    checkpoint: the one that training resumes from, or None. Its seconds include the reference's log-probs, as far as
-    the cache lacks them."""
-
-    def __init__(self, trainer: "Trainer", out: Path, probed: Sequence[Interaction], checkpoint: Path | None):
-        self.trainer: Any = trainer
-        self.out, self.probed, self.checkpoint = out, probed, checkpoint
-        self.step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else -1
-        for name in ("metrics", "evaluation"):
-            # Steps after the checkpoint are trained again, and their lines written again.
-            kept = [line for line in _lines(out / f"{name}.jsonl") if line["step"] <= self.step]
-            with whole_file(out / f"{name}.jsonl") as draft:
-                draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        lines = _lines(out / "metrics.jsonl")
-        self.started = time.monotonic() - (lines[-1]["seconds"] if lines else 0.0)
-        self.probe: list[pd.DataFrame] = []
-        if probed and checkpoint:
-            # Not "up to the checkpoint": a kill may have come between a probe and its evaluation's line.
-            probe, evaluated = Run(out).probe, [line["step"] for line in _lines(out / "evaluation.jsonl")]
-            self.probe.append(probe[probe.step.isin(evaluated)])
-
-    def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
-        return round(time.monotonic() - self.started, 3)
-
-    def heard(self, step: int, logs: dict[str, float]) -> None:
-        """Take one of the Trainer's log lines."""
-        if "loss" in logs:
-            names = ("loss", "pair_loss", "learning_rate", "push_boundary", "push_discriminative", "boundary_share")
-            self._append("metrics", {"step": step, **{name: logs[name] for name in names if name in logs}})
-        elif metrics := {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}:
-            if count := len(self.probed):
-                policy, reference = self.trainer.validation_report.scores, self.trainer.validation_reference
-                self.probe.append(probe_table(self.probed, {step: policy[:count]}, reference[:count]))
-                with whole_file(self.out / "probe.parquet") as draft:
-                    pd.concat(self.probe).to_parquet(draft, index=False)
-            self._append("evaluation", {"step": step, **metrics})
-
-    def _append(self, name: str, line: dict[str, float]) -> None:
-        line["seconds"] = self.seconds()
-        with (self.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def probe_table(users: Sequence[Interaction], scores: Mapping[int, "Scores"], reference: "Scores") -> pd.DataFrame:
-    """`Run.probe`'s columns. scores: step to the log-probs (users, 1 + K) then; reference: those of the SFT model."""
-    counts = np.array([len(user.candidates) for user in users])
-    there = np.arange(reference.shape[1]) < counts[:, None]  # users may differ in their number
-    same = {
-        "user": np.repeat([user.user for user in users], counts),
-        "candidate": np.nonzero(there)[1],
-        "item": [item for user in users for item in user.canonical],
-        "reference": reference[there],
-    }
-    tables = [pd.DataFrame({"step": step, **same, "policy": logps[there]}) for step, logps in scores.items()]
-    return pd.concat(tables, ignore_index=True)
 
 
 def _save_model(trainer: Any, out: Path) -> None:

@@ -38,8 +38,9 @@ from minipo.experiments.datasets import catalog
 from minipo.experiments.datasets.loading import DATASETS, load_dataset
 from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
+from minipo.experiments.recorder import Recorder
 from minipo.experiments.runs import Run, list_runs
-from minipo.experiments.training import Recorder, arithmetic, prefer, sft, sft_run
+from minipo.experiments.training import arithmetic, prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
 from minipo.extensions import beta_dpo, mppo_by, simpo
 from minipo.preference import OBJECTIVES

@@ -22,10 +22,10 @@ from minipo.experiments.configuration import PreferConfig, SFTConfig, recipe
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.experiments.files import read_json, write_json
+from minipo.experiments.recorder import Recorder
 from minipo.experiments.records import Recorded, check_same_data, difference, load_recorded, record, record_scores
 from minipo.experiments.runs import Run, cache_folder
 from minipo.experiments.sweeps import grid, sweep
-from minipo.experiments.training import Recorder
 from minipo.experiments.workers import train_all
 
 COLUMNS = """
