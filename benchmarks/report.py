@@ -1,8 +1,9 @@
-"""Writes the benchmarks' results into the README, from their JSON files here: python benchmarks/report.py
+"""Writes the benchmarks' results into README.md and docs/speed.md, from their JSON files: python benchmarks/report.py
 
 What it says of each benchmark comes from a function under the script's name.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -195,12 +196,17 @@ def sft_rows(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def readme() -> str:
-    """All of it, from the reports that there are beside this file."""
-    parts = (step, trl_step, scoring, growth, shapes, selection, sft_rows, page, load)
+def said(*parts: Callable[[dict[str, Any]], list[str]]) -> str:
+    """What there is to say of these benchmarks, from the reports that there are beside this file."""
     there = [(part, Path(__file__).with_name(f"{part.__name__}.json")) for part in parts]
     return "\n\n".join(text for part, path in there if path.is_file() for text in part(read_json(path)))
 
 
+def readme() -> str:
+    return said(step, trl_step, scoring, growth, shapes, selection, sft_rows, page, load)
+
+
 if __name__ == "__main__":
-    fill_in(Path(__file__).parents[1] / "README.md", "python benchmarks/report.py", readme())
+    root = Path(__file__).parents[1]
+    fill_in(root / "README.md", "python benchmarks/report.py", readme())
+    fill_in(root / "docs" / "speed.md", "python benchmarks/against.py 6602be4", said(against))
