@@ -200,8 +200,7 @@ def main() -> None:
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
-        if not estimates.speeds(measure=False):
-            PROCESSES.Process(target=estimates.speeds).start()  # before the first run disturbs it
+        PROCESSES.Process(target=estimates.calibrate).start()  # before a run disturbs it
         jobs.wait_again()  # those of a worker that died, with which their processes ended
         for task in (*[work] * limits.SLOTS, tidy):
             threading.Thread(target=task, daemon=True).start()

@@ -52,16 +52,24 @@ class Speed:
 def speeds(measure: bool = True) -> dict[int, Speed]:
     """This machine's speeds by number of threads, one and all; measured if they are not known yet, or, with `measure`
     False, empty."""
-    path, here = home() / "speed.json", _machine()
-    known: dict[str, Any] = {}
-    with suppress(ValueError):  # there is none, or it is damaged
-        known = read_json(path, dict)
-    with suppress(AttributeError, KeyError, TypeError, ValueError):
-        return {int(threads): Speed(**found) for threads, found in known[here].items()}
-    if not measure:
-        return {}
-    found = _calibrate()
-    write_json(path, known | {here: {str(threads): asdict(speed) for threads, speed in found.items()}})
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # there are none, or they are damaged
+        known = read_json(home() / "speed.json", dict)[_machine()]
+        return {int(threads): Speed(**found) for threads, found in known.items()}
+    return calibrate() if measure else {}
+
+
+def calibrate() -> dict[int, Speed]:
+    """Measure this machine's speeds again, and keep the better of old and new: another process may have disturbed
+    either."""
+    known, found = speeds(measure=False), _measured()
+    for threads in known.keys() & found.keys():
+        best = {name: min(value, getattr(known[threads], name)) for name, value in asdict(found[threads]).items()}
+        found[threads] = Speed(**best)
+    machines: dict[str, Any] = {}
+    with suppress(ValueError):
+        machines = read_json(home() / "speed.json", dict)
+    machines[_machine()] = {str(threads): asdict(speed) for threads, speed in found.items()}
+    write_json(home() / "speed.json", machines)
     return found
 
 
@@ -81,7 +89,7 @@ def _fastest(work: Callable[[], Any], most: int = 5) -> float:
     return min(seconds)
 
 
-def _calibrate() -> dict[int, Speed]:
+def _measured() -> dict[int, Speed]:
     import torch
 
     from minipo.compatibility.formats import preference_answers

@@ -28,6 +28,7 @@ import jobs, limits, worker
 limits.SLOTS = 2
 worker.TICK = 0.05
 worker.IMPORTED = ["experiments", "intake"]
+worker.estimates.calibrate = print
 worker.task = lambda job: (exec, str(job.settings["does"]), {{}})
 if __name__ == "__main__":
     worker.main()
