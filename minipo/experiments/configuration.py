@@ -35,7 +35,7 @@ PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run 
 # on a row per target (data/record.py ml-100k-smollm2-settings).
 LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "bfloat16"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {**LORA, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
+    "sft": {**LORA, "rank": 4, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
         **LORA,
         "sft_epochs": 0.25,
