@@ -232,11 +232,14 @@ def test_a_run_on_a_file_of_ones_own_is_evaluated_as_it_was(capsys, plays, tmp_p
 
 @pytest.mark.slow
 def test_a_shell_gets_one_json_document_and_the_bar_beside_it(tmp_path):
-    result = shell("prefer", "--json", "--steps", "2", "--sft-epochs", "1", "--out", str(tmp_path / "run"), timeout=250)
+    line = ["prefer", "--json", "--steps", "2", "--sft-epochs", "1", "--out"]
+    result = shell(*line, str(tmp_path / "run"), timeout=250)
     assert result.returncode == 0
     assert json.loads(result.stdout)["folder"] == str(tmp_path / "run")
     assert result.stdout.count("\n") == 1
     assert "2/2" in result.stderr
+    result = shell(*line, str(tmp_path / "other"), "--seed", "1", "--quiet", timeout=250)
+    assert result.stderr == ""
 
 
 @pytest.mark.slow

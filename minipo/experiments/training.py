@@ -113,7 +113,7 @@ def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "Trai
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.experiments.models import POCKET, add_lora, load_model
-    from minipo.experiments.users import evaluate
+    from minipo.experiments.users import evaluate, rows_of
     from minipo.trainers import SFTTrainer
 
     threads = Threads()
@@ -130,7 +130,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
-    rows, shortened = _rows(model, tokenizer, splits, config.template)
+    rows, shortened = rows_of(model, tokenizer, splits, config.template)
     threads.adapt(model)
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
@@ -186,9 +186,12 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
     from minipo.evaluation import report
+    from minipo.experiments.users import token_rows_of
 
     model, tokenizer = start.load_model()
-    rows, shortened = _rows(model, tokenizer, splits, config.template)
+    rows, shortened = token_rows_of(
+        model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
+    )
     threads.adapt(model)
     _begin(out, config, splits, start.folder / "model")
     trainer = preference_trainer(
@@ -196,7 +199,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         model,
         tokenizer,
         rows["train"],
-        rows["validation"][: config.validation_users],
+        rows["validation"].first(config.validation_users),
         out / "checkpoints",
         # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
         (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
@@ -233,8 +236,9 @@ def preference_trainer(
 ) -> "PreferenceTrainer":  # fmt: skip
     """A trainer with a run's settings, which starts from `model` (with new adapters for "lora").
 
-    train, validation: rows of `users.preference_rows`; validation may be None. folder: of checkpoints. cache: of the
-    reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of `training_arguments`.
+    train, validation: rows of `users.preference_rows` or `users.token_rows_of`; validation may be None. folder: of
+    checkpoints. cache: of the reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of
+    `training_arguments`.
     """
     from minipo.experiments.models import add_lora
     from minipo.trainers import PreferenceTrainer
@@ -253,20 +257,6 @@ def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
     import torch
 
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
-
-
-def _rows(model: Any, tokenizer: Any, splits: Splits, template: str) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
-    from minipo.compatibility.architectures import context_of
-    from minipo.experiments.users import preference_rows, user_prompt
-
-    rows, shortened = {}, 0
-    for split in ("train", "validation", "test"):
-        users = getattr(splits, split)
-        rows[split] = preference_rows(users, template, tokenizer, context_of(model))
-        fitted = zip(rows[split], users, strict=True)
-        shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
-    return rows, shortened
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
@@ -321,8 +311,12 @@ def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Int
             if path != checkpoint:
                 remove(path)
         recorder = Recorder(trainer, out, probed, checkpoint)
-        trainer.add_callback(Listen(recorder.heard))
-        trainer.add_callback(Listen(lambda *_: threads.adapt(trainer.model)))
+
+        def heard(step: int, logs: dict[str, float]) -> None:
+            recorder.heard(step, logs)
+            threads.adapt(trainer.model)
+
+        trainer.add_callback(Listen(heard))
         if trainer.eval_dataset is not None and checkpoint is None:
             trainer.evaluate()
         return recorder
