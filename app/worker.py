@@ -3,12 +3,10 @@
 `jobs.start_worker` runs it beside the app. It trains nothing itself, so that a crash of a run does not affect it. It
 ends with the server; the next worker resumes its jobs.
 
-Importing torch and transformers takes longer than a short run's training. On Linux the processes are forked from one
-that has done it, and which the worker keeps for that purpose (`multiprocessing`'s forkserver); elsewhere each imports
-them itself.
+On Linux the processes are forked from one that has imported what they need, which the worker keeps for that; elsewhere
+each imports it itself (`minipo.experiments.workers`).
 """
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -29,13 +27,13 @@ import psutil
 from filelock import FileLock
 
 from minipo import cli
-from minipo.experiments import files, pairs
+from minipo.experiments import files, pairs, workers
+from minipo.experiments.workers import PROCESSES, end_with_parent
 
 T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process
 NICE = 5  # training yields to the pages, and still gets a fair share beside other programs
-PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-IMPORTED = ["minipo.experiments.users", "minipo.trainers", "experiments", "intake"]  # before a fork
+IMPORTED = [*workers.IMPORTED, "experiments", "intake"]  # before a fork
 STARTING = threading.Lock()  # multiprocessing's bookkeeping is not made for several threads
 
 
@@ -109,15 +107,8 @@ def run(errors: str, function: Callable[..., int | None], *arguments: Any) -> No
     """In a job's process: call the function, with standard error in the file `errors`."""
     for number, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    threading.Thread(target=end_with_worker, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     raise SystemExit(function(*arguments))
-
-
-def end_with_worker() -> None:
-    worker = multiprocessing.parent_process()
-    if worker is not None:
-        worker.join()
-        os._exit(1)  # the next worker resumes the run
 
 
 def alive(process: Any) -> bool:

@@ -80,7 +80,7 @@ def test_help_of_a_command_lists_every_setting(capsys, command, config):
     listed = {word for line in capsys.readouterr().out.splitlines() for word in line.split()[:1] if word[:2] == "--"}
     settings = {"--" + field.name.replace("_", "-") for field in fields(config)} - {"--kind"}
     if command == "sweep":
-        settings = settings - {"--seed"} | {"--seeds", "--workers"}
+        settings = settings - {"--seed"} | {"--seeds", "--workers", "--runs"}
     assert settings | {"--out", "--json", "--quiet"} == listed
 
 
@@ -90,7 +90,7 @@ def test_help_of_a_command_lists_every_setting(capsys, command, config):
 def test_designs_own_sweep_is_that_grid(asked):
     line = (
         "sweep --dataset catalog --model pocket-gpt2 --objective dmpo --negatives 1,5,15 --dynamic off,on "
-        "--seeds 0,1,2 --out table.parquet"
+        "--seeds 0,1,2 --out table.parquet --runs a/folder"
     )
     assert asked(*line.split()) == {
         "dataset": ["catalog"],
@@ -100,6 +100,7 @@ def test_designs_own_sweep_is_that_grid(asked):
         "dynamic": ["off", "on"],
         "seeds": [0, 1, 2],
         "out": "table.parquet",
+        "folder": "a/folder",
         "workers": None,
         "progress": True,
     }
