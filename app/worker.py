@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,11 +96,19 @@ def task(job: jobs.Job) -> tuple[Any, ...]:
         return intake.main, str(job.upload), str(job.result)
     if job.kind == "pair":
         sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
-        places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
+        places = ["--out", str(job.result), "--runs", str(job.runs)]
         return cli.main, ["pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
     settings = jobs.with_paths(job.settings)
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return cli.main, ["prefer", "--quiet", *flags, "--out", str(job.run)]
+    if job.kind == "curve":
+        settings |= {"seeds": settings.pop("seed"), "workers": limits.CURVE_RUNS, "runs": job.runs}
+        return cli.main, ["sweep", "--quiet", *options(settings)]
+    return cli.main, ["prefer", "--quiet", *options(settings), "--out", str(job.run)]
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    words = {name: ",".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in settings.items()}
+    return [part for name, word in words.items() for part in (f"--{name.replace('_', '-')}", word)]
 
 
 def run(errors: str, function: Callable[..., int | None], *arguments: Any) -> None:
