@@ -67,8 +67,7 @@ def show(job: Job) -> None:
             state(job)
         except ValueError:
             st.error(DAMAGED)
-        if said := st.session_state.pop(f"said_{job.token}", None):
-            st.warning(said)
+        refused(job)
         st.caption(with_settings(job))
 
 
@@ -96,13 +95,7 @@ def state(job: Job) -> None:
     if job.active:
         share, text = progress(job, metrics)
         st.progress(share, text=text)
-        waiting = job.state == "waiting"
-        st.button(
-            "Cancel" if waiting else "Stop",
-            icon=":material/close:" if waiting else ":material/stop:", key=f"stop_{token}",
-            on_click=_do, args=(jobs.stop, token),
-            help="Remove it from the queue." if waiting else "End the training now; its results so far are kept.",
-        )  # fmt: skip
+        stop(job)
         return
     if job.state == "done":
         if not (summary := read(job, "summary")):
@@ -116,20 +109,41 @@ def state(job: Job) -> None:
         return
     step = 0 if metrics.empty else int(metrics["step"].iloc[-1])
     reached = f" It had reached step {step} of {job.settings['steps']}." if step else ""
+    ended_early(job, reached)
+
+
+def stop(job: Job) -> None:
+    """The button that ends an active job."""
+    waiting = job.state == "waiting"
+    st.button(
+        "Cancel" if waiting else "Stop",
+        icon=":material/close:" if waiting else ":material/stop:", key=f"stop_{job.token}",
+        on_click=_do, args=(jobs.stop, job.token),
+        help="Remove it from the queue." if waiting else "End the training now; its results so far are kept.",
+    )  # fmt: skip
+
+
+def ended_early(job: Job, reached: str = "") -> None:
+    """Why a job was stopped or failed, how far it had come, and the button that resumes it."""
     (st.error if job.state == "failed" else st.info)(plain(job.message) + reached)
     st.button(
-        "Resume", icon=":material/play_arrow:", key=f"resume_{token}", on_click=_do, args=(jobs.resume, token),
+        "Resume", icon=":material/play_arrow:", key=f"resume_{job.token}", on_click=_do, args=(jobs.resume, job.token),
         help="Back into the queue; the training resumes from its last checkpoint.",
     )  # fmt: skip
+
+
+def queued(job: Job) -> str:
+    """Where a job stands in the queue, in words."""
+    before = jobs.place(job.token)
+    line = f"{before} run{'s wait' if before > 1 else ' waits'} before it" if before else "next in line"
+    return f"In the queue, place {before + 1}: {line}."
 
 
 def progress(job: Job, metrics: pd.DataFrame) -> tuple[float, str]:
     """An active run's progress, from 0 to 1, and in words."""
     steps = job.settings["steps"]
     if job.state == "waiting":
-        before = jobs.place(job.token)
-        line = f"{before} run{'s wait' if before > 1 else ' waits'} before it" if before else "next in line"
-        return 0.0, f"In the queue, place {before + 1}: {line}."
+        return 0.0, queued(job)
     if metrics.empty:
         if forms.starts_at_once(job.settings):
             return 0.0, "Starting: loading the model, and the reference's log-probs."
@@ -180,6 +194,12 @@ def menu(job: Job) -> None:
             st.rerun()
         began = datetime.fromtimestamp(job.created).astimezone()
         st.caption(f"Submitted {began:%Y-%m-%d %H:%M %Z}.")
+
+
+def refused(job: Job) -> None:
+    """Why the last action on a job was refused, once."""
+    if said := st.session_state.pop(f"said_{job.token}", None):
+        st.warning(said)
 
 
 def _rename(token: str) -> None:

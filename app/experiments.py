@@ -347,11 +347,13 @@ def progress(job: jobs.Job) -> float:
     """The progress of a pair's runs, from 0 to 1: the share of steps trained."""
     done = total = 0
     for name in ("left", "right"):
-        config = make_config(PreferConfig, job.settings[name])
-        folder = job.folder / "runs" / name
-        total += config.steps
-        if (folder / "config.json").is_file():
-            run = Run(folder)
-            steps = run.metrics.get("step", pd.Series(dtype=int))
-            done += config.steps if run.done else int(steps.max()) if len(steps) else 0
+        total += make_config(PreferConfig, job.settings[name]).steps
+        if (job.runs / name / "config.json").is_file():
+            done += steps_trained(Run(job.runs / name))
     return done / total
+
+
+def steps_trained(run: Run) -> int:
+    """How many steps a preference run has trained, as far as it has logged them."""
+    steps = run.metrics.get("step", pd.Series(dtype=int))
+    return int(steps.max()) if len(steps) else 0

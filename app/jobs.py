@@ -1,4 +1,4 @@
-"""Work that pages submit to the server: training runs, class experiments' pairs, uploads to be read.
+"""Work that pages submit to the server: training runs, curves of them, class experiments' pairs, uploads to be read.
 
 A job is a row of a table in a SQLite file, which is the queue: the worker, `worker.py`, starts a process for the one
 that has waited longest, and any page finds it again after a restart. A job's token is its link: it cannot be guessed,
@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from json import dumps, loads
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from minipo.experiments.runs import DATA
 WORKER = Path(__file__).with_name("worker.py")
 ACTIVE = ("waiting", "running")
 ENDED_EARLY = ("stopped", "failed")
+AXES = ("negatives", "dynamic")  # the settings in which a curve's runs differ
 OWN = "own:"  # begins the name of an uploaded dataset, before the upload's token
 SUFFIXES = (*FILES, *(f"{suffix}.gz" for suffix in FILES if suffix not in (".parquet", ".zip")))  # of an upload
 # The last two tables are those of experiments.py.
@@ -58,7 +60,8 @@ DATABASE = """
 class Job:
     """A job as it is in the table.
 
-    kind: "prefer", settings of `PreferConfig`; "pair", {"left", "right", "seed"}; "data", {"suffix"}. state: waiting,
+    kind: "prefer", settings of `PreferConfig`; "curve", the same with a list of each of `AXES`; "pair", {"left",
+    "right", "seed"}; "data", {"suffix"}. state: waiting,
     running, done, stopped or failed; message: how it ended, in one sentence, or empty.
     """
 
@@ -82,6 +85,10 @@ class Job:
     @property
     def run(self) -> Path:  # the folder of a preference run
         return self.folder / "run"
+
+    @property
+    def runs(self) -> Path:  # the folder of a curve's or a pair's runs
+        return self.folder / "runs"
 
     @property
     def result(self) -> Path:  # of a pair or an upload, as JSON
@@ -184,8 +191,14 @@ def _check(kind: str, settings: Mapping[str, Any], upload: bytes | None) -> None
         if len(upload) > limits.UPLOAD_MB * 2**20:
             raise ValueError(f"The file is larger than {limits.UPLOAD_MB} MB, the limit here; leave out some rows.")
         return
-    for side in [settings["left"], settings["right"]] if kind == "pair" else [settings]:
-        check_settings(side)
+    runs: list[Mapping[str, Any]] = [settings]
+    if kind == "pair":
+        runs = [settings["left"], settings["right"]]
+    elif kind == "curve":
+        cells = product(*(settings[axis] for axis in AXES))
+        runs = [{**settings, **dict(zip(AXES, cell, strict=True))} for cell in cells]
+    for run in runs:
+        check_settings(run)
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ Streamlit itself needs, `server.maxUploadSize`; a test keeps the two equal.
 import os
 
 SLOTS = os.cpu_count() or 1  # runs that train at the same time; one alone uses the idle cores too
+CURVE_RUNS = 2  # runs of a curve that train at the same time; a curve is one run in the queue
 RUNS_AT_ONCE = 4  # waiting or training, of one viewer
 RUNS_WAITING = 120  # waiting, of all viewers
 STEPS = 1000  # of a run
@@ -42,6 +43,7 @@ def described() -> str:
         f"This server trains {SLOTS} run{'s' * (SLOTS > 1)} at a time; others wait in the queue. Each viewer may have "
         f"{RUNS_AT_ONCE} runs waiting or training, of at most {STEPS:,} steps, {RUN_MINUTES} minutes and {RUN_GB} GB. "
         f"One process with everything imported waits for them, with {WAITING_GB} GB. "
+        f"A curve, {CURVE_RUNS} of whose runs train at a time, counts as one run. "
         f"A finished run is removed after {HOURS} hours, or after {DAYS_KEPT} days if you keep it; you may keep "
         f"{RUNS_KEPT}. "
         f"Uploads: {UPLOAD_MB} MB, {ROWS:,} rows, {COLUMNS} columns, {CELL} characters per cell, and "

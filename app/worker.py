@@ -3,12 +3,10 @@
 `jobs.start_worker` runs it beside the app. It trains nothing itself, so that a crash of a run does not affect it. It
 ends with the server; the next worker resumes its jobs.
 
-Importing torch and transformers takes longer than a short run's training. On Linux the processes are forked from one
-that has done it, and which the worker keeps for that purpose (`multiprocessing`'s forkserver); elsewhere each imports
-them itself.
+On Linux the processes are forked from one that has imported what they need, which the worker keeps for that; elsewhere
+each imports it itself (`minipo.experiments.workers`).
 """
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -16,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +27,13 @@ import psutil
 from filelock import FileLock
 
 from minipo import cli
-from minipo.experiments import estimates, files, pairs
+from minipo.experiments import estimates, files, pairs, workers
+from minipo.experiments.workers import PROCESSES, end_with_parent
 
 T = TypeVar("T")
 TICK = 0.2  # seconds between looks at a process
 NICE = 5  # training yields to the pages, and still gets a fair share beside other programs
-PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-IMPORTED = ["minipo.experiments.users", "minipo.trainers", "experiments", "intake"]  # before a fork
+IMPORTED = [*workers.IMPORTED, "experiments", "intake"]  # before a fork
 STARTING = threading.Lock()  # multiprocessing's bookkeeping is not made for several threads
 
 
@@ -98,26 +96,27 @@ def task(job: jobs.Job) -> tuple[Any, ...]:
         return intake.main, str(job.upload), str(job.result)
     if job.kind == "pair":
         sides = [part for side in ("left", "right") for part in (f"--{side}", pairs.spelled(job.settings[side]))]
-        places = ["--out", str(job.result), "--runs", str(job.folder / "runs")]
+        places = ["--out", str(job.result), "--runs", str(job.runs)]
         return cli.main, ["pair", "--quiet", *sides, "--seed", str(job.settings["seed"]), *places]
     settings = jobs.with_paths(job.settings)
-    flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return cli.main, ["prefer", "--quiet", *flags, "--out", str(job.run)]
+    if job.kind == "curve":
+        settings |= {"seeds": settings.pop("seed"), "workers": limits.CURVE_RUNS, "runs": job.runs}
+        return cli.main, ["sweep", "--quiet", *options(settings)]
+    return cli.main, ["prefer", "--quiet", *options(settings), "--out", str(job.run)]
+
+
+def options(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    words = {name: ",".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in settings.items()}
+    return [part for name, word in words.items() for part in (f"--{name.replace('_', '-')}", word)]
 
 
 def run(errors: str, function: Callable[..., int | None], *arguments: Any) -> None:
     """In a job's process: call the function, with standard error in the file `errors`."""
     for number, path in ((1, os.devnull), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-    threading.Thread(target=end_with_worker, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     raise SystemExit(function(*arguments))
-
-
-def end_with_worker() -> None:
-    worker = multiprocessing.parent_process()
-    if worker is not None:
-        worker.join()
-        os._exit(1)  # the next worker resumes the run
 
 
 def alive(process: Any) -> bool:

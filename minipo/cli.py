@@ -62,7 +62,7 @@ def _list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    ours = {"command", "run", "json", "quiet", "out", "workers", "split", "streamlit"}
+    ours = {"command", "run", "json", "quiet", "out", "workers", "split", "streamlit", "runs"}
     return {name: value for name, value in vars(arguments).items() if name not in ours}
 
 
@@ -116,7 +116,8 @@ def _pair(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from minipo.experiments.sweeps import sweep
 
-    table = sweep(out=arguments.out, workers=arguments.workers, progress=not arguments.quiet, **_settings(arguments))
+    places = {"out": arguments.out, "folder": arguments.runs}
+    table = sweep(**places, workers=arguments.workers, progress=not arguments.quiet, **_settings(arguments))
     shown = ["objective", "negatives", "select", "adjust_beta", "seed", "train_loss", "pair_loss", "hr@1", "sft_hr@1"]
     records = json.loads(table.to_json(orient="records"))
     _print(arguments, {"runs": records, "out": arguments.out}, table[shown].round(4).to_string(index=False))
@@ -203,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
     command = add("sweep", _sweep, "preference runs over a grid: a setting takes values separated by commas")
     _add_settings(command, PreferConfig, lists=True)
     command.add_argument("--out", help="the table's file, .parquet or .csv")
+    command.add_argument("--runs", help="folder for the runs (default: in minipo's cache)")
     command.add_argument("--workers", type=int, help="runs at a time (default: one per core)")
 
     from minipo.experiments.fetch import SOURCES

@@ -54,6 +54,10 @@ class TokenRows(Dataset):
             few_shapes=few_shapes,
         )
 
+    def first(self, number: int | None) -> "TokenRows":
+        """The first rows, as many as `number`; all if it is None."""
+        return TokenRows(self.prompts[:number], self.answers[:number], self.negatives, self.seed)
+
     def fingerprint(self) -> bytes:
         """A hash of all token ids, so that another tokenizer or template changes it."""
         lengths = [len(ids) for ids in self.prompts] + [len(ids) for row in self.answers for ids in row]

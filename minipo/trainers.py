@@ -340,9 +340,10 @@ class PreferenceTrainer(_RowTrainer):
     def read(self, rows: Rows | TokenRows) -> TokenRows:
         if isinstance(rows, SequenceRows):
             raise ValueError("Rows of sequences have no rejected answers; give rows of preferences.")
-        if isinstance(rows, TokenRows):
-            return rows
-        return token_rows(self.tokenizer, rows, preference_answers, self.context, self.negatives, self.args.seed)
+        mine = self.negatives, self.args.seed
+        if isinstance(rows, TokenRows):  # read by this trainer, or by one with other settings
+            return rows if (rows.negatives, rows.seed) == mine else TokenRows(rows.prompts, rows.answers, *mine)
+        return token_rows(self.tokenizer, rows, preference_answers, self.context, *mine)
 
     def _visited(self) -> NDArray[np.int64]:
         """The rows that training will visit: all of them, or the first in order if it ends within the first epoch."""

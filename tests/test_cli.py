@@ -80,7 +80,7 @@ def test_help_of_a_command_lists_every_setting(capsys, command, config):
     listed = {word for line in capsys.readouterr().out.splitlines() for word in line.split()[:1] if word[:2] == "--"}
     settings = {"--" + field.name.replace("_", "-") for field in fields(config)} - {"--kind"}
     if command == "sweep":
-        settings = settings - {"--seed"} | {"--seeds", "--workers"}
+        settings = settings - {"--seed"} | {"--seeds", "--workers", "--runs"}
     assert settings | {"--out", "--json", "--quiet"} == listed
 
 
@@ -90,7 +90,7 @@ def test_help_of_a_command_lists_every_setting(capsys, command, config):
 def test_designs_own_sweep_is_that_grid(asked):
     line = (
         "sweep --dataset catalog --model pocket-gpt2 --objective dmpo --negatives 1,5,15 --dynamic off,on "
-        "--seeds 0,1,2 --out table.parquet"
+        "--seeds 0,1,2 --out table.parquet --runs a/folder"
     )
     assert asked(*line.split()) == {
         "dataset": ["catalog"],
@@ -100,6 +100,7 @@ def test_designs_own_sweep_is_that_grid(asked):
         "dynamic": ["off", "on"],
         "seeds": [0, 1, 2],
         "out": "table.parquet",
+        "folder": "a/folder",
         "workers": None,
         "progress": True,
     }
@@ -232,11 +233,14 @@ def test_a_run_on_a_file_of_ones_own_is_evaluated_as_it_was(capsys, plays, tmp_p
 
 @pytest.mark.slow
 def test_a_shell_gets_one_json_document_and_the_bar_beside_it(tmp_path):
-    result = shell("prefer", "--json", "--steps", "2", "--sft-epochs", "1", "--out", str(tmp_path / "run"), timeout=250)
+    line = ["prefer", "--json", "--steps", "2", "--sft-epochs", "1", "--out"]
+    result = shell(*line, str(tmp_path / "run"), timeout=250)
     assert result.returncode == 0
     assert json.loads(result.stdout)["folder"] == str(tmp_path / "run")
     assert result.stdout.count("\n") == 1
     assert "2/2" in result.stderr
+    result = shell(*line, str(tmp_path / "other"), "--seed", "1", "--quiet", timeout=250)
+    assert result.stderr == ""
 
 
 @pytest.mark.slow

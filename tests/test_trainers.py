@@ -212,6 +212,16 @@ def test_runs_at_different_k_see_the_same_rows(tmp_path, monkeypatch):
     assert all(columns == more[:2] for (_, columns), (_, more) in zip(few, many, strict=True))
 
 
+def test_rows_given_as_token_ids_are_visited_as_rows_of_text_are(tmp_path, monkeypatch):
+    ids = token_rows(model_for()[1], ROWS, preference_answers)
+    text, same = (
+        visited(preference_trainer(tmp_path, rows=rows, negatives=2, steps=5, seed=7), monkeypatch)
+        for rows in (ROWS, ids)
+    )
+    assert same == text
+    assert {len(columns) for batch in same for _, columns in batch} <= {2, 3}
+
+
 @pytest.mark.parametrize("negatives", [0, -1])
 def test_no_negatives(negatives, tmp_path):
     with pytest.raises(

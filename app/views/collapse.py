@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import curve
 import forms
 import gained
 import numpy as np
@@ -29,7 +30,7 @@ RANKING += " HR@5: share of users whose chosen item is among the first five."
 # None of them may be a parameter of a link to another page: Streamlit drops the parameters bound on the last page.
 KEYS = (
     "view", "world", "curve", "dynamicpo", "metric", "strength", "gamma", "guessing", "revealed", *GUESSES,
-    "of", "a", "b", "pair_seed", "who",
+    "of", "a", "b", "pair_seed", "who", curve.LINK, "curve_seed",
 )  # fmt: skip
 
 
@@ -116,6 +117,10 @@ def against_k(world: recorded.World) -> None:
     name = style.METRICS[metric]
     draw(figure, "grid", f"Training loss{', pair_loss' * (not hidden)} and {name} against the number of negatives.")
     st.caption(figure_note(world, table, metric, "more SFT" in levels))
+    if not hidden:
+        both = {line: source(world, line, objective, strengths) for line in ("plain", "dynamic")}
+        before = [grid.rows(**query).assign(variant=line) for line, grid, query in drawn(both)]
+        curve.offer(world, objective, strengths, pd.concat(before), levels.get("SFT"), metric)
 
 
 grid_figure = st.cache_data(show_spinner=False, max_entries=300)(collapse_grid)

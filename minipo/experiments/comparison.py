@@ -3,7 +3,7 @@
 A `Line` is one row of such a comparison: one setting with its runs, one per seed. Two lines are compared by `paired`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -183,6 +183,28 @@ def paired(left: Line, right: Line, metric: str = "hr@1") -> Difference:
     else:
         over = f"users, {len(seeds)} seeds"
     return Difference(difference(ours, theirs), over)
+
+
+def curve_so_far(
+    runs: Iterable[Run], negatives: Sequence[int], metric: str = "hr@1"
+) -> tuple[pd.DataFrame, dict[str, Interval]]:
+    """Those runs of a curve that are finished: plain and under DynamicPO, at each K of `negatives`, under one seed.
+
+    Returns their table, `records.row` with `variant`, "plain" or "dynamic", and differences of `metric`, paired over
+    users, each as soon as both its runs are there: "plain", the largest K minus the smallest, and "dynamic", DynamicPO
+    minus plain at the largest. Raises ValueError as `of_run` does.
+    """
+    lines = {(line.settings["dynamic"], line.settings["negatives"]): line for line in (of_run("", run) for run in runs)}
+    rows = [line.runs.iloc[0].to_dict() for line in lines.values()]
+    table = pd.DataFrame(rows, columns=[*SETTINGS, *RESULTS])
+    few, many = min(negatives), max(negatives)
+    sides = {"plain": (("off", many), ("off", few)), "dynamic": (("on", many), ("off", many))}
+    differences = {
+        name: paired(lines[left], lines[right], metric).interval
+        for name, (left, right) in sides.items()
+        if left in lines and right in lines
+    }
+    return table.assign(variant=table["dynamic"].map({"off": "plain", "on": "dynamic"})), differences
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

@@ -32,13 +32,19 @@ def grid(**settings: Any) -> list[PreferConfig]:
 
 
 def sweep(
-    *, out: Path | str | None = None, workers: int | None = None, progress: bool = True, **settings: Any
+    *,
+    out: Path | str | None = None,
+    folder: Path | str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> pd.DataFrame:
     """Train every cell of a grid, `workers` at a time (default: one per core), and return the table of their results.
 
     settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell trained
-    before with the same settings is read from the cache, an interrupted one is resumed. out: a Parquet or CSV file for
-    the table. In a script, call it under `if __name__ == "__main__":`, because the workers import the script.
+    before with the same settings is not trained again, an interrupted one is resumed. out: a Parquet or CSV file for
+    the table. folder: where the runs are kept, by default minipo's cache. In a script, call it under
+    `if __name__ == "__main__":`, because the workers import the script.
     Returns one row per run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the
     unprefixed metrics are on the test split.
     Raises ValueError for an invalid setting, before anything is trained; and what `train_all` raises.
@@ -46,7 +52,7 @@ def sweep(
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
         raise ValueError(f"The table's file must end in .parquet or .csv, not {Path(out).name!r}; give it such a name.")
     configs = grid(**settings)
-    runs = train_all(configs, workers=workers, progress=progress)
+    runs = train_all(configs, workers=workers, progress=progress, folder=folder)
     table = pd.DataFrame([row(run) for run in runs])
     cells = pd.DataFrame([asdict(config) for config in configs])
     for name in cells.columns.difference(table.columns, sort=False):

@@ -195,9 +195,12 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
     from minipo.evaluation import report
+    from minipo.experiments.users import token_rows_of
 
     model, tokenizer = start.load_model()
-    rows, shortened = _rows(model, tokenizer, splits, config.template)
+    rows, shortened = token_rows_of(
+        model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
+    )
     threads.adapt(model)
     if progress:
         _announce(config, splits)
@@ -207,7 +210,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         model,
         tokenizer,
         rows["train"],
-        rows["validation"][: config.validation_users],
+        rows["validation"].first(config.validation_users),
         out / "checkpoints",
         # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
         (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
@@ -244,8 +247,9 @@ def preference_trainer(
 ) -> "PreferenceTrainer":  # fmt: skip
     """A trainer with a run's settings, which starts from `model` (with new adapters for "lora").
 
-    train, validation: rows of `users.preference_rows`; validation may be None. folder: of checkpoints. cache: of the
-    reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of `training_arguments`.
+    train, validation: rows of `users.preference_rows` or `users.token_rows_of`; validation may be None. folder: of
+    checkpoints. cache: of the reference's log-probs. loss, dynamic: see `PreferenceTrainer`. others: of
+    `training_arguments`.
     """
     from minipo.experiments.models import add_lora
     from minipo.trainers import PreferenceTrainer
@@ -266,27 +270,11 @@ def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
 
 
-def _rows(
-    model: Any, tokenizer: Any, splits: Splits, template: str, which: Sequence[str] = ("train", "validation", "test")
-) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
-    from minipo.compatibility.architectures import context_of
-    from minipo.experiments.users import preference_rows, user_prompt
-
-    rows, shortened = {}, 0
-    for split in which:
-        users = getattr(splits, split)
-        rows[split] = preference_rows(users, template, tokenizer, context_of(model))
-        fitted = zip(rows[split], users, strict=True)
-        shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
-    return rows, shortened
-
-
 def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, int]:
     """The rows that SFT learns, how many prompts were shortened, and the rows of a step, which learns batch_size chosen
     items either way."""
     from minipo.compatibility.architectures import context_of
-    from minipo.experiments.users import sequence_rows
+    from minipo.experiments.users import rows_of, sequence_rows
     from minipo.sequences import TARGETS
 
     if config.rows == "target":
@@ -296,9 +284,9 @@ def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> 
                 "about ten times the tokens of rows of sequences, which 'line' and 'liked' allow.",
                 stacklevel=2,
             )
-        rows, shortened = _rows(model, tokenizer, splits, config.template)
+        rows, shortened = rows_of(model, tokenizer, splits, config.template)
         return rows["train"], shortened, config.batch_size
-    _, shortened = _rows(model, tokenizer, splits, config.template, ("validation", "test"))
+    _, shortened = rows_of(model, tokenizer, splits, config.template, ("validation", "test"))
     at_once = config.batch_size // config.accumulation  # in as many rows of 16 or more as divide it
     targets = next(number for number in range(min(TARGETS, at_once), at_once + 1) if at_once % number == 0)
     rows = sequence_rows(splits.train, config.template, tokenizer, context_of(model), targets)

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from minipo.compatibility.architectures import context_of
+from minipo.compatibility.formats import preference_answers
 from minipo.compatibility.tokenizers import tokenize
 from minipo.evaluation import Report, Scores, report
-from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.names import lookup
 from minipo.prompts import TEMPLATES, Template, answer, render
+from minipo.rows import TokenRows, token_rows
 from minipo.scoring import candidate_logps
 from minipo.sequences import TARGETS, SequenceRows, token_sequences
 
@@ -162,6 +164,53 @@ def user_sequences(interactions: Sequence[Interaction]) -> list[tuple[tuple[str,
         if len(items) > (known := len(interactions[start].history)):
             sequences.append((tuple(items), known))
     return sequences
+
+
+def rows_of(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: Splits,
+    template: str,
+    which: Sequence[str] = ("train", "validation", "test"),
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """The rows of each split, and how many prompts lost their oldest items, being longer than the model's context."""
+    rows, shortened = {}, 0
+    for split in which:
+        users = getattr(splits, split)
+        rows[split] = preference_rows(users, template, tokenizer, context_of(model))
+        fitted = zip(rows[split], users, strict=True)
+        shortened += sum(row["prompt"] != user_prompt(user, template) for row, user in fitted)
+    return rows, shortened
+
+
+_LAST: dict[tuple[Any, ...], tuple[dict[str, TokenRows], int, list[warnings.WarningMessage]]] = {}
+
+
+def token_rows_of(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    splits: Splits,
+    template: str,
+    start: str,
+) -> tuple[dict[str, TokenRows], int]:
+    """`rows_of` as token ids for `PreferenceTrainer`.
+
+    start: the fingerprint of the folder that model and tokenizer are from. The last result is kept, because the runs of
+    a grid share it; the warnings come for each run. Raises ValueError as `preference_rows` and `token_rows` do.
+    """
+    context = context_of(model)
+    key = (splits.fingerprint, template, start, context)
+    if key not in _LAST:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            rows, shortened = rows_of(model, tokenizer, splits, template)
+            read = {split: token_rows(tokenizer, each, preference_answers, context) for split, each in rows.items()}
+        _LAST.clear()
+        _LAST[key] = read, shortened, said
+    read, shortened, said = _LAST[key]
+    for warning in said:
+        warnings.warn(warning.message, stacklevel=2)
+    return read, shortened
 
 
 def score(

@@ -3,12 +3,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import std
@@ -18,15 +21,44 @@ from minipo.experiments.configuration import Config, PreferConfig, check_negativ
 from minipo.experiments.runs import Run, cache_folder, finished
 from minipo.experiments.training import prefer, sft, sft_run
 
+# Importing torch and transformers takes longer than a short run's training. On Linux processes are forked from one that
+# has done it, and which stays for later ones; elsewhere each does it itself. Never from this one: a fork of a process
+# that has used torch's threads may hang.
+PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+IMPORTED = ["minipo.experiments.models", "minipo.experiments.users", "minipo.trainers"]  # before a fork
 
-def train_all(configs: Sequence[Config], *, workers: int | None = None, progress: bool = True) -> list[Run]:
-    """Finished runs for `configs`, in their order; those not in the cache are trained now, `workers` at a time.
 
-    The SFT runs that they start from are trained first, so that no two workers train the same one. A run that fails
-    does not stop the others. An interrupt ends the workers at once; calling again resumes from there.
-    Raises ValueError, before anything is trained, on settings that do not fit the dataset or the SFT run, or if a run
-    in the cache started from an SFT model that has changed; ValueError or OSError, when the others are done, for a run
+def train_all(
+    configs: Sequence[Config],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    folder: Path | str | None = None,
+) -> list[Run]:
+    """Finished runs for `configs`, in their order; those not finished yet are trained now, `workers` at a time.
+
+    folder: where the runs are kept, under the names that they have in minipo's cache; by default there. The SFT runs
+    that they start from, always in the cache, are trained first, so that no two workers train the same one. A run that
+    fails does not stop the others. An interrupt ends the workers at once; calling again resumes from there.
+    Raises ValueError, before anything is trained, on settings that do not fit the dataset or the SFT run, or if a
+    finished run started from an SFT model that has changed; ValueError or OSError, when the others are done, for a run
     that failed, saying which; ChildProcessError if a worker died.
+    """
+    for _ in train_each(configs, workers=workers, progress=progress, folder=folder):
+        pass
+    return [Run(_place(config, folder)) for config in configs]
+
+
+def train_each(
+    configs: Sequence[Config],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    folder: Path | str | None = None,
+) -> Generator[Run]:
+    """The runs of `train_all` one by one, each once: those that are finished already, then each as it ends.
+
+    Closing the generator ends the workers, as an interrupt does. Raises what `train_all` raises.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
@@ -35,34 +67,45 @@ def train_all(configs: Sequence[Config], *, workers: int | None = None, progress
             check_negatives(splits_of(config), config.negatives)  # the data stay in memory
             if config.sft is not None:
                 sft_run(config)
-    todo = [config for config in dict.fromkeys(configs) if finished(cache_folder(config), config) is None]
+    found = {config: finished(_place(config, folder), config) for config in dict.fromkeys(configs)}
+    todo = [config for config, run in found.items() if run is None]
+    yield from (run for run in found.values() if run is not None)
     starts = list({start: config for config in todo if (start := start_config(config))}.values())
     workers = workers or os.cpu_count() or 1
-    _work("SFT runs", _start, starts, workers, progress)
-    _work("runs", _train, todo, workers, progress)
-    return [Run(cache_folder(config)) for config in configs]
+    for _ in _work("SFT runs", _start, starts, workers, progress):
+        pass
+    for config in _work("runs", partial(_train, folder=folder), todo, workers, progress):
+        yield Run(_place(config, folder))
 
 
-def _work(name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool) -> None:
-    """Do `task` for each of `configs` in separate processes, `workers` at a time."""
+def _place(config: Config, folder: Path | str | None) -> Path:
+    return cache_folder(config) if folder is None else Path(folder, cache_folder(config).name)
+
+
+def _work(
+    name: str, task: Callable[[Any], None], configs: Sequence[Config], workers: int, progress: bool
+) -> Generator[Config]:
+    """Do `task` for each of `configs` in separate processes, `workers` at a time; yields each as it is done."""
     if not configs:
         return
     workers = min(workers, len(configs))
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    begin = max(1, (os.cpu_count() or 1) // workers), dict(os.environ)
     failed: dict[Config, BaseException] = {}
     others = set(multiprocessing.active_children())
-    # Spawned, because a fork of a process that has used torch's threads may hang.
+    PROCESSES.set_forkserver_preload(IMPORTED)
     with (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,)) as pool,
+        ProcessPoolExecutor(workers, PROCESSES, _begin, begin) as pool,
         tqdm(total=len(configs), desc=name, unit="run", disable=not progress) as bar,
     ):
         try:
             with _ignoring_interrupts():
                 futures = {pool.submit(task, config): config for config in configs}
             for future in as_completed(futures):
+                bar.update()
                 if error := future.exception():
                     failed[futures[future]] = error
-                bar.update()
+                else:
+                    yield futures[future]
         except BaseException:
             # Otherwise a worker would train to the end of its run, and the pool would wait for it.
             for worker in set(multiprocessing.active_children()) - others:
@@ -101,17 +144,20 @@ def _ignoring_interrupts() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(threads: int) -> None:
-    """Initialise a worker: it ends with its parent and uses only its share of the cores."""
+def _begin(threads: int, environment: dict[str, str]) -> None:
+    """Initialise a worker: it ends with its parent, has its environment, and uses only its share of the cores."""
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.environ.clear()  # that of the process from which it was forked, which may have begun before a change
+    os.environ.update(environment)
     std.tqdm.set_lock(threading.RLock())  # the default is a semaphore, which would outlive a terminated worker
     torch.set_num_threads(threads)
 
 
-def _end_with_parent() -> None:
-    """Without this, the workers of a parent that was killed would wait for it forever."""
+def end_with_parent() -> None:
+    """Wait for the end of the process that started this one, and end this one; without it, a worker of a parent that
+    was killed would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -122,5 +168,6 @@ def _start(config: Config) -> None:
     sft_run(config, progress=False)
 
 
-def _train(config: Config) -> None:
-    (prefer if isinstance(config, PreferConfig) else sft)(progress=False, **asdict(config))
+def _train(config: Config, folder: Path | str | None) -> None:
+    train = prefer if isinstance(config, PreferConfig) else sft
+    train(out=_place(config, folder), progress=False, **asdict(config))

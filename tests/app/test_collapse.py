@@ -1,6 +1,7 @@
 """The page Collapse, driven without a browser, on made-up records."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from figures import collapse
 from streamlit.testing.v1 import AppTest
 
 from minipo import load_dataset
+from minipo.experiments.configuration import PreferConfig, make_config
 from minipo.experiments.records import load_recorded
-from tests.app.conftest import FINGERPRINTS, SWITCHES, USERS, _write, charts, opened, text, write_real
+from minipo.experiments.runs import cache_folder
+from tests.app.conftest import FINGERPRINTS, SWITCHES, USERS, _write, charts, opened, place_fetched, text, write_real
+
+import jobs  # isort: skip
+import limits  # isort: skip
+import worker  # isort: skip
 
 pytestmark = pytest.mark.usefixtures("recorded")
 SETTINGS, USERS_VIEW = "Where it collapses", "Who gained, who lost"
@@ -132,6 +139,138 @@ def test_seeds_that_disagree_on_the_loss_are_told(recorded: Path):
     app = opened("collapse")
     assert "on average, but rises in 1 of 5 seeds" in text(app)
     assert any(note.startswith("Training loss falls on average") for note in titles(app))
+
+
+# The curve trained here
+
+
+def train_curve(app: AppTest) -> jobs.Job:
+    app.button(key="curve_train").click().run()
+    assert not app.exception
+    job = jobs.find("".join(app.query_params["live"]))
+    assert job is not None
+    return job
+
+
+def end_runs(job: jobs.Job, hits: dict[tuple[int, str], float]) -> None:
+    """Runs of the curve, by K and DynamicPO, that have ended with these shares of users' items ranked first."""
+    for (negatives, dynamic), share in hits.items():
+        settings = {name: value for name, value in job.settings.items() if name not in jobs.AXES}
+        config = make_config(PreferConfig, {**settings, "negatives": negatives, "dynamic": dynamic})
+        folder = job.runs / cache_folder(config).name
+        folder.mkdir(parents=True)
+        rank = np.where(np.arange(2000) < 2000 * share, 0, 3)
+        pd.DataFrame({"user": range(2000), "rank": rank, "reward_win": rank == 0}).to_parquet(folder / "users.parquet")
+        (folder / "config.json").write_text(json.dumps(vars(config)))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 300, "loss": 0.1, "seconds": 9}) + "\n")
+        results = {"hr@1": share, "train_loss": 0.1, "dataset_fingerprint": FINGERPRINTS["catalog"]}
+        (folder / "summary.json").write_text(json.dumps(results))
+
+
+def live(app: AppTest) -> dict[str, list[float]]:
+    """The ranking of the runs trained here, by line."""
+    traces = [trace for trace in charts(app)["live_curve"]["data"] if "name" in trace and trace["yaxis"] == "y2"]
+    return {trace["name"]: values(trace["y"]).tolist() for trace in traces}
+
+
+def test_a_curve_is_trained_and_drawn_as_its_runs_end():
+    app = opened("collapse")
+    assert "live_curve" not in charts(app)
+    assert "12 runs of 300 steps, 2 at a time: plain and under DynamicPO at K = 1, 3, 5, 10, 15, 19" in text(app)
+    assert app.number_input(key="curve_seed").value == 5  # 0 to 4 are recorded
+    job = train_curve(app)
+    assert (job.kind, job.name, job.settings["seed"]) == ("curve", "DMPO, K = 1 to 19, seed 5", 5)
+    _, words = worker.task(job)
+    assert words[:2] == ["sweep", "--quiet"]
+    for option, value in {
+        "--negatives": "1,3,5,10,15,19",
+        "--dynamic": "off,on",
+        "--seeds": "5",
+        "--workers": "2",
+    }.items():
+        assert words[words.index(option) + 1] == value
+    assert words[words.index("--runs") + 1] == str(job.runs)
+    assert "**0 of 12 runs trained.**" in text(app)
+    assert [bar.proto.text for bar in app.get("progress")] == ["In the queue, place 1: next in line."]
+    jobs.begin()
+    end_runs(job, {(1, "off"): 0.68, (1, "on"): 0.675, (3, "off"): 0.67})
+    app.run()
+    assert "**3 of 12 runs trained.** HR@1: at K = 1 plain DMPO 68.0 % and DynamicPO 67.5 %." in text(app)
+    assert [bar.proto.text for bar in app.get("progress")] == ["Training: 25 % of all steps."]
+    assert live(app) == {"plain DMPO": [68.0, 67.0], "DynamicPO": [67.5]}
+    end_runs(job, {(k, dynamic): share for dynamic, share in (("off", 0.66), ("on", 0.69)) for k in (19, 15, 10, 5)})
+    end_runs(job, {(3, "on"): 0.68})
+    jobs.finish(job.token, "done", "")
+    app.run()
+    assert "**All 12 runs are trained.**" in text(app)
+    assert "Plain, K = 19 minus K = 1: −2.0 points" in text(app)
+    assert "this seed alone shows the **collapse**. At K = 19, DynamicPO minus plain: +3.0 points" in text(app)
+    assert "over 2,000 test users, of one seed" in text(app)
+    assert not app.get("progress")
+
+
+def test_the_curve_is_the_one_that_is_shown(recorded: Path):
+    write_strengths(recorded)
+    app = opened("collapse", strength="3", curve="DMPO", curve_seed="8")
+    job = train_curve(app)
+    shown = {"objective": "dmpo", "beta": 3.0, "margin": 6.0, "negatives": [1, 5, 19], "seed": 8, "steps": 300}
+    assert shown.items() <= job.settings.items()
+    assert "**0 of 6 runs trained.**" in text(app)
+    app.selectbox(key="strength").set_value(1.0).run()
+    assert "runs trained.**" not in text(app)  # another curve
+    again = opened("collapse", strength="3", live=job.token)
+    assert "**0 of 6 runs trained.**" in text(again)
+    again.toggle(key="guessing").set_value(True).run()
+    assert "live_curve" not in charts(again)
+    assert "curve_train" not in [button.key for button in again.button]
+
+
+def test_a_curve_is_stopped_resumed_and_removed():
+    app = opened("collapse")
+    job = train_curve(app)
+    app.button(key=f"stop_{job.token}").click().run()
+    assert "Stopped before it started" in text(app)
+    app.button(key=f"resume_{job.token}").click().run()
+    assert jobs.place(job.token) == 0
+    jobs.begin()
+    end_runs(job, {(1, "off"): 0.68})
+    jobs.finish(job.token, "failed", "It needed more than 8 GB of memory, the limit here.")
+    app.run()
+    assert "It needed more than 8 GB of memory" in text(app)
+    assert live(app)["plain DMPO"] == [68.0]  # what was trained is shown
+    (job.runs.glob("*/users.parquet").__next__()).write_bytes(b"PAR1")
+    import streamlit as st
+
+    st.cache_data.clear()
+    app.run()
+    assert "The files of this run are missing or damaged" in text(app)
+    jobs.remove(job.token)
+    app.run()
+    assert "The curve of this link is no longer on this server" in text(app)
+    assert "runs trained.**" not in text(app)
+
+
+def test_a_curve_counts_as_a_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "RUNS_AT_ONCE", 1)
+    app = opened("collapse")
+    job = train_curve(app)
+    app.button(key="curve_train").click().run()
+    assert "You have 1 runs waiting or training, the maximum" in text(app)
+    assert [each.token for each in jobs.of_viewer(job.viewer, "curve")] == [job.token]
+
+
+def test_a_language_model_is_not_trained_in_passing(recorded: Path, tmp_path: Path):
+    write_real(recorded)
+    app = opened("collapse", world="MovieLens-100K × SmolLM2-135M")
+    assert "curve_train" not in [button.key for button in app.button]
+    app = opened("collapse", world="MovieLens-100K × pocket-gpt2")
+    assert "curve_train" not in [button.key for button in app.button]  # its data are not here
+    place_fetched(tmp_path / "home", "ml-100k")
+    app.run()
+    assert app.button(key="curve_train").label == "Train this curve here"
+
+
+# β and γ, guesses, data
 
 
 def test_other_beta_and_gamma_are_drawn_where_recorded(recorded: Path):

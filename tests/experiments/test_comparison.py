@@ -12,6 +12,7 @@ from minipo.experiments.comparison import (
     Line,
     apart,
     csv,
+    curve_so_far,
     of_baseline,
     of_recorded,
     of_run,
@@ -66,6 +67,20 @@ def test_the_sft_model_is_paired_with_every_seed():
     assert there.interval.mean == pytest.approx(0.0) == -back.interval.mean
     assert there.paired_over == back.paired_over == "users, 2 seeds"
     assert paired(start, line("longer", {None: [0, 0, 0, 0]})).paired_over == "users"
+
+
+def test_a_curve_has_each_difference_as_soon_as_both_its_runs_are_there(monkeypatch):
+    ranks = {("off", 1): [0, 0, 0, 1], ("off", 5): [0, 1, 1, 1], ("on", 5): [0, 0, 0, 0], ("on", 3): [0, 0, 1, 1]}
+    monkeypatch.setattr(
+        comparison, "of_run", lambda _, run: line("", {7: ranks[run]}, dynamic=run[0], negatives=run[1])
+    )
+    so_far, differences = curve_so_far([], [1, 3, 5])
+    assert (so_far.empty, differences) == (True, {})
+    so_far, differences = curve_so_far([("on", 3), ("off", 5), ("on", 5)], [1, 3, 5])
+    assert so_far[["variant", "negatives"]].to_numpy().tolist() == [["dynamic", 3], ["plain", 5], ["dynamic", 5]]
+    assert {name: interval.mean for name, interval in differences.items()} == {"dynamic": 0.75}
+    _, differences = curve_so_far([("off", 5), ("off", 1)], [1, 3, 5], "mrr")
+    assert {name: interval.mean for name, interval in differences.items()} == {"plain": -0.25}
 
 
 @pytest.mark.parametrize("metric", comparison.METRICS)

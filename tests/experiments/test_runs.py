@@ -1043,7 +1043,7 @@ def test_more_negatives_than_any_user_has_are_one_sentence(ragged, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_longer_than_the_context_lose_their_oldest_items_and_are_counted(tmp_path):
+def test_prompts_longer_than_the_context_lose_their_oldest_items_and_are_counted(tmp_path, monkeypatch):
     items = [
         f"{first} {second}"
         for first in "Red Blue Green Black White".split()
@@ -1064,6 +1064,11 @@ def test_prompts_longer_than_the_context_lose_their_oldest_items_and_are_counted
         first = sft(tmp_path / "sft", progress=False, dataset=str(path), steps=1)
     with pytest.warns(UserWarning, match=warned):
         run = prefer(tmp_path / "run", progress=False, dataset=str(path), sft=first.folder, steps=1, negatives=2)
+    monkeypatch.setattr("minipo.experiments.users.rows_of", None)  # the next run has the same rows, and they are kept
+    with pytest.warns(UserWarning, match=warned):
+        again = prefer(tmp_path / "again", progress=False, dataset=str(path), sft=first.folder, steps=1, negatives=2)
+    assert again.probe.equals(run.probe)
+    assert again.summary["shortened_prompts"] == run.summary["shortened_prompts"]
     longer = sum(3 * len(user.history) + 2 > 128 for user in users)
     assert 0 < longer < len(users)
     assert first.summary["shortened_prompts"] == run.summary["shortened_prompts"] == longer

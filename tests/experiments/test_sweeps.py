@@ -1,6 +1,7 @@
 """Grids of runs: what is trained and what is not, what is said when one fails, what is recorded, how it is compared."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from minipo.experiments.recorder import Recorder
 from minipo.experiments.records import Recorded, check_same_data, difference, load_recorded, record, record_scores
 from minipo.experiments.runs import Run, cache_folder
 from minipo.experiments.sweeps import grid, sweep
-from minipo.experiments.workers import train_all
+from minipo.experiments.workers import train_all, train_each
 
 COLUMNS = """
     dataset model tuning objective negatives dynamic select adjust_beta clusters beta margin learning_rate seed steps
@@ -51,7 +52,7 @@ class Here:
 
     def submit(self, task, config):
         future = Future()
-        self.done.append((task.__name__, config))
+        self.done.append((getattr(task, "func", task).__name__, config))
         try:
             future.set_result(task(config))
         except Exception as error:
@@ -220,6 +221,46 @@ def test_a_cell_that_is_asked_for_twice_is_trained_once(tasks):
     first, second = train_all([cell, cell], progress=False)
     assert trained(tasks) == [cell]
     assert first == second
+
+
+def test_runs_come_one_by_one_as_they_end_and_finished_ones_first(tasks):
+    two, one, three = cells = grid(negatives=[2, 1, 3], **SMALL)
+    train_all([three], progress=False)
+    tasks.clear()
+    runs, counts = [], []
+    for run in train_each([*cells, two], progress=False):
+        runs.append(run.config)
+        counts.append(len(trained(tasks)))
+        assert run.done
+    assert runs[0] == three
+    assert counts[0] == 0  # before anything is trained
+    assert sorted(runs[1:], key=cells.index) == [two, one]  # each once
+
+
+def test_a_run_that_fails_comes_after_those_that_do_not(tasks, monkeypatch):
+    prefer = workers.prefer
+
+    def fail(**settings):
+        if settings["negatives"] == 1:
+            raise ValueError("log-probs are NaN.")
+        return prefer(**settings)
+
+    monkeypatch.setattr(workers, "prefer", fail)
+    runs = train_each(grid(negatives=[1, 2, 3], **SMALL), progress=False)
+    assert sorted(next(runs).config.negatives for _ in range(2)) == [2, 3]
+    with pytest.raises(ValueError, match=r"^1 of 3 runs failed; the first, with negatives = 1: log-probs are NaN\.$"):
+        next(runs)
+
+
+def test_runs_may_be_kept_in_a_folder(tasks, home, tmp_path):
+    settings = SMALL | {"negatives": [1, 2], "progress": False}
+    table = sweep(**settings, folder=tmp_path / "runs")
+    names = {cache_folder(config).name for config in grid(negatives=[1, 2], **SMALL)}
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == names
+    assert not list(home.glob("runs/prefer-*"))  # the SFT run is there
+    tasks.clear()
+    pd.testing.assert_frame_equal(sweep(**settings, folder=str(tmp_path / "runs")), table)
+    assert tasks == []
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tasks, monkeypatch):
@@ -410,6 +451,37 @@ def test_workers_end_with_the_sweep(home, killed):
         assert "Traceback" not in said
     process.stderr.close()
     assert len(list(home.glob("runs/prefer-*"))) == 1  # no other was begun
+
+
+@pytest.mark.slow
+def test_workers_have_the_environment_of_now_and_end_with_the_generator(tmp_path, monkeypatch):
+    """The process that they are forked from stays, with the environment of the first sweep."""
+    short, long = grid(negatives=1, steps=[2, 3000])
+    for place in ("here", "there"):
+        monkeypatch.setenv("MINIPO_HOME", str(tmp_path / place))
+        runs = train_each([short, long], workers=2, progress=False)
+        assert next(runs).folder == cache_folder(short)
+        runs.close()
+        assert cache_folder(short).is_relative_to(tmp_path / place)
+    deadline = time.monotonic() + 20
+    while (left := multiprocessing.active_children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_sentence_and_the_rest_is_kept(home):
+    short, long = grid(negatives=1, steps=[2, 3000])
+    runs = train_each([short, long], workers=2, progress=False)
+    assert next(runs).config == short
+    until = time.monotonic() + 60
+    while not (cache_folder(long) / "metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(ChildProcessError, match="A worker of the sweep died; if memory ran out"):
+        next(runs)
+    assert [run.config for run in train_each([short], progress=False)] == [short]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ Tables are those of a sweep: one row per run, HR@1 as a share. Differences are `
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import plotly.graph_objects as go
 
 from minipo.course.figures.grid import motion
 from minipo.course.figures.style import (
+    AVERAGES,
+    DYNAMIC_COLOUR,
     INK,
     LOG,
+    METRICS,
     NEGATIVES,
     OBJECTIVE_COLOURS,
     OBJECTIVE_LABELS,
@@ -24,7 +28,9 @@ from minipo.course.figures.style import (
     add_line,
     in_points,
     lay_out,
+    level,
     panels,
+    points,
     verdict,
 )
 from minipo.evaluation import Interval, Scores
@@ -53,6 +59,74 @@ def guessed_curve(table: pd.DataFrame, sft: float, guesses: Mapping[int, float] 
         f"{below} of {len(spread)} means are below the SFT model that every run starts from"
     )
     return lay_out(figure, 400, title, NEGATIVES, "HR@1, % of test users", xaxis_tickvals=spread.index)
+
+
+def live_curve(
+    runs: pd.DataFrame, recorded: pd.DataFrame, objective: str, sft: float | None = None, metric: str = "hr@1"
+) -> go.Figure:
+    """Training loss and a ranking metric against K: runs trained now, over bands of the recorded seeds.
+
+    runs, recorded: `variant` ("plain" or "dynamic"), `negatives`, `train_loss` and `metric`, a key of METRICS, one row
+    a run; `runs`, of one seed, may be empty and is drawn as far as it goes. sft: the level of SFT, which every run
+    starts from. The axes fit both tables' runs, so that they stay while runs within the bands come.
+    """
+    unit = 1 if metric in AVERAGES else 100
+    titles = "Training loss, nats", f"{METRICS[metric]}{', % of test users' * (unit == 100)}"
+    figure = panels(titles, column_widths=[0.4, 0.6]).update_annotations(xanchor="left", font_size=15)
+    ticks = sorted({*recorded["negatives"], *runs["negatives"]})
+    for column, (name, scale) in enumerate((("train_loss", 1), (metric, unit)), start=1):
+        for variant, colour in (("plain", OBJECTIVE_COLOURS[objective]), ("dynamic", DYNAMIC_COLOUR)):
+            before, now = (table[table["variant"] == variant].sort_values("negatives") for table in (recorded, runs))
+            if len(before):
+                spread = scale * before.groupby("negatives")[name].agg(["min", "max"])
+                add_band(figure, spread, colour, row=1, col=column)
+            label = f"plain {OBJECTIVE_LABELS[objective]}" if variant == "plain" else "DynamicPO"
+            hover, marker = f"{label}, K = %{{x}}: %{{y:.3~f}}", {"size": 10}
+            add_line(figure, now["negatives"], scale * now[name], label, colour, "solid", hover, column, 3, marker)
+        seen = [*(scale * recorded[name]), *(scale * runs[name])]
+        if column == 2 and sft is not None:
+            add_level(figure, unit * sft, f"SFT {level(sft, metric)}", row=1, col=2)
+            seen.append(unit * sft)
+        room = 0.08 * (max(seen) - min(seen)) or 0.01 * unit
+        figure.update_yaxes(range=[0 if column == 1 else min(seen) - room, max(seen) + room], col=column)
+        figure.layout.annotations[column - 1].x = figure.layout[f"xaxis{column}"].domain[0]
+    figure.update_xaxes(tickvals=ticks, range=[min(ticks) - 0.5, max(ticks) + 0.5])
+    return lay_out(figure, 360, x="K, negatives", margin_t=60, legend_y=1.1)
+
+
+def live_curve_sentence(
+    runs: pd.DataFrame,
+    negatives: Sequence[int],
+    differences: Mapping[str, Interval],
+    objective: str,
+    users: int,
+    metric: str = "hr@1",
+) -> str:
+    """Describe `live_curve`, in Markdown. runs: as there. negatives: every K of the curve. differences: of
+    `comparison.curve_so_far`. users: the number of test users."""
+    total, few, many = 2 * len(negatives), min(negatives), max(negatives)
+    name, names = METRICS[metric], {"plain": f"plain {OBJECTIVE_LABELS[objective]}", "dynamic": "DynamicPO"}
+    text = f"**{len(runs)} of {total} runs trained.**" if len(runs) < total else f"**All {total} runs are trained.**"
+    ends = []
+    for k in (few, many):
+        found = runs[runs["negatives"] == k].set_index("variant")[metric]
+        levels = [f"{who} {level(found[variant], metric)}" for variant, who in names.items() if variant in found.index]
+        ends += [f"at K = {k} {' and '.join(levels)}"] if levels else []
+    text += f" {name}: {'; '.join(ends)}." if ends else ""
+    if "plain" in differences:
+        interval = differences["plain"]
+        said = {
+            "collapses": "this seed alone shows the **collapse**",
+            "stable": "under this seed it is **stable**",
+            "rises": "under this seed it **rises**",
+            "undecided": "this seed alone leaves it **undecided**",
+        }[verdict(interval.low, interval.high)]
+        text += f" Plain, K = {many} minus K = {few}: {points(*astuple(interval))}; {said}."
+    if "dynamic" in differences:
+        text += f" At K = {many}, DynamicPO minus plain: {points(*astuple(differences['dynamic']))}."
+    if differences:
+        text += f" The intervals are over {users:,} test users, of one seed; how much seeds differ, the bands show."
+    return text
 
 
 def unchanged_model(losses: pd.DataFrame, objective: str) -> go.Figure:

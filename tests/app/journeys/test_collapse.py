@@ -91,6 +91,20 @@ def test_a_square_opens_its_user_in_the_microscope(visit: Visit, picture: Pictur
     assert f"user={user}" in page.url
 
 
+def test_the_curve_is_trained_beside_the_recorded_one(visit: Visit, picture: Picture):
+    page = visit("collapse?strength=3&curve_seed=6")  # three K
+    page.get_by_role("button", name="Train this curve here").click()
+    expect(page.get_by_text("0 of 6 runs trained.")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text(re.compile("^[12] of 6 runs trained"))).to_be_visible(timeout=10 * SLOW)
+    page.locator(".st-key-live").scroll_into_view_if_needed()
+    picture(page, "collapse-live")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped; its results so far are shown.")).to_be_visible(timeout=SLOW)
+    page.goto(page.url)
+    settled(page)
+    expect(page.get_by_text(re.compile("of 6 runs trained"))).to_be_visible(timeout=SLOW)
+
+
 def test_what_is_not_recorded_is_trained_in_the_lab(visit: Visit):
     page = visit("collapse?curve=S-DPO&strength=3")
     page.get_by_role("link", name="Train it in the Live lab").click()

@@ -36,6 +36,43 @@ def test_guessed_curve_says_what_happens_and_draws_guesses_where_there_are_any()
     assert list(guessed.data[2].y) == [58, 60, 70]
 
 
+def test_a_live_curve_is_drawn_over_the_bands_as_far_as_it_goes_and_the_axes_stay():
+    recorded = pd.concat([runs([0.6, 0.55, 0.5]).assign(variant=variant) for variant in ("plain", "dynamic")])
+    live = pd.DataFrame(
+        {"variant": ["plain", "dynamic", "plain"], "negatives": [5, 1, 1], "train_loss": 0.2, "hr@1": [0.55, 0.6, 0.58]}
+    )
+    none, some = (collapse.live_curve(table, recorded, "dmpo", 0.62) for table in (live[:0], live))
+    lines = {trace.name: trace for trace in some.data if trace.name and trace.yaxis == "y2"}
+    assert {name: (list(line.x), np.round(line.y, 9).tolist()) for name, line in lines.items()} == {
+        "plain DMPO": ([1, 5], [58, 55]),
+        "DynamicPO": ([1], [60]),
+    }
+    bands = [trace for trace in some.data if trace.fill]
+    assert list(bands[2].y) == pytest.approx([61, 56, 51, 50, 55, 60])  # plain, HR@1
+    for axis in ("xaxis", "xaxis2", "yaxis", "yaxis2"):
+        assert none.layout[axis].range == some.layout[axis].range
+    assert none.layout.yaxis2.range[1] > 62  # SFT's level is in the panel
+
+
+def test_what_a_live_curve_shows_is_told_of_one_seed():
+    table = pd.DataFrame(
+        {"variant": ["plain", "plain", "dynamic"], "negatives": [1, 19, 19], "hr@1": [0.68, 0.66, 0.7]}
+    )
+
+    def said(rows, differences):
+        return collapse.live_curve_sentence(table[:rows], [1, 5, 19], differences, "dmpo", 2000)
+
+    assert said(0, {}) == "**0 of 6 runs trained.**"
+    assert said(1, {}) == "**1 of 6 runs trained.** HR@1: at K = 1 plain DMPO 68.0 %."
+    for interval, word in ((FALLS, "**collapse**"), (FLAT, "**stable**"), (OPEN, "**undecided**")):
+        text = said(3, {"plain": interval})
+        assert "at K = 1 plain DMPO 68.0 %; at K = 19 plain DMPO 66.0 % and DynamicPO 70.0 %." in text
+        assert "Plain, K = 19 minus K = 1: " in text
+        assert word in text
+        assert "over 2,000 test users, of one seed" in text
+    assert "At K = 19, DynamicPO minus plain: −2.0 points (95 % interval −3.0 to −1.0)." in said(3, {"dynamic": FALLS})
+
+
 @pytest.mark.parametrize(("objective", "said"), [("dmpo", "falls: 0.30 → 0.20"), ("dpo", "stays: 0.30 → 0.30")])
 def test_unchanged_model_reads_the_picked_objective(objective, said):
     losses = pd.DataFrame({"dpo": [0.3, 0.3], "dmpo": [0.3, 0.2]}, index=[1, 19])
