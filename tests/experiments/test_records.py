@@ -95,7 +95,7 @@ def test_a_recipe_is_trained_and_recorded(tiny, tiny_sft, monkeypatch, tmp_path)
     )
     monkeypatch.setitem(recipes.GRIDS, "small", recipe)
     monkeypatch.setattr(script, "RECORDED", tmp_path)
-    monkeypatch.setattr(workers, "_work", lambda name, task, configs, *_: [task(config) for config in configs])
+    monkeypatch.setattr(workers, "_work", lambda name, task, configs, *_: (task(each) or each for each in configs))
     script.make_grid("small")
     recorded = load_recorded("small", tmp_path / "small")
     assert recorded.table[["objective", "negatives"]].to_numpy().tolist() == [["dmpo", 1], ["dmpo", 5], ["sft", 0]]
