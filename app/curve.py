@@ -1,5 +1,6 @@
 """Collapse against K, trained here: below the recorded curve, and drawn as its runs end."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shell import REMOVED, WORDS, draw, plain, viewer
 from minipo.course.figures.collapse import live_curve, live_curve_sentence
 from minipo.course.figures.style import METRICS, OBJECTIVE_LABELS
 from minipo.evaluation import Interval
+from minipo.experiments import estimates
 from minipo.experiments.comparison import curve_so_far
 from minipo.experiments.runs import PROBED_USERS, Run, list_runs
 
@@ -92,9 +94,18 @@ def submitting(me: str, settings: dict[str, Any], seeds: list[int]) -> None:
             st.rerun()
     st.caption(
         f"{2 * len(negatives)} runs of {settings['steps']} steps, {limits.CURVE_RUNS} at a time: plain and under "
-        f"DynamicPO at K = {', '.join(map(str, negatives))}, from the SFT model of the runs above. "
-        f"Of one run: {forms.estimate({**settings, 'negatives': negatives[-1], 'dynamic': 'on'})}"
+        f"DynamicPO at K = {', '.join(map(str, negatives))}, from the SFT model of the runs above. {duration(settings)}"
     )
+
+
+def duration(settings: dict[str, Any]) -> str:
+    """How long a curve with these settings takes on this machine."""
+    cells = [dict(zip(jobs.AXES, cell, strict=True)) for cell in product(*(settings[axis] for axis in jobs.AXES))]
+    seconds = forms.seconds_of(*({**settings, **cell} for cell in cells))
+    if seconds is None:
+        return forms.UNKNOWN
+    whole = seconds[0] / limits.CURVE_RUNS + seconds[1]
+    return f"All take about {estimates.duration(whole)} on this server, with nothing else running."
 
 
 def watch(token: str, active: bool, table: pd.DataFrame, sft: float | None, metric: str) -> None:

@@ -176,17 +176,22 @@ def estimate(settings: Mapping[str, Any]) -> str:
 UNKNOWN = "How long it takes here is not known: the server measures its speed when it starts."
 
 
-def seconds_of(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+def seconds_of(settings: Mapping[str, Any], *further: Mapping[str, Any]) -> tuple[float, float] | None:
     """Seconds of a run with these settings on this machine, and of an SFT run that is trained first; None if the
-    machine's speed is not known yet, or the model's size. Raises ValueError if its data are gone."""
+    machine's speed is not known yet, or the model's size. Raises ValueError if its data are gone.
+
+    further: settings of runs that share its start and its users; then the seconds are those of all, on one thread.
+    """
     speeds = estimates.speeds(measure=False)
     if not speeds:
         return None
-    config = make_config(PreferConfig, jobs.with_paths(settings))
-    data, speed = data_of(str(settings["dataset"])), speeds[max(speeds)]
-    first = None if starts_at_once(settings) else start_config(config)
-    parts = [0.0 if each is None else estimates.seconds(each, data, speed) for each in (config, first)]
-    return None if parts[0] is None or parts[1] is None else (parts[0], parts[1])
+    runs = [make_config(PreferConfig, jobs.with_paths(each)) for each in (settings, *further)]
+    data, speed = data_of(str(settings["dataset"])), speeds[1 if further else max(speeds)]
+    found = [estimates.seconds(run, data, speed, reference=run is runs[0]) for run in runs]
+    first = None if starts_at_once(settings) else start_config(runs[0])
+    found.append(0.0 if first is None else estimates.seconds(first, data, speed))
+    known = [each for each in found if each is not None]
+    return (sum(known[:-1]), known[-1]) if len(known) == len(found) else None
 
 
 @st.cache_resource(max_entries=50, show_spinner=False)

@@ -221,9 +221,9 @@ def _multiplications(config: dict[str, Any]) -> tuple[int, int]:
     return depth * (attention + inner * width), width * config["vocab_size"]
 
 
-def seconds(config: Config, data: Data, speed: Speed) -> float | None:
-    """How long a run takes from the start of its own work, the reference's log-probs and both evaluations included,
-    and without an SFT run that it starts from; None if the size of its model is unknown here."""
+def seconds(config: Config, data: Data, speed: Speed, reference: bool = True) -> float | None:
+    """How long a run takes from the start of its own work, evaluations included, and without an SFT run that it starts
+    from; None if the size of its model is unknown here. reference: whether its log-probs are still to be computed."""
     texts = texts_of(config.model, config.template, data)
     if texts is None:
         return None
@@ -247,7 +247,7 @@ def seconds(config: Config, data: Data, speed: Speed) -> float | None:
     visited = min(data.train, config.steps * config.batch_size)
     return (
         speed.row * rows
-        + (visited + ranked) * many  # the reference
+        + reference * (visited + ranked) * many
         + config.steps * (step + config.batch_size * texts.work(config.negatives) * train)
         + (evaluations * validated + data.test) * many
     )

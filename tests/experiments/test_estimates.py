@@ -71,17 +71,15 @@ def test_a_model_whose_size_is_unknown_has_no_estimate(data, tmp_path):
 
 
 def test_on_a_machine_three_times_as_slow_a_run_is_said_to_take_three_times_as_long(data, monkeypatch, tmp_path):
-    begin = time.perf_counter()
-    usual = estimates.speeds()
-    took = time.perf_counter() - begin
-    # A clock that runs three times as fast makes everything look slower.
-    monkeypatch.setattr(estimates, "clock", lambda: 3 * time.perf_counter())
-    monkeypatch.setattr(estimates, "BUDGET", 3 * estimates.BUDGET)
-    (tmp_path / "speed.json").unlink()
-    slowed = estimates.speeds()
-    ratio = estimates.seconds(prefer(), data, slowed[1]) / estimates.seconds(prefer(), data, usual[1])
-    assert 3 / 1.5 < ratio < 3 * 1.5
-    assert took < 60  # on any machine; benchmarks/against.py says how long on an idle one
+    found = []
+    for slow in (1, 3):  # a clock that runs faster makes everything look slower; processor time, as others are busy too
+        monkeypatch.setattr(estimates, "clock", lambda slow=slow: slow * time.process_time())
+        monkeypatch.setattr(estimates, "BUDGET", 0.1 * slow)
+        (tmp_path / "speed.json").unlink(missing_ok=True)
+        begin = time.process_time()
+        found.append(estimates.seconds(prefer(), data, estimates.speeds()[1]))
+        assert time.process_time() - begin < 10  # about one second; the first time, modules are imported too
+    assert 3 / 1.5 < found[1] / found[0] < 3 * 1.5
 
 
 def test_the_speed_is_measured_once_and_again_if_its_file_is_damaged(tmp_path, monkeypatch):
