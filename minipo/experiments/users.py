@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from minipo.compatibility.architectures import context_of
-from minipo.compatibility.formats import preference_answers
-from minipo.compatibility.tokenizers import tokenize
+from minipo.compatibility.tokenizers import tokenize, tokenize_rows
 from minipo.evaluation import Report, Scores, report
 from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.names import lookup
 from minipo.prompts import TEMPLATES, Template, answer, render
-from minipo.rows import TokenRows, token_rows
+from minipo.rows import TokenRows
 from minipo.scoring import candidate_logps
 from minipo.sequences import TARGETS, SequenceRows, token_sequences
 
@@ -193,18 +192,24 @@ def token_rows_of(
     template: str,
     start: str,
 ) -> tuple[dict[str, TokenRows], int]:
-    """`rows_of` as token ids for `PreferenceTrainer`.
+    """`rows_of` as token ids for `PreferenceTrainer`, without the way through rows of text.
 
     start: the fingerprint of the folder that model and tokenizer are from. The last result is kept, because the runs of
-    a grid share it; the warnings come for each run. Raises ValueError as `preference_rows` and `token_rows` do.
+    a grid share it; the warnings come for each run. Raises ValueError as `preference_rows` and `tokenize_rows` do.
     """
     context = context_of(model)
     key = (splits.fingerprint, template, start, context)
     if key not in _LAST:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            rows, shortened = rows_of(model, tokenizer, splits, template)
-            read = {split: token_rows(tokenizer, each, preference_answers, context) for split, each in rows.items()}
+            read, shortened = {}, 0
+            for split in ("train", "validation", "test"):
+                users = getattr(splits, split)
+                prompts = _fitted(tokenizer, users, template, context)
+                answers = [[answer(item) for item in user.canonical] for user in users]
+                read[split] = TokenRows(*tokenize_rows(tokenizer, prompts, answers))
+                fitted = zip(prompts, users, strict=True)
+                shortened += sum(prompt != user_prompt(user, template) for prompt, user in fitted)
         _LAST.clear()
         _LAST[key] = read, shortened, said
     read, shortened, said = _LAST[key]

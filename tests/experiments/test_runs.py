@@ -1064,7 +1064,7 @@ def test_prompts_longer_than_the_context_lose_their_oldest_items_and_are_counted
         first = sft(tmp_path / "sft", progress=False, dataset=str(path), steps=1)
     with pytest.warns(UserWarning, match=warned):
         run = prefer(tmp_path / "run", progress=False, dataset=str(path), sft=first.folder, steps=1, negatives=2)
-    monkeypatch.setattr("minipo.experiments.users.rows_of", None)  # the next run has the same rows, and they are kept
+    monkeypatch.setattr("minipo.experiments.users.tokenize_rows", None)  # the next run has the same rows: they are kept
     with pytest.warns(UserWarning, match=warned):
         again = prefer(tmp_path / "again", progress=False, dataset=str(path), sft=first.folder, steps=1, negatives=2)
     assert again.probe.equals(run.probe)
