@@ -6,7 +6,7 @@ by a line of text, and each figure is shown in its first state.
 
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,16 @@ class Explorer:
 
     figure: Any = None
     sentence = ""
+    buttons: Sequence[ipywidgets.Button] = ()
 
     def __init__(self, draw: Callable[..., Any], **controls: Any):
         self.draw, self.controls = draw, controls
         for control in controls.values():
             control.style.description_width = "initial"
             control.observe(self._changed, "value")
-        self._compute()
-        described = "; ".join(_described(control) for control in controls.values())
-        _show_controls(list(controls.values()), f"*Controls in a running notebook:* {described}")
+        self._take(draw(**self._values()))
+        shown = [*controls.values(), *self.buttons]
+        _show_controls(shown, f"*Controls in a running notebook:* {'; '.join(map(_described, shown))}")
         self._text: Any = display(Markdown(self.sentence), display_id=True)
         self._plot: Any = None
         if self.figure is not None:
@@ -83,8 +84,10 @@ class Explorer:
             # Without a kernel, the figure's data or picture is shown instead of the widget.
             display({**self.figure._repr_mimebundle_(), **self._plot._repr_mimebundle_()}, raw=True)
 
-    def _compute(self) -> None:
-        drawn = self.draw(**{name: control.value for name, control in self.controls.items()})
+    def _values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def _take(self, drawn: Any) -> None:
         for part in drawn if isinstance(drawn, tuple) else (drawn,):
             if isinstance(part, str):
                 self.sentence = part
@@ -93,9 +96,12 @@ class Explorer:
 
     def _changed(self, _: Any) -> None:
         try:
-            self._compute()
+            self._take(self.draw(**self._values()))
         except ValueError as error:
             self.sentence = str(error)
+        self._show()
+
+    def _show(self) -> None:
         if self._text is not None:
             self._text.update(Markdown(self.sentence))
         if self._plot is not None:
@@ -103,6 +109,34 @@ class Explorer:
                 self._plot.data = []
                 self._plot.add_traces(self.figure.data)
                 self._plot.layout = self.figure.layout
+
+
+class Training(Explorer):
+    """An explorer with a button that trains: what comes is drawn as it comes.
+
+    draw: as of an `Explorer`, what is shown before. train: takes the controls' values by name and yields what `draw`
+    returns. label: the button's, which cannot be pressed while it trains. Interrupting the kernel stops it. The
+    message of a ValueError or OSError of `train` follows the sentence.
+    """
+
+    def __init__(self, draw: Callable[..., Any], train: Callable[..., Iterator[Any]], label: str, **controls: Any):
+        self.train, self.label = train, label
+        self.button = ipywidgets.Button(description=label, icon="play", layout={"width": "auto"})
+        self.button.on_click(self._pressed)
+        self.buttons = (self.button,)
+        super().__init__(draw, **controls)
+
+    def _pressed(self, _: Any) -> None:
+        self.button.disabled, self.button.description = True, "Training …"
+        try:
+            for drawn in self.train(**self._values()):
+                self._take(drawn)
+                self._show()
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            self.sentence += f" {error}" if str(error) else " Stopped; press the button to go on from here."
+            self._show()
+        finally:
+            self.button.disabled, self.button.description = False, self.label
 
 
 class Choice:

@@ -1,5 +1,7 @@
 """Guesses and controls, moved from their Python side as a reader's hand moves them."""
 
+from collections.abc import Iterator
+
 import ipywidgets
 import plotly.graph_objects as go
 import pytest
@@ -46,6 +48,35 @@ def test_controls_move_no_further_than_a_hand_could(explorer) -> None:
     with pytest.raises(TraitError):
         explorer.controls["rule"].value = "ppo"
     assert explorer.sentence == "18 easy ones under sdpo"
+
+
+def test_pressing_draws_each_as_it_comes_and_an_error_or_an_interrupt_follows_what_was_drawn() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def train(easy: int) -> Iterator[tuple[go.Figure, str]]:
+        for number in range(easy):
+            seen.append((training.sentence, training.button.disabled))
+            yield go.Figure(data=[{"type": "bar", "y": [number]}]), f"{number + 1} of {easy}."
+        if easy == 4:
+            raise OSError("The disk is full.")
+        if easy == 5:
+            raise KeyboardInterrupt
+
+    slider = ipywidgets.IntSlider(value=2, min=0, max=18, description="easy negatives")
+    training = widgets.Training(lambda easy: draw(easy, "none"), train, "Train", easy=slider)
+    assert training.sentence == "2 easy ones under none"  # nothing is trained before it is asked for
+    training.button.click()
+    assert seen == [("2 easy ones under none", True), ("1 of 2.", True)]
+    assert (training.sentence, training.figure.data[0].y) == ("2 of 2.", (1,))
+    assert not training.button.disabled
+    slider.value = 4
+    assert training.sentence == "4 easy ones under none"
+    training.button.click()
+    assert training.sentence == "4 of 4. The disk is full."
+    slider.value = 5
+    training.button.click()
+    assert training.sentence == "5 of 5. Stopped; press the button to go on from here."
+    assert not training.button.disabled
 
 
 def test_a_choice_compares_the_guess_with_the_truth() -> None:

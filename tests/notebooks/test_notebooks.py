@@ -205,6 +205,19 @@ def same_but_for_rounding(old: str, new: str, source: str) -> None:
         assert values[1] == pytest.approx(values[0], rel=0.02, abs=0.011), f"{before} became {after}, from:\n{source}"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pressing_the_button_trains_the_curve(tmp_path: Path) -> None:
+    (path,) = FOLDER.glob("03*.ipynb")
+    notebook = shortened(read(path))
+    last = next(place for place, cell in enumerate(notebook.cells) if "widgets.Training(" in cell.source)
+    press = nbformat.v4.new_code_cell("mine.button.click()\nprint(mine.sentence)")
+    notebook.cells = [*notebook.cells[: last + 1], press]
+    home = {"MINIPO_HOME": str(tmp_path / "home"), "PLOTLY_RENDERER": "plotly_mimetype"}
+    execute.execute(notebook, tmp_path, home)
+    assert "**All 12 runs are trained.**" in texts(press)
+
+
 def brought() -> bool:
     """Whether what 08 needs is here, or can be brought."""
     try:

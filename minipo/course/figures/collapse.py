@@ -82,7 +82,10 @@ def live_curve(
                 add_band(figure, spread, colour, row=1, col=column)
             label = f"plain {OBJECTIVE_LABELS[objective]}" if variant == "plain" else "DynamicPO"
             hover, marker = f"{label}, K = %{{x}}: %{{y:.3~f}}", {"size": 10}
-            add_line(figure, now["negatives"], scale * now[name], label, colour, "solid", hover, column, 3, marker)
+            x, y = now["negatives"], scale * now[name]
+            if now.empty:
+                x = y = [None]  # or the legend would have no entry
+            add_line(figure, x, y, label, colour, "solid", hover, column, 3, marker)
         seen = [*(scale * recorded[name]), *(scale * runs[name])]
         if column == 2 and sft is not None:
             add_level(figure, unit * sft, f"SFT {level(sft, metric)}", row=1, col=2)
