@@ -21,9 +21,9 @@ from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
 from minipo.evaluation import Report, Scores, report
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.splits import Interaction
-from minipo.experiments.files import home
 from minipo.experiments.training import preference_trainer, probe_table, sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
+from minipo.folder import home
 from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
 from minipo.prompts import answer

@@ -19,9 +19,9 @@ from minipo.evaluation import Interval
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.fetch import SOURCES
-from minipo.experiments.files import whole_file
 from minipo.experiments.runs import versions
 from minipo.experiments.training import prefer
+from minipo.folder import whole_file
 from minipo.names import lookup
 
 Sides = tuple[PreferConfig, PreferConfig]

@@ -14,9 +14,10 @@ from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.evaluation import ranks as ranks_of
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
-from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
+from minipo.experiments.files import read_json, read_parquet, write_json
 from minipo.experiments.runs import DATA, Run, versions
 from minipo.experiments.training import probe_table
+from minipo.folder import whole_file
 from minipo.names import lookup
 
 RECORDED = DATA / "recorded"

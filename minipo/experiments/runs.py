@@ -28,7 +28,8 @@ import pandas as pd
 from minipo.experiments.configuration import CONFIGS, Config, make_config, splits_of
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import sha256
-from minipo.experiments.files import home, read, read_json, read_parquet
+from minipo.experiments.files import read, read_json, read_parquet
+from minipo.folder import home
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:

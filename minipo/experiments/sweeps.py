@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from minipo.experiments.configuration import OWN, PreferConfig, make_config
-from minipo.experiments.files import whole_file
 from minipo.experiments.records import RESULTS, _values, row
 from minipo.experiments.workers import train_all
+from minipo.folder import whole_file
 
 
 def grid(**settings: Any) -> list[PreferConfig]:

@@ -32,7 +32,7 @@ from minipo.experiments.configuration import (
     start_config,
 )
 from minipo.experiments.datasets.splits import Interaction, Splits
-from minipo.experiments.files import home, locked, remove, whole_file, write_json
+from minipo.experiments.files import locked, write_json
 from minipo.experiments.runs import (
     DATA,
     PROBED_USERS,
@@ -45,6 +45,7 @@ from minipo.experiments.runs import (
     versions,
     without_bars,
 )
+from minipo.folder import home, remove, whole_file
 from minipo.names import first_line
 from minipo.prompts import TEMPLATES
 from minipo.threads import Threads

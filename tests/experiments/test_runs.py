@@ -36,12 +36,13 @@ from minipo.experiments.configuration import (
 )
 from minipo.experiments.datasets import catalog
 from minipo.experiments.datasets.loading import DATASETS, load_dataset
-from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
+from minipo.experiments.files import read_json, read_parquet, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.runs import Run, list_runs
 from minipo.experiments.training import Recorder, arithmetic, prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
 from minipo.extensions import beta_dpo, mppo_by, simpo
+from minipo.folder import whole_file
 from minipo.preference import OBJECTIVES
 from minipo.prompts import TEMPLATES
 from minipo.trainers import COMPLETE, MarkComplete, PreferenceTrainer
