@@ -21,6 +21,7 @@ from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
 from minipo.evaluation import Report, Scores, report
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.splits import Interaction
+from minipo.experiments.precision import decide
 from minipo.experiments.training import preference_trainer, probe_table, sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
 from minipo.folder import home
@@ -258,6 +259,7 @@ def watch(
     scores: dict[int, Scores] = {}
 
     with tempfile.TemporaryDirectory() as folder:
+        config = decide(config, Path(folder), model, progress=False)
         trainer = preference_trainer(
             config, model, tokenizer, train, None, Path(folder), home() / "reference",
             config.loss() if isinstance(objective, str) else objective, dynamic, progress=False, save_strategy="no",

@@ -41,7 +41,7 @@ def row(run: Run) -> dict[str, Any]:
     if config["kind"] == "sft":
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
-    return {name: config.get(name) for name in SETTINGS} | {name: summary.get(name) for name in RESULTS}
+    return {name: config.get(name) for name in (*SETTINGS, "precision")} | {name: summary.get(name) for name in RESULTS}
 
 
 Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)

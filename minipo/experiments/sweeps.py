@@ -39,8 +39,8 @@ def sweep(
     settings: those of `PreferConfig`, each a value or a list of values; `seeds` for several seeds. A cell trained
     before with the same settings is read from the cache, an interrupted one is resumed. out: a Parquet or CSV file for
     the table. In a script, call it under `if __name__ == "__main__":`, because the workers import the script.
-    Returns one row per run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the
-    unprefixed metrics are on the test split.
+    Returns one row per run: the columns of `SETTINGS`, its precision, further settings that differ, and `RESULTS`, of
+    which the unprefixed metrics are on the test split.
     Raises ValueError for an invalid setting, before anything is trained; and what `train_all` raises.
     """
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):
