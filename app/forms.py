@@ -15,7 +15,16 @@ from shell import WORDS, pick
 from minipo.course.figures import style
 from minipo.course.figures.style import OBJECTIVE_LABELS
 from minipo.experiments import estimates, fetch, files
-from minipo.experiments.configuration import OWN, PreferConfig, make_config, purpose, recipe, start_config, type_of
+from minipo.experiments.configuration import (
+    OWN,
+    PreferConfig,
+    decided,
+    make_config,
+    purpose,
+    recipe,
+    start_config,
+    type_of,
+)
 from minipo.experiments.datasets.loading import DATASETS, load_dataset
 from minipo.experiments.runs import DATA, Run
 from minipo.preference import OBJECTIVES
@@ -215,10 +224,12 @@ def starts_at_once(settings: Mapping[str, Any]) -> bool:
     """Whether the SFT run of a run with these settings has been trained."""
     with suppress(ValueError):  # its data are gone
         wanted = start_config(make_config(PreferConfig, jobs.with_paths(settings)))
+        if wanted is None:
+            return False
         for folder in (*DATA.glob("sft/*/summary.json"), *files.home().glob("runs/sft-*/summary.json")):
             with suppress(ValueError, OSError):  # damaged, or on other data
                 run = Run(folder.parent)
-                if wanted is not None and run.config == wanted and recorded.is_here(wanted.dataset):
+                if run.config == decided(wanted, run.config) and recorded.is_here(wanted.dataset):
                     if wanted.dataset in DATASETS:  # an upload never changes
                         run.load_data()
                     return True

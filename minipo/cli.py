@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minipo.arithmetic import autocast
 from minipo.experiments.configuration import PreferConfig, SFTConfig, purpose, rows_at_once, type_of
 from minipo.experiments.runs import DATA, Run
-from minipo.experiments.training import arithmetic, prefer, sft, sft_run
+from minipo.experiments.training import prefer, sft, sft_run
 from minipo.names import lookup
 
 
@@ -131,7 +132,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, tokenizer = run.load_model()
     users = getattr(splits, arguments.split)
     rows = rows_at_once(config)
-    with arithmetic(model, config.precision):
+    with autocast(model.device, config.precision):
         reference = None
         if isinstance(config, PreferConfig):
             start = sft_run(config, progress=not arguments.quiet)

@@ -55,8 +55,8 @@ def pack_groups(
 
     `packed_logps` takes either; for groups it runs one forward per batch and returns the rows in their original order.
     few_shapes: batches of 16, 32... rows (one may have fewer), lengths in multiples of 8, so that shapes recur, with
-    more padding. It pays off for bfloat16 on a CPU, where ever new shapes make steps slower and slower
-    (`benchmarks/shapes.py`).
+    more padding. It pays off for bfloat16 on CPUs with instructions for it, where ever new shapes make steps slower and
+    slower (`arithmetic.builds_kernels`, `benchmarks/shapes.py`).
     """
     prompt_lengths, counts, answers = sizes(prompt_ids, answer_ids)
     rows_by, places_by = (16, 8) if few_shapes else (1, 1)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minipo.evaluation import Scores
+from minipo.folder import whole_file
 from minipo.rows import TokenRows
 
 Batches = Iterable[tuple[NDArray[np.int64], Scores]]
@@ -71,13 +71,8 @@ class Reference:
 
 
 def _save(path: Path, logps: Scores) -> None:
-    """Write the file atomically."""
-    draft = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with whole_file(path) as draft:
         np.save(draft, logps)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def save_reference(checkpoint: str, **parts: tuple[TokenRows, Scores]) -> None:

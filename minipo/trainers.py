@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from minipo.arithmetic import autocast, builds_kernels
 from minipo.compatibility.architectures import check_quiet, disable_dropout, warn_of_adapters, without_adapters
 from minipo.compatibility.arguments import check_arguments, longest_row
 from minipo.compatibility.formats import Rows, completion, preference_answers
@@ -123,7 +124,7 @@ class _RowTrainer(Trainer):
 
     def pack(self, rows: TokenRows, visits: Sequence[tuple[int, Any]]) -> Any:
         """The rows and columns that `visits` names, packed for `packed_logps`."""
-        few_shapes = self.args.bf16 and self.args.device.type == "cpu"
+        few_shapes = self.args.bf16 and self.args.device.type == "cpu" and builds_kernels()
         return rows.pack(visits, pad_token(self.processing_class), few_shapes)
 
     def logps(self, rows: TokenRows, which: NDArray[np.int64], task: str) -> Iterator[tuple[NDArray, Scores]]:
@@ -132,17 +133,14 @@ class _RowTrainer(Trainer):
         lengths = np.array([len(rows.prompts[row]) + sum(map(len, rows.answers[row])) for row in which])
         which = which[np.argsort(-lengths, kind="stable")]  # neighbours are similar, so there is little padding
         size, training = self.args.per_device_eval_batch_size, self.model.training
-        precision = torch.bfloat16 if self.args.bf16 else torch.float16
+        precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
         bar = tqdm(total=len(which), desc=task, unit="row", delay=2, leave=False, disable=self.args.disable_tqdm)
         self.model.eval()
         try:
             for start in range(0, len(which), size):
                 batch = which[start : start + size]
                 packed = self.pack(rows, [(row, range(rows.counts[row])) for row in batch])
-                with (
-                    torch.no_grad(),
-                    torch.autocast(self.args.device.type, precision, enabled=self.args.bf16 or self.args.fp16),
-                ):
+                with torch.no_grad(), autocast(self.args.device, precision):
                     logps = packed_logps(self.model, packed)
                 yield batch, pad(logps, (0, rows.width - logps.shape[1]), value=-math.inf).float().cpu().numpy()
                 bar.update(len(batch))

@@ -329,7 +329,7 @@ def test_fetch_says_where_it_put_things(capsys, monkeypatch, tmp_path):
         ("prefer --learning-rate inf", "learning_rate must be a finite number, not inf."),
         ("prefer --sft {tmp_path}", "{tmp_path} is not a finished SFT run: "),
         ("prefer --out {tmp_path}", "{tmp_path} exists and is not a run; choose another folder."),
-        ("prefer --precision half", "Unknown precision 'half'. Known: float32, bfloat16."),
+        ("prefer --precision half", "Unknown precision 'half'. Known: auto, float32, bfloat16, float16."),
         ("sweep --negatives 1,40", "negatives must be at most 19, the most that a user here has, not 40."),
         ("fetch ml-100", "Unknown model or dataset to fetch 'ml-100'. Did you mean 'ml-100k'? Known: ml-100k, "),
         ("data catalogue", "Unknown dataset 'catalogue'. Did you mean 'catalog'? Known: catalog"),

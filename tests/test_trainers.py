@@ -518,6 +518,16 @@ def test_before_the_first_step_policy_and_reference_are_one(lora, bf16, tmp_path
     assert loss.item() == pytest.approx(math.log(2), abs=0.2 if bf16 else 1e-5)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("builds", [False, True])
+def test_rows_are_padded_to_few_shapes_where_kernels_are_built_for_each(builds, bf16, tmp_path, monkeypatch):
+    monkeypatch.setattr(minipo.trainers, "builds_kernels", lambda: builds)
+    trainer = preference_trainer(tmp_path, bf16=bf16)
+    packs = [trainer.pack(trainer.train_dataset, [trainer.train_dataset[0, row]])["groups"] for row in range(8)]
+    lengths = {group["input_ids"].shape[1] % 8 for groups in packs for group in groups}
+    assert (lengths == {0}) == (builds and bf16)
+
+
 def test_the_reference_is_the_model_on_entry(tmp_path):
     model, tokenizer = model_for(lora=True)
     for name, weight in model.named_parameters():  # an adapter that has been trained is part of it

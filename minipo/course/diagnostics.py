@@ -21,10 +21,11 @@ from minipo.dynamic import DynamicPO, LogProbs, Selection, boundary
 from minipo.evaluation import Report, Scores, report
 from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
 from minipo.experiments.datasets.splits import Interaction
-from minipo.experiments.files import home
+from minipo.experiments.precision import decide
 from minipo.experiments.recorder import probe_table
 from minipo.experiments.training import preference_trainer, sft_run
 from minipo.experiments.users import fit_prompts, preference_rows
+from minipo.folder import home
 from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_ratio
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
 from minipo.prompts import answer
@@ -259,6 +260,7 @@ def watch(
     scores: dict[int, Scores] = {}
 
     with tempfile.TemporaryDirectory() as folder:
+        config = decide(config, Path(folder), model, progress=False)
         trainer = preference_trainer(
             config, model, tokenizer, train, None, Path(folder), home() / "reference",
             config.loss() if isinstance(objective, str) else objective, dynamic, progress=False, save_strategy="no",

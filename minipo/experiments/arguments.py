@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from minipo.arithmetic import training_device
 from minipo.trainers import COMPLETE
 
 
@@ -63,7 +64,7 @@ def training_arguments(
         "eval_strategy": "no" if evaluate_every is None else "steps",
         "eval_steps": evaluate_every,
         "disable_tqdm": not progress,
-        "use_cpu": not torch.accelerator.is_available(),  # explicit, or the Trainer would refuse bf16 there
+        "use_cpu": training_device().type == "cpu",  # explicit, or the Trainer would refuse bf16 there
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

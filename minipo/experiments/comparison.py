@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from minipo.evaluation import Interval, ranking_metrics
-from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config, start_config
+from minipo.experiments.configuration import PreferConfig, SFTConfig, decided, make_config, start_config
 from minipo.experiments.records import RESULTS, SETTINGS, Outcomes, Recorded, difference, row
 from minipo.experiments.runs import DATA, Run, list_runs
 from minipo.names import lookup
@@ -106,9 +106,10 @@ def of_baseline(name: str, recorded: Recorded, baseline: str = "sft", **query: A
     runs = runs[runs["objective"] != "sft"]
     if runs.empty:
         raise ValueError(f"No recorded run has {query}.")
-    config = start_config(make_config(PreferConfig, recorded_settings(recorded, int(runs.index[0]))))
+    started = make_config(PreferConfig, recorded_settings(recorded, int(runs.index[0])))
+    config = start_config(started)
     assert config is not None  # a preference run's settings name its SFT run
-    settings = asdict(config)
+    settings = asdict(decided(config, started))
     seed = settings.pop("seed")
     metrics = {metric: float(values.mean()) for metric, values in ranking_metrics(ranks).items()}
     known = {
@@ -137,12 +138,14 @@ def older_data(recorded: Recorded) -> str:
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
     """All settings of the run in row `number` of a recorded table, as in its config.json."""
     run = recorded.table.loc[number].to_dict()
+    if "precision" not in run:  # an older table
+        run["precision"] = "float32" if run["model"].startswith("pocket-") else "bfloat16"
     if run["objective"] == "sft":
-        settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed")}
+        settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed", "precision")}
         steps = {"steps": int(run["steps"]), "start_epochs": run["sft_epochs"]}
         return asdict(make_config(SFTConfig, settings | steps))
     # A table with SFT runs, which have no clusters, has them as floats.
-    settings = {name: type(getattr(PreferConfig, name))(run[name]) for name in SETTINGS}
+    settings = {name: type(getattr(PreferConfig, name))(run[name]) for name in (*SETTINGS, "precision")}
     evaluated = recorded.curves.query("run == @number and kind == 'evaluation' and step > 0")["step"]
     if len(evaluated):  # the table does not say how far apart evaluations are, its curves do
         settings["evaluate_every"] = int(evaluated.min())

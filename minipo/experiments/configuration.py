@@ -4,7 +4,7 @@ import ast
 import inspect
 import os
 from dataclasses import Field as DataclassField
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
@@ -27,13 +27,12 @@ T = TypeVar("T")
 SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": random, "hardest": True}
 # Settings that belong to one objective, and its name.
 OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.signature(make).parameters}
-PRECISION = {"float32": False, "bfloat16": True}  # whether matrix products run in bfloat16 (autocast)
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
 # SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
 # on a row per target (data/record.py ml-100k-smollm2-settings).
-LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "bfloat16"}
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "auto"}
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {**LORA, "rank": 4, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
@@ -118,9 +117,11 @@ class _Shared:
     template: Annotated[
         Literal["line", "liked", "question", "choice", "music", "films", "books", "games"], "the prompt's text"
     ] = "line"
-    precision: Annotated[Literal["float32", "bfloat16"], "of the matrix products; all else stays in float32"] = (
-        "float32"
-    )
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        "of the matrix products; all else stays in float32; auto: float32 or bfloat16, whichever is faster here (for "
+        "pocket models always float32); float16: only on a GPU",
+    ] = "float32"
     ties: Annotated[
         str | None,
         "order of a user's rows with equal times: file, or random, by the dataset's seed (default: file for ml-100k; "
@@ -137,6 +138,8 @@ class _Shared:
         check_dataset(self.dataset, self.ties, self.titles, self.liked_from)
         if (self.dataset, self.ties) == ("ml-100k", "file"):  # the default, so the same runs
             object.__setattr__(self, "ties", None)
+        if self.precision == "auto" and self.model.startswith("pocket-"):  # on every machine (docs/speed.md)
+            object.__setattr__(self, "precision", "float32")
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation {self.accumulation} does not divide the batch of {self.batch_size} users; "
@@ -314,6 +317,12 @@ def _absolute(value: Any) -> Any:
         return value
     path = os.path.expanduser(value)
     return os.path.abspath(path) if os.path.exists(path) else value
+
+
+def decided(config: ConfigType, found: Config) -> ConfigType:
+    """`config`, where it leaves the precision to the machine with that of `found`: the settings with which a run made
+    by `config` can be compared."""
+    return replace(config, precision=found.precision) if config.precision == "auto" else config
 
 
 def check_negatives(splits: Splits, negatives: int) -> None:

@@ -23,7 +23,8 @@ import psutil
 
 from minipo.experiments.configuration import Config, PreferConfig
 from minipo.experiments.datasets.splits import Splits
-from minipo.experiments.files import home, read_json, write_json
+from minipo.experiments.files import read_json, write_json
+from minipo.folder import home
 from minipo.prompts import TEMPLATES, answer, render
 
 # Multiplications per token in the layers, of models that are built here; others' are read from their config.json.

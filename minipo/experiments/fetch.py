@@ -19,7 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minipo.experiments.files import home, locked, read_json, remove, write_json
+from minipo.experiments.files import locked, read_json, write_json
+from minipo.folder import home, remove
 from minipo.names import first_line, lookup
 
 # Written last into a fetched folder: its origin and licence, each file's size and SHA-256.

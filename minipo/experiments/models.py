@@ -20,7 +20,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from minipo.experiments.fetch import SOURCES, fetch
-from minipo.experiments.files import read_json, remove, write_json
+from minipo.experiments.files import read_json, write_json
+from minipo.folder import remove
 from minipo.names import first_line, unknown
 
 LAYERS, WIDTH, HEADS, CONTEXT = 2, 64, 4, 128

@@ -7,7 +7,7 @@ rank under both. It is read on other machines than the one that made it, so `rea
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Float, Int32
 from pydantic import BaseModel, Field, ValidationError
 
+from minipo.arithmetic import DTYPES
 from minipo.evaluation import Interval
-from minipo.experiments.configuration import PreferConfig, check_negatives, make_config, splits_of
+from minipo.experiments.configuration import PreferConfig, check_negatives, decided, make_config, splits_of
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.fetch import SOURCES
-from minipo.experiments.files import whole_file
 from minipo.experiments.runs import versions
 from minipo.experiments.training import prefer
+from minipo.folder import whole_file
 from minipo.names import lookup
 
 Sides = tuple[PreferConfig, PreferConfig]
@@ -107,7 +108,9 @@ def train_pair(
     folders = (folder and Path(folder, name) for name in ("left", "right"))
     runs = [prefer(run, progress=progress, **asdict(config)) for run, config in zip(folders, configs, strict=True)]
     ranks = [run.users["rank"].to_numpy(np.int32) for run in runs]
-    pair = Pair(*configs, splits.fingerprint, ranks[0], ranks[1], float(runs[0].summary["sft_hr@1"]), versions())
+    trained = tuple(decided(config, run.config) for run, config in zip(runs, configs, strict=True))
+    sft = float(runs[0].summary["sft_hr@1"])
+    pair = Pair(trained[0], trained[1], splits.fingerprint, ranks[0], ranks[1], sft, versions())
     if out is not None:
         write_pair(pair, Path(out))
     return pair
@@ -174,6 +177,7 @@ def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair
         expected = expected or sides(settings[0], settings[1], content.seed)
     except (TypeError, OverflowError):  # a number that is too large for a float
         raise ValueError(NOT_A_PAIR.format("a setting is out of range")) from None
+    expected = _decided(expected[0], settings[0]), _decided(expected[1], settings[1])
     _compare(settings, content.seed, expected)
 
     splits = splits_of(expected[0])
@@ -190,6 +194,12 @@ def read_pair(source: Path | str | bytes, expected: Sides | None = None) -> Pair
             raise ValueError(NOT_A_PAIR.format(f"a rank on the {name} is not a place among the user's candidates"))
     left, right = (np.array(side.ranks, np.int32) for side in (content.left, content.right))
     return Pair(*expected, content.fingerprint, left, right, content.sft, content.versions)
+
+
+def _decided(config: PreferConfig, settings: dict[str, Any]) -> PreferConfig:
+    """`config` with the precision of a pair's run, where it leaves that to the machine."""
+    known = config.precision == "auto" and settings.get("precision") in [*DTYPES]
+    return replace(config, precision=settings["precision"]) if known else config
 
 
 def _compare(settings: list[dict[str, Any]], seed: int, expected: Sides) -> None:

@@ -14,9 +14,10 @@ from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.evaluation import ranks as ranks_of
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
-from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
+from minipo.experiments.files import read_json, read_parquet, write_json
 from minipo.experiments.recorder import probe_table
 from minipo.experiments.runs import DATA, Run, versions
+from minipo.folder import whole_file
 from minipo.names import lookup
 
 RECORDED = DATA / "recorded"
@@ -40,7 +41,7 @@ def row(run: Run) -> dict[str, Any]:
     if config["kind"] == "sft":
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
-    return {name: config.get(name) for name in SETTINGS} | {name: summary.get(name) for name in RESULTS}
+    return {name: config.get(name) for name in (*SETTINGS, "precision")} | {name: summary.get(name) for name in RESULTS}
 
 
 Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from minipo.experiments.configuration import CONFIGS, Config, make_config, splits_of
+from minipo.experiments.configuration import CONFIGS, Config, decided, make_config, splits_of
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.fetch import sha256
-from minipo.experiments.files import home, read, read_json, read_parquet
+from minipo.experiments.files import read, read_json, read_parquet
+from minipo.folder import home
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def finished(out: Path, config: Config) -> Run | None:
     """
     if (out / "config.json").is_file():
         run = Run(out)
-        if run.config != config:
-            before, now = asdict(run.config), asdict(config)
+        if run.config != (wanted := decided(config, run.config)):
+            before, now = asdict(run.config), asdict(wanted)
             name = next(name for name in now if before.get(name) != now[name])
             raise ValueError(
                 f"{out} holds a run with {name} = {before.get(name)!r}, not {now[name]!r}; choose another folder."

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from minipo.experiments.configuration import OWN, PreferConfig, make_config
-from minipo.experiments.files import whole_file
 from minipo.experiments.records import RESULTS, _values, row
 from minipo.experiments.workers import train_all
+from minipo.folder import whole_file
 
 
 def grid(**settings: Any) -> list[PreferConfig]:
@@ -45,8 +45,8 @@ def sweep(
     before with the same settings is not trained again, an interrupted one is resumed. out: a Parquet or CSV file for
     the table. folder: where the runs are kept, by default minipo's cache. In a script, call it under
     `if __name__ == "__main__":`, because the workers import the script.
-    Returns one row per run: the columns of `SETTINGS`, further settings that differ, and `RESULTS`, of which the
-    unprefixed metrics are on the test split.
+    Returns one row per run: the columns of `SETTINGS`, its precision, further settings that differ, and `RESULTS`, of
+    which the unprefixed metrics are on the test split.
     Raises ValueError for an invalid setting, before anything is trained; and what `train_all` raises.
     """
     if out is not None and Path(out).suffix not in (".parquet", ".csv"):

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from safetensors import SafetensorError
 
+from minipo.arithmetic import autocast
 from minipo.experiments import estimates
 from minipo.experiments.configuration import (
-    PRECISION,
     Config,
     PreferConfig,
     SFTConfig,
     check_negatives,
+    decided,
     make_config,
     recipe,
     rows_at_once,
@@ -29,7 +30,8 @@ from minipo.experiments.configuration import (
     start_config,
 )
 from minipo.experiments.datasets.splits import Interaction, Splits
-from minipo.experiments.files import home, locked, remove, whole_file, write_json
+from minipo.experiments.files import locked, write_json
+from minipo.experiments.precision import check_precision, decide
 from minipo.experiments.recorder import Recorder
 from minipo.experiments.runs import (
     DATA,
@@ -42,14 +44,14 @@ from minipo.experiments.runs import (
     versions,
     without_bars,
 )
+from minipo.folder import home, remove, whole_file
 from minipo.names import first_line
 from minipo.prompts import TEMPLATES
 from minipo.threads import Threads
 
 # transformers takes seconds to import, and a page that only reads runs does not need it: functions import it.
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     from minipo.evaluation import Report
     from minipo.trainers import PreferenceTrainer
@@ -113,7 +115,8 @@ def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "Trai
         "accumulation": config.accumulation,
         "learning_rate": config.learning_rate,
         "seed": config.seed,
-        "bf16": PRECISION[config.precision],
+        "bf16": config.precision == "bfloat16",
+        "fp16": config.precision == "float16",
     }
     return training_arguments(folder, steps=steps, **(settings | others))
 
@@ -123,6 +126,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     from minipo.experiments.users import evaluate
     from minipo.trainers import SFTTrainer
 
+    check_precision(config.precision)
     threads = Threads()
     splits = splits_of(config)
     whole_line = config.model in POCKET and config.rows == "target" if config.whole_line is None else config.whole_line
@@ -139,6 +143,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     train, shortened, batch_size = _sft_rows(config, model, tokenizer, splits)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
     threads.adapt(model)
+    config = decide(config, out, model, progress)
     if progress:
         _announce(config, splits)
     _begin(out, config, splits, start)
@@ -157,7 +162,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         trainer.model = model = model.merge_and_unload()  # pyrefly: ignore[not-callable]
     if not only_adapter:
         _save_model(trainer, out)
-    with arithmetic(model, config.precision):
+    with autocast(model.device, config.precision):
         test, validation = (
             evaluate(model, tokenizer, users, template=config.template, batch_size=rows_at_once(config))
             for users in (splits.test, splits.validation)
@@ -189,6 +194,7 @@ def prefer(out: Path | str | None = None, *, progress: bool = True, **settings: 
 
 
 def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
+    check_precision(config.precision)
     threads = Threads()
     splits = splits_of(config)
     check_negatives(splits, config.negatives)
@@ -202,6 +208,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
     )
     threads.adapt(model)
+    config = decide(config, out, model, progress)
     if progress:
         _announce(config, splits)
     _begin(out, config, splits, start.folder / "model")
@@ -263,13 +270,6 @@ def preference_trainer(
     )  # fmt: skip
 
 
-def arithmetic(model: "PreTrainedModel | PeftModel", precision: str) -> Any:
-    """The autocast context of a run with this precision: matrix products in bfloat16, or no change."""
-    import torch
-
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=PRECISION[precision])
-
-
 def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, int]:
     """The rows that SFT learns, how many prompts were shortened, and the rows of a step, which learns batch_size chosen
     items either way."""
@@ -307,7 +307,7 @@ def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
         raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
     data = splits_of(wanted).fingerprint
     for run in list_runs(DATA / "sft"):
-        if run.config == wanted and run.summary.get("dataset_fingerprint") == data:
+        if run.config == decided(wanted, run.config) and run.summary.get("dataset_fingerprint") == data:
             return run
     return sft(progress=progress, **asdict(wanted))
 

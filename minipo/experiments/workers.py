@@ -18,6 +18,7 @@ from tqdm import std
 from tqdm.auto import tqdm
 
 from minipo.experiments.configuration import Config, PreferConfig, check_negatives, splits_of, start_config
+from minipo.experiments.precision import check_precision
 from minipo.experiments.runs import Run, cache_folder, finished
 from minipo.experiments.training import prefer, sft, sft_run
 
@@ -63,6 +64,7 @@ def train_each(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     for config in configs:
+        check_precision(config.precision)
         if isinstance(config, PreferConfig):
             check_negatives(splits_of(config), config.negatives)  # the data stay in memory
             if config.sft is not None:

@@ -126,6 +126,18 @@ def test_recorded_settings_are_those_that_data_record_gave(grid):
     assert make_config(SFTConfig, recorded_settings(grid, more)) == make_config(SFTConfig, wanted)
 
 
+def test_the_precision_of_recorded_runs_is_the_one_they_had(grid):
+    """Which tables did not say at first."""
+    smollm2 = load_recorded("ml-100k-smollm2")
+    for recorded, had in ((grid, "float32"), (smollm2, "bfloat16")):
+        older = replace(recorded, table=recorded.table.drop(columns="precision", errors="ignore"))
+        assert recorded_settings(older, 0)["precision"] == had
+    said = replace(smollm2, table=smollm2.table.assign(precision="float32"))
+    query = {"objective": "dmpo", "dynamic": "off", "negatives": 1}
+    assert of_recorded("run", said, **query).settings["precision"] == "float32"
+    assert of_baseline("SFT", said, **query).settings["precision"] == "float32"
+
+
 def test_every_recorded_grid_has_settings_and_says_which_data_it_is_on():
     for folder in sorted(RECORDED.glob("*/provenance.json")):
         found = load_recorded(folder.parent.name)

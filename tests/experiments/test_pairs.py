@@ -55,6 +55,21 @@ def test_a_pair_holds_what_its_two_runs_found(tiny, tmp_path):
         assert read.versions == pair.versions
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_pairs_precision_is_what_its_machine_decided(precision, made, tmp_path):
+    smollm2 = {"model": "smollm2-135m"}
+    expected = pairs.sides(LEFT | smollm2, RIGHT | smollm2, 7)
+    left, right = (replace(config, precision=precision) for config in expected)
+    pairs.write_pair(replace(made, left=left, right=right), tmp_path / "pair.json")
+    for read in (pairs.read_pair(tmp_path / "pair.json"), pairs.read_pair(tmp_path / "pair.json", expected)):
+        assert (read.left, read.right) == (left, right)
+    written = json.loads((tmp_path / "pair.json").read_text())
+    for damage in ("half", [precision], None):
+        written["left"]["settings"]["precision"] = damage
+        with pytest.raises(ValueError, match="on the left, precision is"):
+            pairs.read_pair(json.dumps(written).encode(), expected)
+
+
 def test_runs_on_what_the_data_were_before_are_no_part_of_a_pair(tiny, tmp_path, monkeypatch):
     pairs.train_pair(LEFT, RIGHT, 7, folder=tmp_path, progress=False)
     others = replace(tiny, test=tiny.test[::-1])

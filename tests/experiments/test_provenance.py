@@ -293,12 +293,12 @@ def test_other_settings_are_another_folder_and_the_same_value_is_the_same(tiny):
 def test_a_setting_that_a_folder_lacks_was_as_by_default_whatever_the_recipe_says(tmp_path):
     place = {"dataset": "catalog", "model": "smollm2-135m"}
     today = make_config(SFTConfig, place)
-    assert today.precision == "bfloat16"
+    assert today.precision == "auto"
     older = {name: value for name, value in asdict(today).items() if name != "precision"}
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert Run(tmp_path).config == replace(today, precision="float32")
     with pytest.raises(ValueError, match="holds a run with precision = 'float32', not 'bfloat16'"):
-        sft(tmp_path, progress=False, **asdict(today))
+        sft(tmp_path, progress=False, **asdict(today) | {"precision": "bfloat16"})
     (tmp_path / "config.json").write_text(json.dumps(older | {"tunning": "full"}))
     with pytest.raises(ValueError, match=r"^Unknown setting 'tunning'\. Did you mean 'tuning'\?"):
         Run(tmp_path).config  # noqa: B018

@@ -13,7 +13,7 @@ import pytest
 from minipo.evaluation import ranking_metrics
 from minipo.experiments import workers
 from minipo.experiments.comparison import older_data, recorded_settings
-from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config, recipe, start_config
+from minipo.experiments.configuration import PreferConfig, SFTConfig, decided, make_config, recipe, start_config
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.files import read_json
 from minipo.experiments.records import RECORDED, Recorded, load_recorded, row
@@ -61,7 +61,8 @@ def test_a_grid_is_what_its_recipe_says_row_by_row(name):
     assert not recorded.provenance.get("missing")
     assert len(recorded.table) == len(configs)
     for number, config in enumerate(configs):
-        assert make_config(type(config), recorded_settings(recorded, number)) == config
+        found = make_config(type(config), recorded_settings(recorded, number))
+        assert found == decided(config, found)
     assert recorded.provenance["rule"] == provenance["rule"]
     assert recorded.provenance.get("chosen") == provenance.get("chosen")
     probed = script.cells(recipes.GRIDS[name], provenance.get("chosen", {}) | recipes.GRIDS[name].probed)
@@ -271,7 +272,7 @@ def test_the_checkpoint_that_runs_start_from_beats_markov(baselines):
 def test_the_shipped_adapter_is_small_and_what_its_recipe_says():
     run = Run(ADAPTER)
     assert run.done
-    assert run.config == make_config(SFTConfig, recipes.SFT[ADAPTER.name])
+    assert run.config == decided(make_config(SFTConfig, recipes.SFT[ADAPTER.name]), run.config)
     assert size(ADAPTER) <= 5e6
     assert {path.name for path in (ADAPTER / "model").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     base = read_json(ADAPTER / "model" / "adapter_config.json")["base_model_name_or_path"]

@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 import minipo.rows
 from minipo import scoring, trainers
+from minipo.arithmetic import autocast
 from minipo.evaluation import ranking_metrics
 from minipo.experiments import arguments, training
 from minipo.experiments.configuration import (
@@ -36,13 +37,14 @@ from minipo.experiments.configuration import (
 )
 from minipo.experiments.datasets import catalog
 from minipo.experiments.datasets.loading import DATASETS, load_dataset
-from minipo.experiments.files import read_json, read_parquet, whole_file, write_json
+from minipo.experiments.files import read_json, read_parquet, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.recorder import Recorder
 from minipo.experiments.runs import Run, list_runs
-from minipo.experiments.training import arithmetic, prefer, sft, sft_run
+from minipo.experiments.training import prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
 from minipo.extensions import beta_dpo, mppo_by, simpo
+from minipo.folder import whole_file
 from minipo.preference import OBJECTIVES
 from minipo.prompts import TEMPLATES
 from minipo.trainers import COMPLETE, MarkComplete, PreferenceTrainer
@@ -596,7 +598,8 @@ def test_a_finished_run_without_its_model(finished):
         ({"adjust_beta": "true"}, r"Unknown adjust_beta 'true'. Known: on, off\."),
         ({"tuning": "LoRA"}, r"Unknown tuning 'LoRA'.* Known: full, lora\."),
         ({"template": "lines"}, r"Unknown template 'lines'. Did you mean 'line'\? Known: line, liked, question"),
-        ({"precision": "float16"}, r"^Unknown precision 'float16'. Did you mean '.*'\? Known: float32, bfloat16\.$"),
+        ({"precision": "float61"}, r"^Unknown precision 'float61'. Did you mean '.*'\? Known: auto, float32, "),
+        ({"precision": "float16"}, r"^The precision float16 is for GPUs, and there is none here; choose float32, "),
         ({"rank": 0}, r"^rank must be greater than or equal to 1, not 0\.$"),
         ({"validation_users": 0}, r"^validation_users must be greater than or equal to 1, not 0\.$"),
         ({"learning_rates": 1e-3}, r"Unknown setting 'learning_rates'. Did you mean 'learning_rate'\? Known: kind"),
@@ -828,7 +831,7 @@ def test_settings_that_nobody_gives_are_those_of_the_data_and_the_model(kind, da
     config = make_config(kind, place)
     assert config == kind(**place, **recipe(kind.kind, dataset, model))
     assert (config.tuning, config.precision) == (
-        ("full", "float32") if model.startswith("pocket") else ("lora", "bfloat16")
+        ("full", "float32") if model.startswith("pocket") else ("lora", "auto")
     )
     given = {"learning_rate": 0.125, "tuning": "full", "precision": "float32", "template": "line"}
     assert make_config(kind, place | given) == kind(**(recipe(kind.kind, dataset, model) | place | given))
@@ -1127,7 +1130,7 @@ def test_a_pretrained_model_is_tuned_through_adapters_one_upon_the_other(precisi
 def evaluate_as(run: Run, users):
     """A run's users ranked by its model, in its arithmetic."""
     model, tokenizer = run.load_model()
-    with arithmetic(model, run.config.precision):
+    with autocast(model.device, run.config.precision):
         return evaluate(model, tokenizer, users, template=run.config.template)
 
 

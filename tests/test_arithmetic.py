@@ -1,0 +1,146 @@
+"""The precision of matrix products: which one is faster is measured once, in at most a second, and kept."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minipo import arithmetic
+from minipo.arithmetic import LIMIT, Speed, builds_kernels, faster, speed, widths
+from minipo.experiments.models import POCKET, add_lora, load_model
+
+CPU = torch.device("cpu")
+
+
+def language_model(hidden=192, intermediate=512, vocabulary=4000, layers=1):
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=4,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Passes that take as long as the test says: a time for each weight, and one for each weight and token."""
+    took: list[float] = []
+
+    def set_to(**rates: tuple[float, float]) -> list[float]:
+        def seconds(up, down, tokens, precision):
+            weight, product = rates[precision]
+            took.append(up.numel() * (weight + tokens * product))
+            return took[-1]
+
+        monkeypatch.setattr(arithmetic, "seconds", seconds)
+        return took
+
+    return set_to
+
+
+# Seconds for each weight, and for each weight and token, on one thread: as measured with these instructions, one that
+# PyTorch does without any, and two that are as fast.
+FLOAT32 = (2e-10, 8.5e-11)
+RATES = {
+    "AMX": ((4e-10, 1e-11), "bfloat16"),
+    "AVX-512 BF16": ((4e-10, 4e-11), "bfloat16"),
+    "AVX-512": ((4e-10, 2.2e-10), "float32"),
+    "AVX2": ((4e-10, 3.5e-9), "float32"),
+    "none at all": ((1e-9, 3e-8), "float32"),
+    "within noise": (FLOAT32, "float32"),
+    "hardly faster": ((4e-10, 8e-11), "float32"),
+}
+
+
+@pytest.mark.parametrize("processor", RATES)
+@pytest.mark.parametrize("sides", [(576, 1536), (896, 4864), (4096, 14336)])
+def test_the_faster_precision_is_found_in_at_most_a_second(processor, sides, clock):
+    rates, expected = RATES[processor]
+    took = clock(float32=FLOAT32, bfloat16=rates)
+    assert speed(*sides, CPU).faster[0] == expected
+    assert sum(took) <= LIMIT
+
+
+def test_a_model_is_trained_in_the_faster_precision(clock):
+    model = language_model()
+    clock(float32=(0.0, 2e-11), bfloat16=(0.0, 1e-11))
+    assert faster(model, CPU) == ("bfloat16", pytest.approx(2.0))
+    clock(float32=(0.0, 1e-11), bfloat16=(0.0, 4e-11))
+    assert faster(language_model(intermediate=500), CPU) == ("float32", pytest.approx(4.0))
+
+
+def test_a_narrow_model_is_float32_without_a_measurement(clock, home):
+    took = clock(float32=(0.0, 2e-11), bfloat16=(0.0, 1e-11))
+    for name in POCKET:
+        assert faster(load_model(name, items=["Iron Fox", "Glass"])[0], CPU) == ("float32", 1.0)
+    assert not took
+    assert not (home / "precision.json").exists()
+
+
+def test_a_measurement_is_kept_for_the_machine_and_the_widths(clock, home, monkeypatch):
+    took = clock(float32=(0.0, 2e-11), bfloat16=(0.0, 1e-11))
+    first, times = speed(576, 1536, CPU), len(took)
+    assert speed(576, 1536, CPU) == first
+    assert len(took) == times
+    speed(576, 1024, CPU)
+    assert len(took) > times
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # as on a lesser processor
+    clock(float32=(0.0, 1e-11), bfloat16=(0.0, 4e-11))
+    assert speed(576, 1536, CPU).faster == ("float32", pytest.approx(4.0))
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert speed(576, 1536, CPU) == first
+    kept = json.loads((home / "precision.json").read_text())
+    assert len(kept) == 3
+    assert all(torch.__version__ in name for name in kept)
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"NAME": {"float32": 1.0}}', '{"NAME": {"float32": 0, "bfloat16": 1}}']
+)
+def test_a_damaged_file_is_measured_again(damage, clock, home):
+    took = clock(float32=(0.0, 2e-11), bfloat16=(0.0, 1e-11))
+    first, times = speed(576, 1536, CPU), len(took)
+    (name,) = json.loads((home / "precision.json").read_text())
+    (home / "precision.json").write_text(damage.replace("NAME", name))
+    assert speed(576, 1536, CPU) == first
+    assert len(took) == 2 * times
+    speed(576, 1536, CPU)
+    assert len(took) == 2 * times  # and is whole again
+
+
+def test_without_a_place_to_keep_it_the_answer_is_the_same(clock, home):
+    clock(float32=(0.0, 2e-11), bfloat16=(0.0, 1e-11))
+    home.write_text("a file in the place of minipo's folder")
+    assert speed(576, 1536, CPU).faster == ("bfloat16", pytest.approx(2.0))
+
+
+def test_the_clock_measures_real_products_and_leaves_the_random_state_and_the_threads_alone():
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with torch.no_grad():
+        found = arithmetic.measured(192, 512, CPU)
+    assert isinstance(found, Speed)
+    assert 1e-6 < found.float32 < 1
+    assert (torch.get_num_threads(), torch.get_rng_state().tolist()) == (threads, state.tolist())
+
+
+def test_widths_are_those_of_most_of_the_weights():
+    model = language_model(96, 200, vocabulary=20_000)  # most of which is vocabulary
+    assert widths(model) == widths(add_lora(model)) == (96, 200)
+    items = [f"Item {number}" for number in range(2000)]
+    assert widths(load_model("pocket-gpt2", items=items)[0]) == (64, 256)
+    assert widths(load_model("pocket-qwen2", items=items)[0]) == (64, 256)
+
+
+@pytest.mark.parametrize(("building", "expected"), [(2e-3, True), (2e-6, False)])
+def test_kernels_that_are_built_for_new_shapes_are_noticed(building, expected, monkeypatch):
+    seen = set()
+
+    def seconds(up, down, tokens, precision):
+        took = 1e-4 if tokens in seen else 1e-4 + building
+        seen.add(tokens)
+        return took
+
+    monkeypatch.setattr(arithmetic, "seconds", seconds)
+    builds_kernels.cache_clear()
+    assert builds_kernels() is expected
+    builds_kernels.cache_clear()
