@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from minipo.experiments.datasets.splits import Interaction
-from minipo.experiments.files import whole_file
 from minipo.experiments.runs import Run, _lines
+from minipo.folder import whole_file
 
 if TYPE_CHECKING:
     from transformers import Trainer
