@@ -454,6 +454,24 @@ def test_workers_end_with_the_sweep(home, killed):
 
 
 @pytest.mark.slow
+def test_what_workers_are_forked_with_leaves_the_gpu_alone():
+    """CUDA cannot be used in a fork of a process that has asked for it."""
+    script = """
+import importlib, torch
+from minipo.experiments.workers import IMPORTED
+
+def touched(*_, **__):
+    raise SystemExit("CUDA was asked for")
+
+for name in ("is_available", "device_count", "_lazy_init"):
+    setattr(torch.cuda, name, touched)
+for name in IMPORTED:
+    importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=200)
+
+
+@pytest.mark.slow
 def test_workers_have_the_environment_of_now_and_end_with_the_generator(tmp_path, monkeypatch):
     """The process that they are forked from stays, with the environment of the first sweep."""
     short, long = grid(negatives=1, steps=[2, 3000])
