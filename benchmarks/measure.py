@@ -6,7 +6,6 @@ A measurement in a separate process has its own peak memory and does not affect 
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ import numpy as np
 import report as readme
 import torch
 
+from minipo.arithmetic import processor
 from minipo.compatibility.forwards import reuse_memory
 from minipo.experiments.datasets import catalog
 from minipo.experiments.datasets.loading import load_dataset
@@ -67,9 +67,13 @@ def run(
 
 
 def alone(script: str, settings: Report) -> Report:
-    """The output of `script --measure settings` in a separate process with this one's number of threads."""
+    """The output of `script --measure settings` in a separate process with this one's number of threads.
+
+    "environment" in the settings: variables that are set there besides this process's.
+    """
     command = [sys.executable, script, "--threads", str(torch.get_num_threads()), "--measure", json.dumps(settings)]
-    child = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | settings.get("environment", {})
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
     if child.returncode:
         reason = (child.stderr.strip() or f"exit status {child.returncode}").splitlines()[-1]
         if child.returncode == -9:
@@ -119,12 +123,9 @@ def peak_memory() -> float:
 
 def provenance(packages: Sequence[str] = ()) -> Report:
     """Where and with what the numbers were made."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         # Of the last minute: at most about the number of threads, or the timings suffer.
         "load": round(os.getloadavg()[0], 2),

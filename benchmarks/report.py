@@ -97,6 +97,32 @@ def shapes(found: dict[str, Any]) -> list[str]:
     ]
 
 
+ELSEWHERE = ("AMX (Intel, from Sapphire Rapids on)", "Apple silicon", "GPUs with CUDA")
+
+
+def precision(found: dict[str, Any]) -> list[str]:
+    models, steps = found["widths"], found["steps"]
+    header = ["instructions", *(f"{name}, {' × '.join(map(str, sides))}" for name, sides in models.items())]
+    header += [f"a step of {model}" for model in next(iter(steps.values()))]
+    lines = []
+    for processor, rules in found["rules"].items():
+        cells = [*rules.values(), *steps[processor].values()]
+        said = [f"{_ms(cell['float32'])} / {_ms(cell['bfloat16'])} ms: {cell['chosen']}" for cell in cells]
+        lines.append([processor, *said])
+    lines += [[name, "no such machine was at hand", *[""] * (len(header) - 2)] for name in ELSEWHERE]
+    return [
+        f"float32 / bfloat16, and what is chosen. {found['machine']}, {found['provenance']['date'][:10]}, CPU time of "
+        "one thread, `python benchmarks/precision.py`. Under a model's widths: the products that the rule times, on as "
+        "many tokens as it takes to be clear. A step: forward, backward and optimizer, of SmolLM2-135M with LoRA on 2 "
+        "rows, of pocket-gpt2 on 32.",
+        markdown(header, lines),
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.{1 if seconds < 0.01 else 0}f}"
+
+
 def load(found: dict[str, Any]) -> list[str]:
     lines = [
         [part, *(f"{table[kind][number]:.2f} s" for kind in ("all", "in Chromium") for number in ("median", "p95")),
@@ -210,3 +236,4 @@ if __name__ == "__main__":
     root = Path(__file__).parents[1]
     fill_in(root / "README.md", "python benchmarks/report.py", readme())
     fill_in(root / "docs" / "speed.md", "python benchmarks/against.py 6602be4", said(against))
+    fill_in(root / "docs" / "speed.md", "python benchmarks/precision.py", said(precision))
