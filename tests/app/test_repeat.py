@@ -43,7 +43,7 @@ def asked(monkeypatch):
 
         return caught
 
-    def sweep(*, out=None, workers=None, progress=True, **settings):
+    def sweep(*, out=None, workers=None, progress=True, folder=None, **settings):
         found.extend(grid(**settings))
         raise SystemExit(0)
 
