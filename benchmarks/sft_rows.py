@@ -98,6 +98,7 @@ def measured(settings: Report) -> Report:
 def benchmark(quick: bool) -> Report:
     size = QUICK if quick else FULL
     config = {"dataset": "ml-100k", "model": "smollm2-135m", **recipe("sft", "ml-100k", "smollm2-135m")}
+    config |= {"template": "liked"}
     with tempfile.TemporaryDirectory() as folder:
         outs: dict[str, str | None] = dict.fromkeys(SIDES)
         if quick:

@@ -32,9 +32,9 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
 # SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
 # on a row per target (data/record.py ml-100k-smollm2-settings).
-LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "auto"}
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "question", "precision": "auto"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {**LORA, "rank": 4, "rows": "sequence", "epochs": 0.25, "learning_rate": 1e-3},
+    "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {
         **LORA,
         "sft_epochs": 0.25,
@@ -306,8 +306,8 @@ def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
     template = TEMPLATES.get(str(plain.get("template")))
-    if "rows" in plain.keys() - settings.keys() and (plain.get("whole_line") or (template and not template.continues)):
-        del plain["rows"]  # the recipe's rows of sequences, which these settings rule out
+    if kind is SFTConfig and template and template.continues and not plain.get("whole_line"):
+        plain.setdefault("rows", "target" if model.startswith("pocket-") else "sequence")
     return kind(**plain)
 
 

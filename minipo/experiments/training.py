@@ -24,7 +24,6 @@ from minipo.experiments.configuration import (
     check_negatives,
     decided,
     make_config,
-    recipe,
     rows_at_once,
     splits_of,
     start_config,
@@ -278,7 +277,7 @@ def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> 
     from minipo.sequences import TARGETS
 
     if config.rows == "target":
-        if not TEMPLATES[config.template].continues and recipe("sft", config.dataset, config.model).get("rows"):
+        if not TEMPLATES[config.template].continues and not config.model.startswith("pocket-"):
             warnings.warn(
                 f"The template {config.template!r} does not end in the history, so SFT reads a row per chosen item: "
                 "about ten times the tokens of rows of sequences, which 'line' and 'liked' allow.",

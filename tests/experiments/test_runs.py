@@ -833,7 +833,7 @@ def test_settings_that_nobody_gives_are_those_of_the_data_and_the_model(kind, da
     assert (config.tuning, config.precision) == (
         ("full", "float32") if model.startswith("pocket") else ("lora", "auto")
     )
-    given = {"learning_rate": 0.125, "tuning": "full", "precision": "float32", "template": "line"}
+    given = {"learning_rate": 0.125, "tuning": "full", "precision": "float32", "template": "music"}
     assert make_config(kind, place | given) == kind(**(recipe(kind.kind, dataset, model) | place | given))
 
 
@@ -847,11 +847,11 @@ def test_a_run_without_settings_starts_from_an_sft_run_without_settings(dataset,
 @pytest.mark.parametrize(
     ("settings", "rows"),
     [
-        ({}, "sequence"),
+        ({"template": "liked"}, "sequence"),
         ({"template": "line"}, "sequence"),
-        ({"rows": "target"}, "target"),
-        ({"template": "question"}, "target"),  # what the recipe says of rows gives way to what is asked for
-        ({"whole_line": True}, "target"),
+        ({"template": "liked", "rows": "target"}, "target"),
+        ({}, "target"),  # the recipe's template does not end in the history
+        ({"template": "liked", "whole_line": True}, "target"),
     ],
 )
 def test_a_pretrained_model_learns_rows_of_sequences_where_they_are_possible(settings, rows):
@@ -1107,7 +1107,7 @@ def weights(run: Run) -> set[str]:
 @pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_a_pretrained_model_is_tuned_through_adapters_one_upon_the_other(precision, close, llama, tiny, tmp_path):
     """close: how far log-probs may be from those of the adapters merged, in float32; relative to them."""
-    place = {"dataset": "tiny", "model": str(llama), "progress": False, "precision": precision}
+    place = {"dataset": "tiny", "model": str(llama), "progress": False, "precision": precision, "template": "liked"}
     first = sft(tmp_path / "sft", steps=6, batch_size=8, learning_rate=3e-2, **place)
     settings = {"negatives": 5, "steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluate_every": 6}
     run = prefer(tmp_path / "run", sft=first.folder, **settings, **place)
