@@ -22,12 +22,13 @@ import pandas as pd
 from measure import Report, alone, in_turns, peak_memory, prepare, run, summary
 from trl_step import Clock
 
-from minipo.compatibility.tokenizers import pad_token
+from minipo.arithmetic import autocast
 from minipo.evaluation import paired_interval, ranking_metrics
 from minipo.experiments.configuration import SFTConfig, make_config, recipe, splits_of
 from minipo.experiments.files import read_json, write_json
 from minipo.experiments.models import add_lora, load_model
-from minipo.experiments.training import _arguments, _sft_rows, arithmetic, sft
+from minipo.experiments.precision import decide
+from minipo.experiments.training import _arguments, _sft_rows, sft
 from minipo.experiments.users import evaluate
 from minipo.rows import Visits
 from minipo.trainers import SFTTrainer
@@ -44,6 +45,7 @@ def trainer_of(config: SFTConfig, steps: int, folder: Path, **others: Any) -> SF
     splits = splits_of(config)
     model, tokenizer = load_model(config.model, items=splits.items)
     rows, _, batch_size = _sft_rows(config, model, tokenizer, splits)
+    config = decide(config, folder, model, progress=False)
     arguments = _arguments(config, folder, steps, batch_size=batch_size, progress=False, save_strategy="no")
     return SFTTrainer(add_lora(model, config.rank), arguments, rows, processing_class=tokenizer, **others)
 
@@ -63,7 +65,7 @@ def timed(config: SFTConfig, settings: Report) -> Report:
     some = [order[first : first + count] for first in range(0, min(len(order), 200 * count), count)]
     computed = 0
     for visited in some:
-        packed = rows.pack([rows[0, row] for row in visited], pad_token(trainer.processing_class), trainer.args.bf16)
+        packed = trainer.pack(rows, [rows[0, row] for row in visited])
         computed += sum(group["segments"].numel() for group in packed.get("groups", [packed]))
     return {
         "seconds": np.diff(clock.ends[settings["warm_up"] - 1 :]).tolist(),
@@ -81,7 +83,7 @@ def ranked(config: SFTConfig, settings: Report) -> Report:
     if not kept.is_file():
         users = splits_of(config).validation[: settings["users"]]
         model, tokenizer = done.load_model()
-        with arithmetic(model, config.precision):
+        with autocast(model.device, done.config.precision):
             report = evaluate(model, tokenizer, users, template=config.template, batch_size=16)
         write_json(kept, report.ranks.tolist())
     return {"ranks": read_json(kept), **{name: done.summary[name] for name in ("steps", "train_loss", "seconds")}}
