@@ -91,9 +91,9 @@ def shapes(found: dict[str, Any]) -> list[str]:
         for side in (sides["least padding"], sides["few shapes"])
     )
     return [
-        "**In bfloat16 on a CPU** steps of ever new shapes get slower and slower, so the trainers pad to a few shapes "
-        f"there. A step of SmolLM2-135M on ragged rows takes {few} so, and {least} otherwise. "
-        "`python benchmarks/shapes.py`, one run of each."
+        "**In bfloat16 on a CPU with instructions for it** steps of ever new shapes get slower and slower, so the "
+        "trainers pad to a few shapes there. A step of SmolLM2-135M on ragged rows takes "
+        f"{few} so, and {least} otherwise. `python benchmarks/shapes.py`, one run of each."
     ]
 
 

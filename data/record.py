@@ -95,14 +95,14 @@ def make_grid(name: str) -> None:
     try:
         train_all(configs)
     finally:
-        runs = [run for config in configs if (run := finished(cache_folder(config), config))]
+        runs = {config: run for config in configs if (run := finished(cache_folder(config), config))}
         if len(runs) == len(configs) or (runs and recipe.partial):
             probed = cells(recipe, {**provenance.get("chosen", {}), **recipe.probed}) if recipe.probed else []
             record(
                 RECORDED / name,
-                runs,
+                [*runs.values()],
                 baseline_ranks(configs),
-                [run for run in runs if run.config in probed],
+                [run for config, run in runs.items() if config in probed],
                 command=f"python data/record.py {name}",
                 **provenance,
                 missing=len(configs) - len(runs),

@@ -106,9 +106,10 @@ def sft(out: Path | str | None = None, *, progress: bool = True, **settings: Any
 
 
 def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "TrainingArguments":
-    """`training_arguments` with a run's settings, where `others` do not say otherwise."""
+    """`training_arguments` with a run's settings, its precision decided, where `others` do not say otherwise."""
     from minipo.experiments.arguments import training_arguments
 
+    assert config.precision != "auto"
     settings: dict[str, Any] = {
         "batch_size": config.batch_size,
         "accumulation": config.accumulation,
