@@ -1,4 +1,4 @@
-"""This build and an earlier one, side by side: `python benchmarks/against.py 6602be4` (about 40 minutes).
+"""This build and an earlier one, side by side: `python benchmarks/against.py 6602be4` (about 25 minutes).
 
 Checks the other commit out into a temporary worktree and measures both in turns, each measurement in a process that
 imports that build, with this environment's packages:
@@ -6,9 +6,9 @@ imports that build, with this environment's packages:
 - a live run, as the app's queue does it: 300 steps of DMPO at K = 15 on the catalogue, from the click to the first
   point of its curve and to HR@1 on the test users; the first run on a server, a later one, and a later one beside
   another program that keeps every core busy;
-- where the time goes: imports, the reference's log-probs, steps, evaluations, in preference training and SFT;
-- a preference step of SmolLM2-135M at K = 15, with a reference forward each step and without (`step.py`);
-- SFT of SmolLM2-135M on MovieLens-100K: seconds and tokens per target; and users of it ranked.
+- where the time goes: imports, the reference's log-probs, steps, evaluations, in preference training and SFT of
+  pocket-gpt2 on the catalogue;
+- a preference step of SmolLM2-135M at K = 15, with a reference forward each step and without (`step.py`).
 
 Prints tables and writes against.json beside this file and docs/speed.md.
 """

@@ -13,6 +13,7 @@ Settings = dict[str, Any]
 CATALOGUE: Settings = {"dataset": "catalog", "steps": 300, "batch_size": 32, "evaluate_every": 100}
 MOVIELENS: Settings = {"dataset": "ml-100k", "steps": 300, "evaluate_every": 300}
 SMOLLM2: Settings = {"dataset": "ml-100k", "model": "smollm2-135m"}
+ASKED: Settings = {**SMOLLM2, "template": "question"}  # as recorded, before rows of sequences
 RATES = [1e-4, 3e-4, 1e-3]
 PLAIN_AND_DYNAMIC: Settings = {"dynamic": ["off", "on"]}
 SELECTION: Settings = {"dynamic": "on", "select": "on", "adjust_beta": "off"}
@@ -40,7 +41,7 @@ SFT: dict[str, Settings] = {
     "catalog-pocket-gpt2-20": {"epochs": 20},
     "catalog-pocket-gpt2-40": {"epochs": 40},
     "ml-100k-pocket-gpt2-10": {"dataset": "ml-100k"},
-    "ml-100k-smollm2-135m": {**SMOLLM2, "template": "question", "rank": 4},  # from before rows of sequences
+    "ml-100k-smollm2-135m": SMOLLM2,
 }
 
 
@@ -122,10 +123,10 @@ GRIDS: dict[str, Recipe] = {
         more_sft={"steps": MOVIELENS_MORE_SFT, "learning_rate": RATES},
     ),
     # DMPO at K = 1 over learning rates
-    "ml-100k-smollm2-settings": Recipe(SMOLLM2, [{"negatives": 1, "learning_rate": [3e-5, 1e-4, 3e-4]}]),
+    "ml-100k-smollm2-settings": Recipe(ASKED, [{"negatives": 1, "learning_rate": [3e-5, 1e-4, 3e-4]}]),
     # DMPO × K × DynamicPO: one seed after the other, and the ends of the range of K first, for when time runs out
     "ml-100k-smollm2": Recipe(
-        SMOLLM2,
+        ASKED,
         [{"negatives": [15, 1, 5], **PLAIN_AND_DYNAMIC, "seed": seed} for seed in (0, 1)],
         chosen_by="ml-100k-smollm2-settings",
         partial=True,

@@ -228,7 +228,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A user's mistake, or a full disk, ends it with one sentence and exit code 2."""
-    # A warning is one sentence too, without its place in the code.
+    # A warning is one sentence too, without its place in the code; what libraries will change is not for users.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     warnings.formatwarning = lambda message, *_, **__: f"minipo: {' '.join(str(message).splitlines())}\n"
     try:
         try:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from minipo.evaluation import Interval, ranking_metrics
 from minipo.experiments.configuration import PreferConfig, SFTConfig, decided, make_config, start_config
-from minipo.experiments.records import RESULTS, SETTINGS, Outcomes, Recorded, difference, row
+from minipo.experiments.records import ADDED, RESULTS, SETTINGS, Outcomes, Recorded, difference, row
 from minipo.experiments.runs import DATA, Run, list_runs
 from minipo.names import lookup
 
@@ -138,14 +138,14 @@ def older_data(recorded: Recorded) -> str:
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
     """All settings of the run in row `number` of a recorded table, as in its config.json."""
     run = recorded.table.loc[number].to_dict()
-    if "precision" not in run:  # an older table
-        run["precision"] = "float32" if run["model"].startswith("pocket-") else "bfloat16"
+    pocket = run["model"].startswith("pocket-")  # what runs had when tables did not say it yet:
+    run = dict(zip(ADDED, ("float32", "line") if pocket else ("bfloat16", "question"), strict=True)) | run
     if run["objective"] == "sft":
-        settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed", "precision")}
+        settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed", *ADDED)}
         steps = {"steps": int(run["steps"]), "start_epochs": run["sft_epochs"]}
         return asdict(make_config(SFTConfig, settings | steps))
     # A table with SFT runs, which have no clusters, has them as floats.
-    settings = {name: type(getattr(PreferConfig, name))(run[name]) for name in (*SETTINGS, "precision")}
+    settings = {name: type(getattr(PreferConfig, name))(run[name]) for name in (*SETTINGS, *ADDED)}
     evaluated = recorded.curves.query("run == @number and kind == 'evaluation' and step > 0")["step"]
     if len(evaluated):  # the table does not say how far apart evaluations are, its curves do
         settings["evaluate_every"] = int(evaluated.min())

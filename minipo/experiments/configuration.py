@@ -31,8 +31,8 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
 # SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
-# on a row per target (data/record.py ml-100k-smollm2-settings).
-LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "question", "precision": "auto"}
+# on a row per target under the template "question" (data/record.py ml-100k-smollm2-settings).
+LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "auto"}
 PRETRAINED: dict[str, dict[str, Any]] = {
     "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
     "prefer": {

@@ -25,6 +25,7 @@ SETTINGS = [
     "dataset", "model", "tuning", "objective", "negatives", "dynamic", "select", "adjust_beta", "clusters", "beta",
     "margin", "learning_rate", "seed", "steps", "sft_epochs",
 ]  # fmt: skip
+ADDED = ["precision", "template"]  # settings that the oldest tables lack
 RESULTS = [
     "train_loss", "pair_loss", "val_hr@1", "sft_hr@1", "hr@1", "hr@5", "ndcg@5", "mrr", "reward_win_rate",
     "boundary_share", "seconds",
@@ -41,7 +42,7 @@ def row(run: Run) -> dict[str, Any]:
     if config["kind"] == "sft":
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
-    return {name: config.get(name) for name in (*SETTINGS, "precision")} | {name: summary.get(name) for name in RESULTS}
+    return {name: config.get(name) for name in (*SETTINGS, *ADDED)} | {name: summary.get(name) for name in RESULTS}
 
 
 Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)
