@@ -31,7 +31,8 @@ from minipo.experiments.workers import train_all, train_each
 
 COLUMNS = """
     dataset model tuning objective negatives dynamic select adjust_beta clusters beta margin learning_rate seed steps
-    precision template train_loss pair_loss val_hr@1 sft_hr@1 hr@1 hr@5 ndcg@5 mrr reward_win_rate boundary_share seconds
+    precision template train_loss pair_loss val_hr@1 sft_hr@1 hr@1 hr@5 ndcg@5 mrr reward_win_rate boundary_share
+    seconds
 """.split()  # section 5
 SMALL = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "batch_size": 4}
 
