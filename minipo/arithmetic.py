@@ -4,6 +4,9 @@ Under autocast a model's matrix products run in float32, bfloat16 or float16, an
 processors and GPUs with instructions for it, bfloat16 takes about half the time of float32; on others it is emulated,
 and takes twice to fifty times as long (`docs/speed.md`). So it is measured: a forward and a backward pass through
 products of the model's own widths, in both precisions, for at most a second.
+
+PyTorch computes float32 products on CPUs with its BLAS; where oneDNN, which is also part of it, is much faster,
+`fast_products` hands large layers to that.
 """
 
 import os
