@@ -25,6 +25,10 @@ def step(found: dict[str, Any]) -> list[str]:
         "fresh against plain", "cached against plain as it comes", "cached against plain", "plain, peak memory",
         "fresh, peak memory", "fresh of plain memory",
     ]  # fmt: skip
+    share = found.get("products_share")
+    products = f" Its products with the frozen weights alone take {share:.0%} of it." if share else ""
+    if found.get("onednn"):
+        products += " minipo's ran on oneDNN, much faster on this processor than PyTorch's BLAS, which plain ran on."
     return [
         "**A preference step** (forward, reference, backward, optimizer), `python benchmarks/step.py`. Plain: every "
         "answer a full row, logits of the whole vocabulary at every position, a reference forward each step, as the "
@@ -37,7 +41,8 @@ def step(found: dict[str, Any]) -> list[str]:
         f"{made['transformers']}, {made['date'][:10]}.",
         markdown(header, lines),
         f"DynamicPO's selection and β take {100 * found['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at K = "
-        f"15. Plain and packed log-probs differ by at most {max(each['largest_difference'] for each in results):.0e}.",
+        f"15.{products} Plain and packed log-probs differ by at most "
+        f"{max(each['largest_difference'] for each in results):.0e}.",
     ]
 
 

@@ -8,8 +8,10 @@ fresh: minipo, with a reference forward in each step.  cached: minipo, with prec
 On SmolLM2-135M (LoRA, 2 rows) and pocket-gpt2 (all weights, 32 rows of the catalogue), each K, in float32. Each side
 runs in a separate process, in turns; peak memory is that of the whole process. All but "as it comes" keep freed memory
 (`reuse_memory`), which minipo does by itself. Checks that the log-probs agree, prints a table, and writes
-step.json beside this file; of that, `dynamic_share` is the time of DynamicPO's selection and β as a share of the 135M
-model's fresh step at K = 15.
+step.json beside this file; of that, of the 135M model's fresh step at K = 15, `dynamic_share` is the share of
+DynamicPO's selection and β, and `products_share` what its products with the frozen weights would take by themselves: as
+many tokens through those weights, one layer after another and nothing between, three times (policy, reference, and the
+gradient of each layer's input, which takes as many operations).
 """
 
 import copy
@@ -26,11 +28,12 @@ from measure import Report, in_turns, largest_difference, peak_memory, prepare, 
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from minipo.arithmetic import fast_products, onednn_is_ahead
 from minipo.compatibility.architectures import disable_dropout
 from minipo.compatibility.tokenizers import tokenize_rows
 from minipo.dynamic import boundary, dual_margin_beta
 from minipo.experiments.models import add_lora
-from minipo.packing import TokenIds, pack_groups
+from minipo.packing import PackedGroups, TokenIds, pack_groups
 from minipo.preference import preference_loss
 from minipo.scoring import packed_logps
 
@@ -63,8 +66,26 @@ def plain_logps(
     return (logps * answer_mask[:, 1:]).sum(1).view(len(prompt_ids), -1)
 
 
+def products(model: torch.nn.Module, packed: PackedGroups) -> float:
+    """Seconds of a batch's products with the model's frozen weights in one forward; the median of a few times."""
+    tokens, places = (sum(group[name].numel() for group in packed["groups"]) for name in ("input_ids", "predicting"))
+    head, layers = model.get_output_embeddings(), []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.requires_grad:
+            layers.append((torch.randn(places if layer is head else tokens, layer.in_features), layer.weight))
+    times = []
+    with torch.no_grad(), fast_products(torch.device("cpu")):
+        for _ in range(5):
+            start = time.perf_counter()
+            for inputs, weight in layers:
+                torch.nn.functional.linear(inputs, weight)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def measured(settings: Report) -> Report:
-    """One side's steps at one K: seconds of each, of DynamicPO's part, and memory; the first step's log-probs."""
+    """One side's steps at one K: seconds of each, of DynamicPO's part, and memory; the first step's log-probs; on the
+    fresh side also the seconds of the last step's products."""
     prepare(reuse=settings["side"] != "as it comes")
     size, steps = settings["rows"], settings["warm_up"] + settings["steps"]
     model, tokenizer, users, _, template = setting(settings["model"], size * steps)
@@ -107,11 +128,13 @@ def measured(settings: Report) -> Report:
         start = time.perf_counter()
         dual_margin_beta(logps, boundary(logps), 1.0, 6.0)
         selections.append(time.perf_counter() - start)
-    return {
+    peak_gb = peak_memory()
+    fresh = {"products_seconds": 3 * products(model, *batch)} if settings["side"] == "fresh" else {}
+    return fresh | {
         "prompt_tokens": statistics.median(map(len, prompt_ids)),
         "seconds": times[settings["warm_up"] :],
         "dynamic_seconds": selections[settings["warm_up"] :],
-        "peak_gb": peak_memory(),
+        "peak_gb": peak_gb,
         "first": first,
     }
 
@@ -123,23 +146,26 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> Report:
     plain, *ours = ([runs[side][0]["first"][what] for what in ("logps", "reference")] for side in ("plain", *OURS))
     found = summary(runs)
     dynamic = statistics.median(second for run in runs["fresh"] for second in run["dynamic_seconds"])
+    alone = statistics.median(run["products_seconds"] for run in runs["fresh"])
     return {
         "model": name,
         "rows": settings["rows"],
         "negatives": negatives,
         "prompt_tokens": runs["plain"][0]["prompt_tokens"],
         "dynamic_share": dynamic / found["seconds"]["fresh"],
+        "products_share": alone / found["seconds"]["fresh"],
         "largest_difference": max(largest_difference(plain, each) for each in ours),
         **found,
     }
 
 
 def benchmark(quick: bool) -> Report:
-    """Every model and K; `dynamic_share` is that of the larger model at K = 15."""
+    """Every model and K; the shares are those of the larger model at K = 15."""
     models, every = (QUICK, (1, 15)) if quick else (MODELS, NEGATIVES)
     results = [compare(name, negatives, models[name]) for name in models for negatives in every]
-    share = next(result["dynamic_share"] for result in results if result["negatives"] == 15)
-    return {"dynamic_share": share, "objective": "dmpo", "results": results}
+    larger = next(result for result in results if result["negatives"] == 15)
+    shares = {name: larger[name] for name in ("dynamic_share", "products_share")}
+    return {**shares, "onednn": onednn_is_ahead(), "objective": "dmpo", "results": results}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ Under autocast a model's matrix products run in float32, bfloat16 or float16, an
 processors and GPUs with instructions for it, bfloat16 takes about half the time of float32; on others it is emulated,
 and takes twice to fifty times as long (`docs/speed.md`). So it is measured: a forward and a backward pass through
 products of the model's own widths, in both precisions, for at most a second.
+
+PyTorch computes float32 products on CPUs with its BLAS; where oneDNN, which is also part of it, is much faster,
+`fast_products` hands large layers to that.
 """
 
 import os
@@ -12,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -23,7 +26,9 @@ from filelock import FileLock
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from minipo.folder import home, whole_file
 
@@ -32,6 +37,7 @@ MEASURED = ("float32", "bfloat16")
 LIMIT = 1.0  # seconds of a measurement, of CPU time on a CPU: other processes hardly change it
 TOKENS = (4, 16, 64, 256, 1024)  # of the passes that are timed, until the answer is clear
 TURNS = 3  # of both precisions at each number of tokens; the fastest counts, which other processes disturbed least
+LARGE = 2**16  # weights of a layer; in smaller ones oneDNN saves less than its kernel for a new number of tokens takes
 CLEAR = (0.25, 1.5)  # gains that more tokens would not turn around: with few, casting weights slows bfloat16 down
 GAIN = 1.1  # how many times as fast bfloat16's products must be, for the other parts of a step gain nothing
 NARROW = 128  # the width up to which those other parts take most of a step, so that float32 is the faster
@@ -68,6 +74,75 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which matrix products run in this precision, one of `DTYPES`."""
     enabled = precision != "float32"
     return torch.autocast(device.type, DTYPES[precision] if enabled else None, enabled=enabled)
+
+
+class OneDNN(TorchFunctionMode):
+    """The context in which float32 layers on the CPU are computed by oneDNN, forward and backward, instead of by
+    PyTorch's BLAS. Both add up in float32: results differ by rounding."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        if function is linear and not types and not named and _large_float32(*arguments):
+            return _Linear.apply(*arguments, *[None] * (3 - len(arguments)))
+        return function(*arguments, **named or {})
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` by oneDNN: inputs (..., m), weight (n, m), bias (n,) or None → (..., n)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        inputs, weight = ctx.saved_tensors
+        for_inputs, for_weight, for_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        return (
+            _product(gradient, weight.T) if for_inputs else None,
+            _product(rows.T, inputs.flatten(0, -2).T) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+def _large_float32(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Whether oneDNN may compute this layer, and does so in less time even if it first has to build its kernel."""
+    alike = all(each.device.type == "cpu" and each.dtype == torch.float32 for each in (inputs, weight))
+    return (
+        alike and weight.numel() >= LARGE and inputs.ndim > 1 and inputs.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )  # fmt: skip
+
+
+def fast_products(device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which this device's float32 layers are computed by the faster library: `OneDNN`, or nothing."""
+    return OneDNN() if device.type == "cpu" and onednn_is_ahead() else nullcontext()
+
+
+@lru_cache
+def onednn_is_ahead() -> bool:
+    """Whether oneDNN computes float32 layers much faster than PyTorch's BLAS, which on x86 is MKL: on AMD's Zen 5 in
+    less than half the time. Measured in some milliseconds.
+    """
+    up, down = torch.ones(512, 512), torch.ones(512, 512)
+
+    def ratio() -> float:
+        theirs = seconds(up, down, 128, "float32")
+        with OneDNN():
+            return theirs / seconds(up, down, 128, "float32")
+
+    try:
+        return median(ratio() for _ in range(5)) > 1.5
+    except (AttributeError, RuntimeError):  # a PyTorch without oneDNN, or one that calls it in another way
+        return False
 
 
 def faster(model: nn.Module, device: torch.device) -> tuple[str, float]:
@@ -123,6 +198,8 @@ def machine(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     described = _described()
     kinds = [flag for flag in described.get("flags", described.get("Features", "")).split() if "bf16" in flag]
+    if device.type == "cpu" and onednn_is_ahead():
+        kinds.append("float32 by oneDNN")
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     parts = [
         *([] if device.type == "cpu" else [device.type]),
@@ -154,7 +231,8 @@ def measured(hidden: int, intermediate: int, device: torch.device) -> Speed:
 
     def both(tokens: int) -> dict[str, float]:
         nonlocal spent
-        took = {precision: seconds(up, down, tokens, precision) for precision in MEASURED}
+        with fast_products(device):
+            took = {precision: seconds(up, down, tokens, precision) for precision in MEASURED}
         spent += sum(took.values())
         return took
 

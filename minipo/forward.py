@@ -1,13 +1,14 @@
 """One forward of a packed batch, or of ordinary rows: the only place that turns logits into log-probs."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minipo.arithmetic import fast_products
 from minipo.packing import PackedBatch
 
 
@@ -21,7 +22,10 @@ def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"
 def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
     names = ("input_ids", "predicting", "sources", "targets", "target_mask", "mask")
     inputs = {name: packed[name].to(device_of(model)) for name in names}
-    with head_at(model, inputs["predicting"]):
+    # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same tensors.
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    products = nullcontext() if checkpointed else fast_products(device_of(model))
+    with head_at(model, inputs["predicting"]), products:
         logits = logits_of(model, inputs["input_ids"], **arguments)[0]
     logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     logps = logps[inputs["sources"], inputs["targets"]]

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minipo import arithmetic
-from minipo.arithmetic import LIMIT, Speed, builds_kernels, faster, speed, widths
+from minipo.arithmetic import LIMIT, OneDNN, Speed, builds_kernels, faster, onednn_is_ahead, speed, widths
 from minipo.experiments.models import POCKET, add_lora, load_model
 
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ def language_model(hidden=192, intermediate=512, vocabulary=4000, layers=1):
 def clock(monkeypatch):
     """Passes that take as long as the test says: a time for each weight, and one for each weight and token."""
     took: list[float] = []
+    monkeypatch.setattr(arithmetic, "onednn_is_ahead", lambda: False)
 
     def set_to(**rates: tuple[float, float]) -> list[float]:
         def seconds(up, down, tokens, precision):
@@ -144,3 +145,75 @@ def test_kernels_that_are_built_for_new_shapes_are_noticed(building, expected, m
     builds_kernels.cache_clear()
     assert builds_kernels() is expected
     builds_kernels.cache_clear()
+
+
+@pytest.fixture
+def alone():
+    """What was found out about oneDNN before or during a test has no effect on others."""
+    onednn_is_ahead.cache_clear()
+    yield
+    onednn_is_ahead.cache_clear()
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(2.2, True), (1.2, False)])
+def test_onednn_computes_layers_only_where_it_is_far_ahead(gain, expected, monkeypatch, alone):
+    def seconds(up, down, tokens, precision):
+        return 1e-3 / (gain if torch.overrides._get_current_function_mode() else 1)
+
+    monkeypatch.setattr(arithmetic, "seconds", seconds)
+    assert onednn_is_ahead() is expected
+
+
+def test_a_torch_that_calls_onednn_in_another_way_keeps_its_own_products(monkeypatch, alone):
+    def changed(*_):
+        raise RuntimeError("_linear_pointwise() expected at most 5 arguments")
+
+    monkeypatch.setattr(arithmetic, "_product", changed)
+    assert onednn_is_ahead() is False
+
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("shape", [(7, 300), (2, 5, 300), (1, 300)])
+def test_a_layer_by_onednn_has_the_same_outputs_and_gradients(shape, frozen, bias, monkeypatch):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 400, bias)
+    layer.weight.requires_grad_(not frozen)
+    inputs = torch.randn(shape, requires_grad=True)
+    wanted = [inputs, *(each for each in layer.parameters() if each.requires_grad)]
+
+    def results():
+        outputs = layer(inputs)
+        return outputs, *torch.autograd.grad(outputs.square().sum() + outputs.sum(), wanted)
+
+    expected, calls, product = results(), [], arithmetic._product
+    monkeypatch.setattr(arithmetic, "_product", lambda *given: calls.append(given) or product(*given))
+    with OneDNN():
+        found = results()
+    assert len(calls) == (2 if frozen else 3)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", ["float64", "autocast", "narrow", "empty", "one dimension", "subclass"])
+def test_other_layers_stay_as_they_are(kind, monkeypatch):
+    monkeypatch.setattr(arithmetic, "_product", lambda *_: pytest.fail("oneDNN"))
+    inputs, weight = torch.ones(2, 300), torch.ones(400, 300)
+    if kind == "float64":
+        inputs, weight = inputs.double(), weight.double()
+    elif kind == "narrow":
+        weight = weight[:8]
+    elif kind == "empty":
+        inputs = inputs[:0]
+    elif kind == "one dimension":
+        inputs = inputs[0]
+    elif kind == "subclass":  # as quantized weights are
+        weight = weight.as_subclass(type("Quantized", (torch.Tensor,), {}))
+    with OneDNN(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        outputs = torch.nn.functional.linear(inputs, weight)
+    assert outputs.shape == (*inputs.shape[:-1], len(weight))
+    assert (outputs == 300).all()

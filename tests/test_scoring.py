@@ -38,7 +38,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minipo import scoring
+from minipo import arithmetic, scoring
 from minipo.compatibility import forwards, tokenizers
 from minipo.compatibility.architectures import KNOWN
 from minipo.compatibility.forwards import reuse_memory
@@ -123,6 +123,25 @@ def plain_logps(model, tokenizer, prompts=PROMPTS, candidates=CANDIDATES):
             scores.append(logps.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum())
         scores += [torch.tensor(-torch.inf, dtype=scores[0].dtype)] * (width - len(row))
     return torch.stack(scores).view(len(prompts), width)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_scores_and_gradients_are_the_same_where_onednn_is_faster(lora, checkpointing, tokenizer, monkeypatch):
+    model, packed = make_model("llama", tokenizer, lora=lora).train(), pack(tokenizer, PROMPTS, CANDIDATES)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def results(onednn):
+        monkeypatch.setattr(arithmetic, "onednn_is_ahead", lambda: onednn)
+        scores = packed_logps(model, packed)
+        return scores, *torch.autograd.grad(scores[packed["mask"]].sum(), parameters)
+
+    monkeypatch.setattr(arithmetic, "LARGE", 0)
+    torch.testing.assert_close(results(True), results(False), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

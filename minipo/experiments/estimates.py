@@ -93,6 +93,7 @@ def _fastest(work: Callable[[], Any], most: int = 5) -> float:
 def _measured() -> dict[int, Speed]:
     import torch
 
+    from minipo.arithmetic import fast_products
     from minipo.compatibility.formats import preference_answers
     from minipo.experiments.datasets.loading import load_dataset
     from minipo.experiments.models import load_model
@@ -128,7 +129,8 @@ def _measured() -> dict[int, Speed]:
 
     def product(kind: Any) -> float:
         wide, weight = torch.randn(256, 576, dtype=kind), torch.randn(1536, 576, dtype=kind)
-        return _fastest(lambda: torch.nn.functional.linear(wide, weight), 20) / (256 * 576 * 1536 / 1e9)
+        with fast_products(wide.device):
+            return _fastest(lambda: torch.nn.functional.linear(wide, weight), 20) / (256 * 576 * 1536 / 1e9)
 
     texts = texts_of("pocket-gpt2", "line", Data.of(splits))
     assert texts is not None
