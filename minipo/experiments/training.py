@@ -305,11 +305,16 @@ def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
     wanted = start_config(config)
     if wanted is None:
         raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
+    return shipped(wanted) or sft(progress=progress, **asdict(wanted))
+
+
+def shipped(wanted: SFTConfig) -> Run | None:
+    """The run in `data/sft` with these settings, if its data are unchanged."""
     data = splits_of(wanted).fingerprint
     for run in list_runs(DATA / "sft"):
         if run.config == decided(wanted, run.config) and run.summary.get("dataset_fingerprint") == data:
             return run
-    return sft(progress=progress, **asdict(wanted))
+    return None
 
 
 def sft_folder(folder: Path, config: Config) -> Run:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from minipo.experiments.configuration import Config, PreferConfig, check_negatives, splits_of, start_config
 from minipo.experiments.precision import check_precision
 from minipo.experiments.runs import Run, cache_folder, finished
-from minipo.experiments.training import prefer, sft, sft_run
+from minipo.experiments.training import prefer, sft, sft_run, shipped
 
 # Importing torch and transformers takes longer than a short run's training. On Linux processes are forked from one that
 # has done it, and which stays for later ones; elsewhere each does it itself.
@@ -72,7 +72,8 @@ def train_each(
     found = {config: finished(_place(config, folder), config) for config in dict.fromkeys(configs)}
     todo = [config for config, run in found.items() if run is None]
     yield from (run for run in found.values() if run is not None)
-    starts = list({start: config for config in todo if (start := start_config(config))}.values())
+    starts = {start: config for config in todo if (start := start_config(config))}
+    starts = [config for start, config in starts.items() if shipped(start) is None]
     workers = workers or os.cpu_count() or 1
     for _ in _work("SFT runs", _start, starts, workers, progress):
         pass
