@@ -22,7 +22,7 @@ from minipo.experiments.runs import Run
 
 FILES = {"metrics": "metrics.jsonl", "evaluation": "evaluation.jsonl", "summary": "summary.json"}
 DAMAGED = "The files of this run are missing or damaged: remove it, and train it again."
-EVERY = 2  # seconds between looks at a run that is active
+EVERY = 1  # seconds between looks at a run that is active
 
 
 def card(token: str) -> None:

@@ -47,7 +47,7 @@ class Reference:
         empty = np.full((len(rows), rows.width), np.nan, np.float32)
         if self.cache is None:
             return self._fill(empty, rows, which, None)
-        name = hashlib.sha256(self.model + rows.fingerprint() + self.arithmetic).hexdigest()[:24]
+        name = hashlib.sha256(self.model + rows.fingerprint + self.arithmetic).hexdigest()[:24]
         path = Path(self.cache, f"{name}.npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -78,7 +78,7 @@ def _save(path: Path, logps: Scores) -> None:
 def save_reference(checkpoint: str, **parts: tuple[TokenRows, Scores]) -> None:
     """Save log-probs in a checkpoint, with fingerprints of their rows: an adapter may start differently each time."""
     content: dict[str, Any] = {name: logps for name, (_, logps) in parts.items()}
-    content |= {f"{name}_rows": np.frombuffer(rows.fingerprint(), np.uint8) for name, (rows, _) in parts.items()}
+    content |= {f"{name}_rows": np.frombuffer(rows.fingerprint, np.uint8) for name, (rows, _) in parts.items()}
     np.savez(Path(checkpoint, REFERENCE), **content)
 
 
@@ -95,7 +95,7 @@ def saved_reference(checkpoint: str, adapted: bool, **parts: tuple[TokenRows, Sc
         if name not in saved:
             found[name] = here
             continue
-        if not np.array_equal(np.frombuffer(rows.fingerprint(), np.uint8), saved[f"{name}_rows"]):
+        if not np.array_equal(np.frombuffer(rows.fingerprint, np.uint8), saved[f"{name}_rows"]):
             raise ValueError(f"{checkpoint} was written while training on other {name} rows; resume it with those.")
         both = np.isfinite(here) & np.isfinite(saved[name])
         difference = np.abs(here[both] - saved[name][both]).max(initial=0)

@@ -6,6 +6,7 @@ different K see the same rows in the same order, K = 5 the first five of K = 15'
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,7 @@ class TokenRows(Dataset):
         """The first rows, as many as `number`; all if it is None."""
         return TokenRows(self.prompts[:number], self.answers[:number], self.negatives, self.seed)
 
+    @cached_property
     def fingerprint(self) -> bytes:
         """A hash of all token ids, so that another tokenizer or template changes it."""
         lengths = [len(ids) for ids in self.prompts] + [len(ids) for row in self.answers for ids in row]

@@ -231,6 +231,29 @@ def test_logits_are_computed_only_where_a_candidate_token_is_predicted(tokenizer
     assert sum(positions) == len(PROMPTS) + tokens
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+def test_so_is_the_last_mlp_unless_somebody_looks_at_it(kind, tokenizer):
+    model = make_model(kind, tokenizer)
+    first, last = (module for name, module in model.named_modules() if name.endswith(".mlp"))
+    counts = {}
+
+    def count(module):
+        inner = next(module.children())
+        inner.register_forward_hook(lambda _, inputs, output: counts.update({module: inputs[0].shape[:-1].numel()}))
+
+    count(first)
+    count(last)
+    packed = pack(tokenizer, PROMPTS, CANDIDATES)
+    scores = packed_logps(model, packed)
+    assert counts == {first: packed["input_ids"].numel(), last: len(packed["predicting"])}
+    layer = next(module for module in model.modules() if getattr(module, "mlp", None) is last)
+    for watched in (last, layer, model.base_model):
+        hook = watched.register_forward_hook(lambda *_: None)
+        torch.testing.assert_close(packed_logps(model, packed), scores)
+        assert counts[last] == packed["input_ids"].numel()
+        hook.remove()
+
+
 def test_bfloat16_models_give_float32_scores(tokenizer):
     model = make_model("llama", tokenizer, dtype=torch.bfloat16)
     scores = candidate_logps(model, tokenizer, PROMPTS, CANDIDATES)

@@ -49,6 +49,7 @@ def tokenize_rows(
     prompts: Sequence[str],
     candidates: Sequence[Sequence[str]],
     special: bool = True,
+    prompt_ids: Sequence[TokenIds] | None = None,
 ) -> tuple[list[TokenIds], list[list[TokenIds]]]:
     """Token ids of every prompt, and of its candidates with one end-of-answer token: those of "prompt + candidate".
 
@@ -56,12 +57,13 @@ def tokenize_rows(
     tokenizer that marks the start of a text, a prompt that ends in a space), which is tested once for each two ends of
     text that meet, the row is tokenized together, with one warning: its prompt then ends where the first candidate
     diverges from it, which is TRL's rule. special: see `tokenize`; False if a chat template has written those tokens.
+    prompt_ids: what `tokenize` makes of the prompts, if that is known.
     """
     if len(prompts) != len(candidates):
         raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
     distinct = list(dict.fromkeys(chain.from_iterable(candidates)))
     answers = {text: _ended(tokenizer, ids) for text, ids in zip(distinct, tokenize(tokenizer, distinct), strict=True)}
-    prompt_ids = tokenize(tokenizer, prompts, special)
+    prompt_ids = tokenize(tokenizer, prompts, special) if prompt_ids is None else list(prompt_ids)
     answer_ids = [[answers[text] for text in texts] for texts in candidates]
     seams = _seams.setdefault(tokenizer, {})
     new: dict[tuple[str, str], tuple[int, int]] = {}

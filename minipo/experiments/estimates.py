@@ -105,6 +105,7 @@ def _measured() -> dict[int, Speed]:
 
     splits, had = load_dataset("catalog"), torch.get_num_threads()
     model, tokenizer = load_model("pocket-gpt2", items=splits.items)
+    model.set_attn_implementation("eager")  # as in preference training on a CPU
     users = splits.train[:64]
 
     def read() -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from safetensors import SafetensorError
 
-from minipo.arithmetic import autocast
+from minipo.arithmetic import autocast, training_device
 from minipo.experiments import estimates
 from minipo.experiments.configuration import (
     Config,
@@ -201,9 +201,13 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
     from minipo.evaluation import report
+    from minipo.experiments.models import POCKET
     from minipo.experiments.users import token_rows_of
 
     model, tokenizer = start.load_model()
+    if config.model in POCKET and training_device().type == "cpu":
+        # For heads as narrow as these, SDPA's kernel for CPUs takes as long on two threads as on one.
+        model.set_attn_implementation("eager")
     rows, shortened = token_rows_of(
         model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
     )
@@ -305,11 +309,16 @@ def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
     wanted = start_config(config)
     if wanted is None:
         raise ValueError("This run starts from a bare model, not from an SFT run; give start_epochs above 0.")
+    return shipped(wanted) or sft(progress=progress, **asdict(wanted))
+
+
+def shipped(wanted: SFTConfig) -> Run | None:
+    """The run in `data/sft` with these settings, if its data are unchanged."""
     data = splits_of(wanted).fingerprint
     for run in list_runs(DATA / "sft"):
         if run.config == decided(wanted, run.config) and run.summary.get("dataset_fingerprint") == data:
             return run
-    return sft(progress=progress, **asdict(wanted))
+    return None
 
 
 def sft_folder(folder: Path, config: Config) -> Run:

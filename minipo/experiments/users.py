@@ -15,6 +15,7 @@ from minipo.compatibility.tokenizers import tokenize, tokenize_rows
 from minipo.evaluation import Report, Scores, report
 from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.names import lookup
+from minipo.packing import TokenIds
 from minipo.prompts import TEMPLATES, Template, answer, render
 from minipo.rows import TokenRows
 from minipo.scoring import candidate_logps
@@ -49,10 +50,23 @@ def fit_prompts(
     each user's longest candidate.
     Raises ValueError if a prompt does not fit with one item of history.
     """
+    prompts, _, shortened = _fit(tokenizer, interactions, template, context, room)
+    return prompts, shortened
+
+
+def _fit(
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    template: str | Template,
+    context: int | None,
+    room: int | None = None,
+) -> tuple[list[str], list[TokenIds], int]:
+    """`fit_prompts`' prompts, their token ids, and how many were shortened."""
     template = _template(template)
     prompts = [user_prompt(user, template) for user in interactions]
+    ids = tokenize(tokenizer, prompts, special=True)
     if context is None or not interactions:
-        return prompts, 0
+        return prompts, ids, 0
     rooms = np.full(len(interactions), room or 0)
     if room is None:
         names = tokenize(tokenizer, [answer(item) for user in interactions for item in user.canonical])
@@ -61,10 +75,10 @@ def fit_prompts(
     long = np.arange(len(interactions))  # rows still to check
     shortened = dropped = 0
     while True:
-        needed = rooms[long] + [len(ids) for ids in tokenize(tokenizer, [prompts[row] for row in long], special=True)]
+        needed = rooms[long] + [len(ids[row]) for row in long]
         too_long = needed > context
         if not too_long.any():
-            return prompts, shortened
+            return prompts, ids, shortened
         long, needed = long[too_long], needed[too_long]
         shortened, dropped = shortened or len(long), dropped + 1
         for row, tokens in zip(long, needed, strict=True):
@@ -75,6 +89,8 @@ def fit_prompts(
                     f"the {context} of the model's context; choose a shorter template or a model with a longer context."
                 )
             prompts[row] = render(template, user.history[dropped:], user.candidates)
+        for row, shorter in zip(long, tokenize(tokenizer, [prompts[row] for row in long], special=True), strict=True):
+            ids[row] = shorter
 
 
 def _fitted(
@@ -83,16 +99,16 @@ def _fitted(
     template: str | Template,
     context: int | None,
     room: int | None = None,
-) -> list[str]:
-    """`fit_prompts`' prompts, with a warning that says how many it shortened."""
-    prompts, shortened = fit_prompts(tokenizer, interactions, template, context, room)
+) -> tuple[list[str], list[TokenIds], int]:
+    """What `_fit` returns, with a warning that says how many prompts it shortened."""
+    prompts, ids, shortened = _fit(tokenizer, interactions, template, context, room)
     if shortened:
         warnings.warn(
             f"{shortened} of {len(prompts)} prompts were longer than the {context} tokens of the model's context: "
             "their oldest history items were left out.",
             stacklevel=3,
         )
-    return prompts
+    return prompts, ids, shortened
 
 
 def preference_rows(
@@ -109,7 +125,7 @@ def preference_rows(
     if tokenizer is None:
         prompts = [user_prompt(user, template) for user in interactions]
     else:
-        prompts = _fitted(tokenizer, interactions, template, context)
+        prompts, *_ = _fitted(tokenizer, interactions, template, context)
     return [
         {"prompt": prompt, "chosen": answer(user.chosen), "rejected": [answer(item) for item in user.negatives]}
         for prompt, user in zip(prompts, interactions, strict=True)
@@ -205,11 +221,10 @@ def token_rows_of(
             read, shortened = {}, 0
             for split in ("train", "validation", "test"):
                 users = getattr(splits, split)
-                prompts = _fitted(tokenizer, users, template, context)
+                prompts, ids, fewer = _fitted(tokenizer, users, template, context)
                 answers = [[answer(item) for item in user.canonical] for user in users]
-                read[split] = TokenRows(*tokenize_rows(tokenizer, prompts, answers))
-                fitted = zip(prompts, users, strict=True)
-                shortened += sum(prompt != user_prompt(user, template) for prompt, user in fitted)
+                read[split] = TokenRows(*tokenize_rows(tokenizer, prompts, answers, prompt_ids=ids))
+                shortened += fewer
         _LAST.clear()
         _LAST[key] = read, shortened, said
     read, shortened, said = _LAST[key]
@@ -230,7 +245,7 @@ def score(
     A row with fewer candidates than the longest ends in −inf. A prompt beyond the model's context is shortened, as in
     `preference_rows`. No gradients, in evaluation mode. Raises what `candidate_logps` and `fit_prompts` raise.
     """
-    prompts = _fitted(tokenizer, interactions, template, context_of(model))
+    prompts, *_ = _fitted(tokenizer, interactions, template, context_of(model))
     candidates = [[answer(item) for item in user.canonical] for user in interactions]
     training = model.training
     model.eval()
@@ -278,7 +293,7 @@ def valid_ratio(
         raise ValueError(NO_USERS)
     resolved = _template(template)
     longest = max(len(ids) for ids in tokenize(tokenizer, [answer(item) for item in items]))
-    prompts = _fitted(tokenizer, interactions, resolved, context_of(model), longest)
+    prompts, *_ = _fitted(tokenizer, interactions, resolved, context_of(model), longest)
     listed, catalogue, valid = resolved.lists_candidates, set(items), 0
     training, side = model.training, tokenizer.padding_side
     model.eval()

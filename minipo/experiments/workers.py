@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from tqdm.auto import tqdm
 from minipo.experiments.configuration import Config, PreferConfig, check_negatives, splits_of, start_config
 from minipo.experiments.precision import check_precision
 from minipo.experiments.runs import Run, cache_folder, finished
-from minipo.experiments.training import prefer, sft, sft_run
+from minipo.experiments.training import prefer, sft, sft_run, shipped
 
 # Importing torch and transformers takes longer than a short run's training. On Linux processes are forked from one that
-# has done it, and which stays for later ones; elsewhere each does it itself. Never from this one: a fork of a process
-# that has used torch's threads may hang.
+# has done it, and which stays for later ones; elsewhere each does it itself.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-IMPORTED = ["minipo.experiments.models", "minipo.experiments.users", "minipo.trainers"]  # before a fork
+IMPORTED = ["minipo.experiments.before_fork"]
 
 
 def train_all(
@@ -72,7 +72,8 @@ def train_each(
     found = {config: finished(_place(config, folder), config) for config in dict.fromkeys(configs)}
     todo = [config for config, run in found.items() if run is None]
     yield from (run for run in found.values() if run is not None)
-    starts = list({start: config for config in todo if (start := start_config(config))}.values())
+    starts = {start: config for config in todo if (start := start_config(config))}
+    starts = [config for start, config in starts.items() if shipped(start) is None]
     workers = workers or os.cpu_count() or 1
     for _ in _work("SFT runs", _start, starts, workers, progress):
         pass
@@ -96,7 +97,7 @@ def _work(
     others = set(multiprocessing.active_children())
     PROCESSES.set_forkserver_preload(IMPORTED)
     with (
-        ProcessPoolExecutor(workers, PROCESSES, _begin, begin) as pool,
+        ProcessPoolExecutor(workers, _processes(), _begin, begin) as pool,
         tqdm(total=len(configs), desc=name, unit="run", disable=not progress) as bar,
     ):
         try:
@@ -131,6 +132,15 @@ def _work(
         raise (OSError if isinstance(error, OSError) else ValueError)(
             f"{len(failed)} of {len(configs)} {name} failed; the first, with {', '.join(settings)}: {error}"
         ) from error
+
+
+def _processes() -> BaseContext:
+    """`PROCESSES`, or plain forks of this process if it has itself been forked from one that has imported all.
+
+    It must not have used torch's threads, for then a fork may hang: it has no threads but Python's.
+    """
+    ready = IMPORTED[0] in sys.modules and len(os.listdir("/proc/self/task")) == threading.active_count()
+    return multiprocessing.get_context("fork") if ready else PROCESSES
 
 
 @contextmanager

@@ -473,6 +473,37 @@ for name in IMPORTED:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_a_forked_process_forks_its_own_workers_unless_it_has_used_torchs_threads(tmp_path):
+    """Then they need not import anything again; but a fork may hang where threads had been."""
+    script = """
+import torch
+from minipo.experiments.workers import IMPORTED, PROCESSES, _processes
+
+def look():
+    print(_processes().get_start_method(), flush=True)
+
+def look_twice():
+    look()
+    torch.set_num_threads(2)
+    torch.ones(10_000_000).sum()
+    look()
+
+if __name__ == "__main__":
+    look()
+    PROCESSES.set_forkserver_preload(IMPORTED)
+    process = PROCESSES.Process(target=look_twice)
+    process.start()
+    process.join()
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200, env=environment)
+    assert run.stdout.split() == ["forkserver", "fork", "forkserver"]
+
+
+@pytest.mark.slow
 def test_workers_have_the_environment_of_now_and_end_with_the_generator(tmp_path, monkeypatch):
     """The process that they are forked from stays, with the environment of the first sweep."""
     short, long = grid(negatives=1, steps=[2, 3000])
