@@ -1,7 +1,7 @@
 """This build and an earlier one, side by side: `python benchmarks/against.py 6602be4` (about 25 minutes).
 
 Checks the other commit out into a temporary worktree and measures both in turns, each measurement in a process that
-imports that build, with this environment's packages:
+imports that build, with this environment's packages and, if that commit needs others, with them:
 
 - a live run, as the app's queue does it: 300 steps of DMPO at K = 15 on the catalogue, from the click to the first
   point of its curve and to HR@1 on the test users; the first run on a server, a later one, and a later one beside
@@ -20,10 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 Report = dict[str, Any]
@@ -118,11 +122,11 @@ MEASURES: dict[str, Callable[[Report], Any]] = {"live": live, "parts": parts}
 class Side:
     """A build in `tree`, with a minipo folder of its own."""
 
-    def __init__(self, tree: Path, home: Path):
+    def __init__(self, tree: Path, home: Path, packages: Path):
         self.tree = tree
         names = ("OMP_NUM_THREADS", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # a build's own choice is measured
         self.environment = {name: value for name, value in os.environ.items() if name not in names}
-        self.environment |= {"PYTHONPATH": str(tree), "MINIPO_HOME": str(home)}
+        self.environment |= {"PYTHONPATH": f"{tree}{os.pathsep}{packages}", "MINIPO_HOME": str(home)}
 
     def __call__(self, script: Path, settings: Report) -> Any:
         """What `script --measure settings` prints."""
@@ -131,6 +135,17 @@ class Side:
         if child.returncode:
             raise SystemExit(f"Measuring {settings} in {self.tree} failed.")
         return json.loads(child.stdout.splitlines()[-1])
+
+
+def install_missing(tree: Path, folder: Path) -> Path:
+    """Install into `folder` what the build in `tree` requires and this environment lacks."""
+    needed = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["dependencies"]
+    there = {each.name.lower().replace("_", "-") for each in distributions()}
+    missing = [each for each in needed if Requirement(each).name.lower().replace("_", "-") not in there]
+    if missing:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        subprocess.run([*pip, "-c", str(tree / "constraints.txt"), *missing], check=True)
+    return folder
 
 
 @contextmanager
@@ -148,7 +163,7 @@ def sides(commit: str) -> Iterator[dict[str, Side]]:
                 home = Path(folder, f"home-{name}")
                 home.mkdir()
                 (home / "fetched").symlink_to(files.home() / "fetched")
-                found[name] = Side(path, home)
+                found[name] = Side(path, home, install_missing(path, Path(folder, f"packages-{name}")))
             yield found
         finally:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
