@@ -1,18 +1,19 @@
 """One forward of a packed batch, or of ordinary rows: the only place that turns logits into log-probs."""
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minipo.arithmetic import fast_products
+from minipo.arithmetic import LARGE, fast_products
 from minipo.packing import PackedBatch
 
 # transformers' own models in which only the final norm and the head follow the last layer's MLP, and their layers.
 LAYERS = {"GPT2LMHeadModel": "transformer.h", "LlamaForCausalLM": "model.layers", "Qwen2ForCausalLM": "model.layers"}
+FEW = 0.8  # of a batch's tokens: to take more out and put them back costs what is saved
 
 
 def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"]:
@@ -25,15 +26,20 @@ def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"
 def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
     names = ("input_ids", "predicting", "sources", "targets", "target_mask", "mask")
     inputs = {name: packed[name].to(device_of(model)) for name in names}
-    # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same tensors.
-    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    products = nullcontext() if checkpointed else fast_products(device_of(model))
-    with head_at(model, inputs["predicting"]), products:
+    with head_at(model, inputs["predicting"]), products_of(model):
         logits = logits_of(model, inputs["input_ids"], **arguments)[0]
     logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     logps = logps[inputs["sources"], inputs["targets"]]
     logps = logps.masked_fill(~inputs["target_mask"], 0).sum(-1)
     return logps.masked_fill(~inputs["mask"], -torch.inf)
+
+
+def products_of(model: nn.Module) -> AbstractContextManager[Any]:
+    """`fast_products`, where the model has layers for it."""
+    # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same tensors.
+    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    large = any(isinstance(module, nn.Linear) and module.weight.numel() >= LARGE for module in model.modules())
+    return fast_products(device_of(model)) if large and not checkpointed else nullcontext()
 
 
 def logits_of(model: nn.Module, input_ids: Int[Tensor, "B T"], **arguments: Tensor) -> Float[Tensor, "B T V"]:
@@ -57,7 +63,7 @@ def head_at(model: nn.Module, places: Int[Tensor, " N"]) -> Generator[None]:
     with ExitStack() as stack:
         stack.callback(handle.remove)
         if (mlp := last_mlp(model)) is not None:
-            stack.enter_context(computed_at(mlp, places.unique()))  # padding repeats a place
+            stack.enter_context(computed_at(mlp, places))
         yield
 
 
@@ -77,12 +83,15 @@ def last_mlp(model: Any) -> nn.Module | None:
 @contextmanager
 def computed_at(module: nn.Module, places: Int[Tensor, " N"]) -> Generator[None]:
     """Inside the context, a module that takes and returns (B, T, width), each token on its own, computes only the
-    tokens at these places of the flattened batch, and returns 0 elsewhere."""
+    tokens at these places of the flattened batch, if they are few, and returns 0 elsewhere."""
     forward = module.forward
 
     def at_places(hidden: Tensor) -> Tensor:
-        computed = forward(hidden.flatten(0, 1)[places].unsqueeze(0))[0]
-        return computed.new_zeros(hidden.shape).flatten(0, 1).index_copy(0, places, computed).view(hidden.shape)
+        if len(places) > FEW * hidden.shape[:-1].numel():
+            return forward(hidden)
+        once = places.unique()  # padding repeats a place
+        computed = forward(hidden.flatten(0, 1)[once].unsqueeze(0))[0]
+        return computed.new_zeros(hidden.shape).flatten(0, 1).index_copy(0, once, computed).view(hidden.shape)
 
     module.forward = at_places
     try:
