@@ -1,8 +1,8 @@
 """How long a run takes on this machine: its arithmetic, at the speed that a calibration of two seconds measures.
 
-The calibration times steps of a pocket model at K = 1 and 19, the ranking of users, and matrix products as wide as
-SmolLM2-135M's, on one thread and on all, and is kept in minipo's folder for this machine and version of torch. An
-estimate counts a run's tokens and the multiplications that each costs. It is of a run alone on the machine.
+The calibration times steps of a pocket model in SFT and at K = 1 and 19, the ranking of users, and matrix products as
+wide as SmolLM2-135M's, on one thread and on all. It is kept in minipo's folder for this machine and version of torch.
+An estimate counts a run's tokens and the multiplications that each costs. It is of a run alone on the machine.
 """
 
 import math
@@ -39,11 +39,13 @@ clock = time.perf_counter
 @dataclass(frozen=True)
 class Speed:
     """What the calibration measured on a number of threads, in seconds: of a pocket model's step, apart from its
-    multiplications (`step`); per 1e9 of a pocket model's multiplications in training and in evaluation (`train`,
-    `score`); per 1e9 in bare products (`float32`, `bfloat16`); per row that is tokenized (`row`)."""
+    multiplications (`step`); per 1e9 of a pocket model's multiplications in preference training, in SFT, which has
+    dropout, and in evaluation (`train`, `learn`, `score`); per 1e9 in bare products (`float32`, `bfloat16`); per row
+    that is tokenized (`row`)."""
 
     step: float
     train: float
+    learn: float
     score: float
     float32: float
     bfloat16: float
@@ -98,14 +100,13 @@ def _measured() -> dict[int, Speed]:
     from minipo.experiments.datasets.loading import load_dataset
     from minipo.experiments.models import load_model
     from minipo.experiments.users import preference_rows
-    from minipo.packing import pack_groups
+    from minipo.packing import pack_groups, pack_ids
     from minipo.preference import preference_loss
     from minipo.rows import token_rows
     from minipo.scoring import packed_logps
 
     splits, had = load_dataset("catalog"), torch.get_num_threads()
     model, tokenizer = load_model("pocket-gpt2", items=splits.items)
-    model.set_attn_implementation("eager")  # as in preference training on a CPU
     users = splits.train[:64]
 
     def read() -> Any:
@@ -124,6 +125,14 @@ def _measured() -> dict[int, Speed]:
         optimizer.step()
         optimizer.zero_grad()
 
+    lines = [np.concatenate([ids, row[0]]) for ids, row in zip(rows.prompts[:32], rows.answers, strict=False)]
+
+    def learn() -> None:
+        line = pack_ids([ids[:1] for ids in lines], [[ids[1:]] for ids in lines], tokenizer.pad_token_id)
+        packed_logps(model, line).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
     def rank() -> None:
         with torch.no_grad():
             packed_logps(model, packed(len(users), 19))
@@ -139,6 +148,10 @@ def _measured() -> dict[int, Speed]:
     try:
         for threads in sorted({1, had}):
             torch.set_num_threads(threads)
+            model.train().set_attn_implementation("sdpa")
+            with torch.random.fork_rng(devices=[]):  # dropout draws
+                learning = _fastest(learn)
+            model.eval().set_attn_implementation("eager")  # as in preference training on a CPU
             short, long = _fastest(lambda: step(1)), _fastest(lambda: step(19))
             # A line through both, with at most half of the short step for what does not depend on length.
             slope = (long - short) / (texts.work(19) - texts.work(1))
@@ -146,6 +159,7 @@ def _measured() -> dict[int, Speed]:
             found[threads] = Speed(
                 step=fixed,
                 train=(long - fixed) / (32 * texts.work(19)),
+                learn=max(0.0, learning - fixed) / (32 * texts.learnt(texts.prompt + texts.answer, texts.prompt)),
                 score=_fastest(rank) / (len(users) * texts.work(19)),
                 float32=product(torch.float32),
                 bfloat16=product(torch.bfloat16),
@@ -170,6 +184,10 @@ class Texts:
         """1e9 multiplications of a forward of one user's prompt with 1 + `negatives` answers."""
         read = (1 + negatives) * (self.answer - 1)
         return self.layers * (self.prompt + read) + self.output * (1 + read)
+
+    def learnt(self, read: float, predicted: float) -> float:
+        """1e9 multiplications of a forward in SFT that reads and predicts so many tokens for a target."""
+        return self.layers * read + self.output * predicted
 
 
 @dataclass(frozen=True)
@@ -233,19 +251,23 @@ def seconds(config: Config, data: Data, speed: Speed, reference: bool = True) ->
         return None
     ranked = data.validation + data.test
     if config.model in POCKET:
-        train, score, step = speed.train, speed.score, speed.step
+        train, learn, score, step = speed.train, speed.learn, speed.score, speed.step
     else:
         product = getattr(speed, config.precision, min(speed.float32, speed.bfloat16))
         score = product / EFFICIENCY
         train, step = score * (2 if config.tuning == "lora" else 3), 0.0
+        learn = train
     many = texts.work(19) * score
     rows = data.train + ranked
     if not isinstance(config, PreferConfig):
         steps = config.steps or math.ceil(config.epochs * data.train / config.batch_size)
         read = texts.answer + (texts.prompt if config.rows == "target" else 1)  # tokens a target; 1: a separator
         predicted = texts.prompt if config.model in POCKET else texts.answer
-        learnt = config.batch_size * (texts.layers * read + texts.output * predicted)
-        return speed.row * rows + steps * (step + learnt * train) + ranked * many
+        return (
+            speed.row * rows
+            + steps * (step + config.batch_size * texts.learnt(read, predicted) * learn)
+            + ranked * many
+        )
     validated = min(data.validation, config.validation_users or data.validation)
     evaluations = math.ceil(config.steps / config.evaluate_every)
     visited = min(data.train, config.steps * config.batch_size)

@@ -190,7 +190,7 @@ def seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose speed is known."""
-    known = {1: Speed(step=0.005, train=0.3, score=0.15, float32=0.01, bfloat16=0.005, row=2e-4)}
+    known = {1: Speed(step=0.005, train=0.3, learn=0.3, score=0.15, float32=0.01, bfloat16=0.005, row=2e-4)}
     monkeypatch.setattr(estimates, "speeds", lambda measure=True: known)
 
 

@@ -11,7 +11,7 @@ from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.estimates import Data, Speed
 from minipo.experiments.models import load_model
 
-SPEED = Speed(step=0.005, train=0.3, score=0.15, float32=0.01, bfloat16=0.005, row=2e-4)
+SPEED = Speed(step=0.005, train=0.3, learn=0.3, score=0.15, float32=0.01, bfloat16=0.005, row=2e-4)
 
 
 @pytest.fixture
