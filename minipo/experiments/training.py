@@ -205,8 +205,9 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     from minipo.experiments.users import token_rows_of
 
     model, tokenizer = start.load_model()
-    if config.model in POCKET and training_device().type == "cpu":
-        # For heads as narrow as these, SDPA's kernel for CPUs takes as long on two threads as on one.
+    if config.model in POCKET and training_device().type == "cpu" and config.precision != "bfloat16":
+        # For heads as narrow as these, SDPA's kernel for CPUs takes as long on two threads as on one. In bfloat16 it
+        # rounds otherwise, and `evaluate` would not find what the run found.
         model.set_attn_implementation("eager")
     rows, shortened = token_rows_of(
         model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
