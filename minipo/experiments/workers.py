@@ -137,9 +137,13 @@ def _work(
 def _processes() -> BaseContext:
     """`PROCESSES`, or plain forks of this process if it has itself been forked from one that has imported all.
 
-    It must not have used torch's threads, for then a fork may hang: it has no threads but Python's.
+    It must not have used torch's threads, for then a fork may hang: it has no threads but Python's. Nor may it be
+    importing a script that starts a sweep unguarded, which multiprocessing refuses.
     """
-    ready = IMPORTED[0] in sys.modules and len(os.listdir("/proc/self/task")) == threading.active_count()
+    importing = getattr(multiprocessing.current_process(), "_inheriting", False)
+    ready = (
+        not importing and IMPORTED[0] in sys.modules and len(os.listdir("/proc/self/task")) == threading.active_count()
+    )
     return multiprocessing.get_context("fork") if ready else PROCESSES
 
 
