@@ -42,7 +42,7 @@ SIDES = THEIRS + OURS
 NEGATIVES = (1, 5, 15, 19)
 # rows per step, untimed steps, timed steps, processes per side
 MODELS = {
-    "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 3, "repeats": 2},
+    "smollm2-135m": {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 2},
     "pocket-gpt2": {"rows": 32, "warm_up": 5, "steps": 20, "repeats": 3},
 }
 QUICK = {name: {"rows": 2, "warm_up": 1, "steps": 2, "repeats": 1} for name in ("pocket-qwen2", "pocket-gpt2")}

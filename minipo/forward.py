@@ -1,7 +1,7 @@
 """One forward of a packed batch, or of ordinary rows: the only place that turns logits into log-probs."""
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from minipo.packing import PackedBatch
 
 # transformers' own models in which only the final norm and the head follow the last layer's MLP, and their layers.
 LAYERS = {"GPT2LMHeadModel": "transformer.h", "LlamaForCausalLM": "model.layers", "Qwen2ForCausalLM": "model.layers"}
+ADAPTED = ("peft.tuners.lora.layer", "Linear")
 FEW = 0.8  # of a batch's tokens: to take more out and put them back costs what is saved
 
 
@@ -26,7 +27,7 @@ def packed_forward(model: nn.Module, packed: PackedBatch) -> Float[Tensor, "B C"
 def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float[Tensor, "B C"]:
     names = ("input_ids", "predicting", "sources", "targets", "target_mask", "mask")
     inputs = {name: packed[name].to(device_of(model)) for name in names}
-    with head_at(model, inputs["predicting"]), products_of(model):
+    with head_at(model, inputs["predicting"]), fast_layers(model):
         logits = logits_of(model, inputs["input_ids"], **arguments)[0]
     logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     logps = logps[inputs["sources"], inputs["targets"]]
@@ -34,12 +35,65 @@ def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float
     return logps.masked_fill(~inputs["mask"], -torch.inf)
 
 
-def products_of(model: nn.Module) -> AbstractContextManager[Any]:
-    """`fast_products`, where the model has layers for it."""
-    # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same tensors.
-    checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    large = any(isinstance(module, nn.Linear) and module.weight.numel() >= LARGE for module in model.modules())
-    return fast_products(device_of(model)) if large and not checkpointed else nullcontext()
+@contextmanager
+def fast_layers(model: nn.Module) -> Generator[None]:
+    """Inside the context, layers are computed by `fast_products`, and those with an adapter `in_place`."""
+    modules = list(model.modules())
+    with ExitStack() as stack:
+        # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same
+        # tensors.
+        if not any(getattr(module, "gradient_checkpointing", False) for module in modules):
+            if any(isinstance(module, nn.Linear) and module.weight.numel() >= LARGE for module in modules):
+                stack.enter_context(fast_products(device_of(model)))
+            for module in modules:
+                if (name := plain_adapter(module)) is not None:
+                    stack.enter_context(in_place(module, name))
+        yield
+
+
+def plain_adapter(layer: Any) -> str | None:
+    """The name of a LoRA layer's adapter, if the layer is nothing but base(x) + scaling · B(A(x)) in one precision, and
+    no hook looks at its parts; else None."""
+    kind = type(layer)
+    if (kind.__module__, kind.__name__) != ADAPTED or layer.disable_adapters or layer.merged:
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or names[0] in layer.lora_variant:
+        return None
+    (name,) = names
+    parts = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
+    plain = (
+        all(type(part) is nn.Linear for part in parts)
+        and {part.weight.dtype for part in parts} in ({torch.float32}, {torch.float64})
+        and parts[2].bias is None
+        and not (layer.training and getattr(layer.lora_dropout[name], "p", 0))
+        and not torch.is_autocast_enabled(parts[0].weight.device.type)
+        and not looked_at(layer, *parts)
+    )
+    return name if plain else None
+
+
+@contextmanager
+def in_place(layer: Any, name: str) -> Generator[None]:
+    """Inside the context, a `plain_adapter` is added to the base layer's output in the same memory; peft allocates
+    three more tensors of that size, which takes time and scatters the memory in use."""
+    up, scaling = layer.lora_B[name].weight, layer.scaling[name]
+
+    def forward(hidden: Tensor) -> Tensor:
+        rows = hidden.flatten(0, -2)
+        output = layer.base_layer(rows).addmm_(layer.lora_A[name](rows), up.T, alpha=scaling)
+        return output.view(*hidden.shape[:-1], -1)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
+
+
+def looked_at(*modules: nn.Module) -> bool:
+    """Whether somebody sees these modules' inputs or outputs, or has put another forward in place of theirs."""
+    return any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in modules)
 
 
 def logits_of(model: nn.Module, input_ids: Int[Tensor, "B T"], **arguments: Tensor) -> Float[Tensor, "B T V"]:
@@ -75,9 +129,8 @@ def last_mlp(model: Any) -> nn.Module | None:
         return None
     layer, base = own.get_submodule(layers)[-1], own.base_model
     mlp = layer.mlp
-    see_it = (mlp, layer, base, *base.children())
-    looked_at = any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in see_it)
-    return None if looked_at or layer.gradient_checkpointing else mlp  # checkpointing computes the layer again later
+    seen = looked_at(mlp, layer, base, *base.children())
+    return None if seen or layer.gradient_checkpointing else mlp  # checkpointing computes the layer again later
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
+from peft.tuners.lora.layer import Linear as LoraLinear
 from tokenizers import normalizers, processors
 from transformers import (
     AttentionInterface,
@@ -38,7 +39,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minipo import arithmetic, scoring
+from minipo import arithmetic, forward, scoring
 from minipo.compatibility import forwards, tokenizers
 from minipo.compatibility.architectures import KNOWN
 from minipo.compatibility.forwards import reuse_memory
@@ -140,7 +141,8 @@ def test_scores_and_gradients_are_the_same_where_onednn_is_faster(lora, checkpoi
         scores = packed_logps(model, packed)
         return scores, *torch.autograd.grad(scores[packed["mask"]].sum(), parameters)
 
-    monkeypatch.setattr(arithmetic, "LARGE", 0)
+    for module in (arithmetic, forward):  # both ask whether a layer is large
+        monkeypatch.setattr(module, "LARGE", 0)
     torch.testing.assert_close(results(True), results(False), atol=1e-4, rtol=1e-4)
 
 
@@ -252,6 +254,20 @@ def test_so_is_the_last_mlp_unless_somebody_looks_at_it(kind, tokenizer):
         torch.testing.assert_close(packed_logps(model, packed), scores)
         assert counts[last] == packed["input_ids"].numel()
         hook.remove()
+
+
+def test_an_adapter_is_added_in_place_unless_somebody_looks_at_it(tokenizer, monkeypatch):
+    model, calls = make_model("llama", tokenizer, lora=True), []
+    packed = pack(tokenizer, PROMPTS, CANDIDATES)
+    scores = packed_logps(model, packed)
+    adapted = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    hook = adapted[0].lora_B["default"].register_forward_hook(lambda *_: calls.append(True))
+    torch.testing.assert_close(packed_logps(model, packed), scores)
+    assert calls
+    hook.remove()
+    monkeypatch.setattr(LoraLinear, "forward", lambda *_: pytest.fail("peft's own forward"))
+    torch.testing.assert_close(packed_logps(model, packed), scores)
+    assert not any("forward" in vars(module) for module in adapted)
 
 
 def test_bfloat16_models_give_float32_scores(tokenizer):
