@@ -11,7 +11,7 @@ runs in a separate process, in turns; peak memory is that of the whole process. 
 step.json beside this file; of that, of the 135M model's fresh step at K = 15, `dynamic_share` is the share of
 DynamicPO's selection and β, and `products_share` what its products with the frozen weights would take by themselves: as
 many tokens through those weights, one layer after another and nothing between, three times (policy, reference, and the
-gradient of each layer's input, which takes as many operations).
+gradient of each layer's input, which takes as many operations). `tokens_per_second`: of its packed rows.
 """
 
 import copy
@@ -129,7 +129,10 @@ def measured(settings: Report) -> Report:
         dual_margin_beta(logps, boundary(logps), 1.0, 6.0)
         selections.append(time.perf_counter() - start)
     peak_gb = peak_memory()
-    fresh = {"products_seconds": 3 * products(model, *batch)} if settings["side"] == "fresh" else {}
+    fresh = {}
+    if settings["side"] == "fresh":
+        tokens = sum(group["input_ids"].numel() for group in batch[0]["groups"])
+        fresh = {"products_seconds": 3 * products(model, *batch), "tokens": tokens}
     return fresh | {
         "prompt_tokens": statistics.median(map(len, prompt_ids)),
         "seconds": times[settings["warm_up"] :],
@@ -154,6 +157,7 @@ def compare(name: str, negatives: int, settings: dict[str, int]) -> Report:
         "prompt_tokens": runs["plain"][0]["prompt_tokens"],
         "dynamic_share": dynamic / found["seconds"]["fresh"],
         "products_share": alone / found["seconds"]["fresh"],
+        "tokens_per_second": runs["fresh"][0]["tokens"] / found["seconds"]["fresh"],
         "largest_difference": max(largest_difference(plain, each) for each in ours),
         **found,
     }
@@ -164,7 +168,7 @@ def benchmark(quick: bool) -> Report:
     models, every = (QUICK, (1, 15)) if quick else (MODELS, NEGATIVES)
     results = [compare(name, negatives, models[name]) for name in models for negatives in every]
     larger = next(result for result in results if result["negatives"] == 15)
-    shares = {name: larger[name] for name in ("dynamic_share", "products_share")}
+    shares = {name: larger[name] for name in ("dynamic_share", "products_share", "tokens_per_second")}
     return {**shares, "onednn": onednn_is_ahead(), "objective": "dmpo", "results": results}
 
 
