@@ -1,4 +1,4 @@
-"""Which precision is faster, by processor: `python benchmarks/precision.py` (about 20 minutes, most of them for AVX2).
+"""Which precision is faster, by processor: `python benchmarks/precision.py` (10 to 20 minutes, most of them for AVX2).
 
 The rule (`minipo.arithmetic.measured`) on the widths of three models, and whole steps of SmolLM2-135M (LoRA, 2 rows,
 K = 5) and of pocket-gpt2 (all weights, 32 rows of the catalogue, K = 15) in both precisions, in turns: each where
@@ -6,20 +6,23 @@ oneDNN and PyTorch may use fewer of this processor's instructions than it has, a
 all. In seconds of CPU time on one thread, so that other processes matter little.
 
 Checks that the precision which the rule chooses takes at most 1.1 times as long in a step as the other; prints a table,
-and writes precision.json beside this file. `python benchmarks/report.py` writes it into docs/speed.md.
+and writes precision.json beside this file, where what other machines measured stays. `python benchmarks/report.py`
+writes it into docs/speed.md.
 """
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Report, alone, prepare, run, setting, texts
+from measure import Report, alone, prepare, provenance, run, setting, texts
 
 from minipo.arithmetic import MEASURED, autocast, builds_kernels, faster, machine
 from minipo.arithmetic import measured as rule
 from minipo.compatibility.architectures import disable_dropout
 from minipo.compatibility.tokenizers import tokenize_rows
+from minipo.experiments.files import read_json
 from minipo.experiments.models import add_lora
 from minipo.packing import pack_groups
 from minipo.preference import preference_loss
@@ -27,7 +30,7 @@ from minipo.scoring import packed_logps
 
 CPU = torch.device("cpu")
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-PROCESSORS = {"AVX2": AVX2, "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "all of this processor's": {}}
+LESSER = {"AVX2": AVX2, "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}}  # than AVX-512 with more
 WIDTHS = {"SmolLM2-135M": (576, 1536), "GPT-2": (768, 3072), "Qwen2.5-0.5B": (896, 4864)}
 # rows and negatives of a step, and steps in each precision, of which the first is not counted
 STEPS = {
@@ -73,7 +76,8 @@ def measured(settings: Report) -> Report:
 
 def benchmark(quick: bool) -> Report:
     """Rules and steps by processor; SystemExit where the rule chooses a precision that takes too long."""
-    processors = {"all of this processor's": {}} if quick else PROCESSORS
+    wide = not quick and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    processors: dict[str, dict[str, str]] = (LESSER if wide else {}) | {"all of its own": {}}
     widths = {"a small one": (192, 512)} if quick else WIDTHS
     rules: dict[str, Any] = {}
     steps: dict[str, Any] = {}
@@ -87,7 +91,10 @@ def benchmark(quick: bool) -> Report:
             over = found["ratio"] if found["chosen"] == "bfloat16" else 1 / found["ratio"]
             if over > MOST and not quick:
                 raise SystemExit(f"{name}, {model}: {found['chosen']} takes {over:.2f} times as long as the other.")
-    return {"machine": machine(CPU), "widths": widths, "rules": rules, "steps": steps}
+    kept = Path(__file__).with_suffix(".json")
+    machines = {} if quick or not kept.is_file() else read_json(kept)["machines"]
+    machines[machine(CPU)] = {"date": provenance()["date"], "rules": rules, "steps": steps}
+    return {"widths": widths, "machines": machines}
 
 
 if __name__ == "__main__":

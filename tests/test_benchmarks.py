@@ -51,7 +51,7 @@ def test_plain_rows_and_packed_ones_give_the_same_log_probs_and_gradients(script
         ("growth", ["per thousand real tokens", "grouped by length"]),
         ("shapes", ["at first and", "% padding) otherwise"]),
         ("selection", ["64 rows of 19 negatives", "on one thread"]),
-        ("precision", ["| all of this processor's |", "a step of pocket-gpt2"]),
+        ("precision", ["| all of its own |", "a step of pocket-gpt2"]),
         ("sft_rows", ["| rows of sequences |", "times less time", "over users: HR@1"]),
     ],
 )
