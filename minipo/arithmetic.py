@@ -26,7 +26,6 @@ from filelock import FileLock
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -97,14 +96,14 @@ class _Linear(torch.autograd.Function):
         return _product(inputs, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         inputs, weight = ctx.saved_tensors
         for_inputs, for_weight, for_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
+        product = linear if torch.is_grad_enabled() else _product  # which has no gradient of its own
         return (
-            _product(gradient, weight.T) if for_inputs else None,
-            _product(rows.T, inputs.flatten(0, -2).T) if for_weight else None,
+            product(gradient, weight.T) if for_inputs else None,
+            product(rows.T, inputs.flatten(0, -2).T) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
 

@@ -13,7 +13,7 @@ from minipo.packing import PackedBatch
 
 # transformers' own models in which only the final norm and the head follow the last layer's MLP, and their layers.
 LAYERS = {"GPT2LMHeadModel": "transformer.h", "LlamaForCausalLM": "model.layers", "Qwen2ForCausalLM": "model.layers"}
-ADAPTED = ("peft.tuners.lora.layer", "Linear")
+ADAPTED = "peft.tuners.lora.layer.Linear.forward"
 FEW = 0.8  # of a batch's tokens: to take more out and put them back costs what is saved
 
 
@@ -37,7 +37,7 @@ def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float
 
 @contextmanager
 def fast_layers(model: nn.Module) -> Generator[None]:
-    """Inside the context, layers are computed by `fast_products`, and those with an adapter `in_place`."""
+    """Inside the context, layers are computed by `fast_products`, and adapters added by `in_place`."""
     modules = list(model.modules())
     with ExitStack() as stack:
         # Checkpointed layers are computed again in the backward pass, outside this context, and must save the same
@@ -46,43 +46,24 @@ def fast_layers(model: nn.Module) -> Generator[None]:
             if any(isinstance(module, nn.Linear) and module.weight.numel() >= LARGE for module in modules):
                 stack.enter_context(fast_products(device_of(model)))
             for module in modules:
-                if (name := plain_adapter(module)) is not None:
-                    stack.enter_context(in_place(module, name))
+                if _name(type(module).forward) == ADAPTED and "forward" not in vars(module):
+                    stack.enter_context(in_place(module))
         yield
 
 
-def plain_adapter(layer: Any) -> str | None:
-    """The name of a LoRA layer's adapter, if the layer is nothing but base(x) + scaling · B(A(x)) in one precision, and
-    no hook looks at its parts; else None."""
-    kind = type(layer)
-    if (kind.__module__, kind.__name__) != ADAPTED or layer.disable_adapters or layer.merged:
-        return None
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(names) != 1 or names[0] in layer.lora_variant:
-        return None
-    (name,) = names
-    parts = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
-    plain = (
-        all(type(part) is nn.Linear for part in parts)
-        and {part.weight.dtype for part in parts} in ({torch.float32}, {torch.float64})
-        and parts[2].bias is None
-        and not (layer.training and getattr(layer.lora_dropout[name], "p", 0))
-        and not torch.is_autocast_enabled(parts[0].weight.device.type)
-        and not looked_at(layer, *parts)
-    )
-    return name if plain else None
-
-
 @contextmanager
-def in_place(layer: Any, name: str) -> Generator[None]:
-    """Inside the context, a `plain_adapter` is added to the base layer's output in the same memory; peft allocates
-    three more tensors of that size, which takes time and scatters the memory in use."""
-    up, scaling = layer.lora_B[name].weight, layer.scaling[name]
+def in_place(layer: Any) -> Generator[None]:
+    """Inside the context, a LoRA layer adds its adapter to the base layer's output in the same memory, if it is plain
+    LoRA in float32 or float64 and nobody looks at its parts. peft allocates two more tensors of that size, which takes
+    time and scatters the memory in use."""
 
-    def forward(hidden: Tensor) -> Tensor:
-        rows = hidden.flatten(0, -2)
-        output = layer.base_layer(rows).addmm_(layer.lora_A[name](rows), up.T, alpha=scaling)
-        return output.view(*hidden.shape[:-1], -1)
+    def forward(hidden: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        # Asked in each call: a model's forward may enter autocast, or change its adapters.
+        if arguments or named or (name := plain_adapter(layer, hidden)) is None:
+            return type(layer).forward(layer, hidden, *arguments, **named)
+        added = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](hidden)))
+        output = layer.base_layer(hidden.flatten(0, -2))  # of 2 dimensions, or oneDNN's would be a view
+        return output.add_(added.flatten(0, -2), alpha=layer.scaling[name]).view(added.shape)
 
     layer.forward = forward
     try:
@@ -91,9 +72,39 @@ def in_place(layer: Any, name: str) -> Generator[None]:
         del layer.forward
 
 
+def plain_adapter(layer: Any, hidden: Tensor) -> str | None:
+    """The name of a layer's only active adapter, if its output for `hidden` is base(hidden) + scaling · B(A(hidden)),
+    and may be computed in place; else None."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] in layer.lora_variant:
+        return None
+    (name,) = names
+    parts = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
+    plain = (
+        isinstance(layer.scaling[name], (int, float))
+        and hidden.ndim > 1 and hidden.numel() > 0 and not hidden.is_meta
+        and all(type(part) is nn.Linear and part.weight.dtype == hidden.dtype for part in parts)
+        and hidden.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(hidden.device.type)
+        and not looked_at(*parts, layer.lora_dropout[name])
+        # Both are private; where they are missing, peft computes the layer.
+        and not getattr(nn.modules.module, "_has_any_global_hook", lambda: True)()
+        and not getattr(torch._C, "_are_functorch_transforms_active", lambda: True)()
+    )  # fmt: skip
+    return name if plain else None
+
+
 def looked_at(*modules: nn.Module) -> bool:
-    """Whether somebody sees these modules' inputs or outputs, or has put another forward in place of theirs."""
-    return any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in modules)
+    """Whether somebody sees these modules' inputs, outputs or gradients, or has put another forward in their place."""
+    return any(
+        each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks
+        or "forward" in vars(each)
+        for each in modules
+    )  # fmt: skip
+
+
+def _name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
 def logits_of(model: nn.Module, input_ids: Int[Tensor, "B T"], **arguments: Tensor) -> Float[Tensor, "B T V"]:

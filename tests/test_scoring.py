@@ -1,5 +1,6 @@
 import platform
 import warnings
+from contextlib import nullcontext
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -256,18 +257,116 @@ def test_so_is_the_last_mlp_unless_somebody_looks_at_it(kind, tokenizer):
         hook.remove()
 
 
-def test_an_adapter_is_added_in_place_unless_somebody_looks_at_it(tokenizer, monkeypatch):
-    model, calls = make_model("llama", tokenizer, lora=True), []
-    packed = pack(tokenizer, PROMPTS, CANDIDATES)
+def logps_and_gradients(model, packed):
     scores = packed_logps(model, packed)
-    adapted = [module for module in model.modules() if isinstance(module, LoraLinear)]
-    hook = adapted[0].lora_B["default"].register_forward_hook(lambda *_: calls.append(True))
-    torch.testing.assert_close(packed_logps(model, packed), scores)
-    assert calls
-    hook.remove()
-    monkeypatch.setattr(LoraLinear, "forward", lambda *_: pytest.fail("peft's own forward"))
-    torch.testing.assert_close(packed_logps(model, packed), scores)
-    assert not any("forward" in vars(module) for module in adapted)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return scores, *torch.autograd.grad(scores[packed["mask"]].sum(), parameters)
+
+
+class TestAdaptersAddedInPlace:
+    @pytest.fixture
+    def model(self, tokenizer):
+        return make_model("llama", tokenizer, lora=True)
+
+    @pytest.fixture
+    def packed(self, tokenizer):
+        return pack(tokenizer, PROMPTS, CANDIDATES)
+
+    @pytest.fixture
+    def layers(self, model):
+        return [module for module in model.modules() if isinstance(module, LoraLinear)]
+
+    @pytest.fixture
+    def expected(self, model, packed, monkeypatch):
+        with monkeypatch.context() as patched:
+            patched.setattr(forward, "plain_adapter", lambda *_: None)
+            return logps_and_gradients(model, packed)
+
+    def test_equal_peft_without_its_forward(self, model, packed, layers, expected, monkeypatch):
+        monkeypatch.setattr(LoraLinear, "_cast_input_dtype", lambda *_: pytest.fail("peft's own forward"))
+        torch.testing.assert_close(logps_and_gradients(model, packed), expected, atol=1e-4, rtol=1e-4)
+        assert not any("forward" in vars(layer) for layer in layers)
+
+    @pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B", "lora_dropout"])
+    def test_whoever_looks_at_a_part_sees_what_peft_computes(self, part, model, packed, layers, expected):
+        seen, (layer, other) = [], layers[-2:]
+        for each in (layer, other):
+            watched = each.base_layer if part == "base_layer" else getattr(each, part)["default"]
+            watched.register_forward_hook(lambda _, inputs, output: seen.append((output, output.clone())))
+        watched.register_full_backward_hook(lambda *_: seen.append((watched, watched)))
+        torch.testing.assert_close(logps_and_gradients(model, packed), expected, atol=1e-4, rtol=1e-4)
+        tensors = [pair for pair in seen if pair[0] is not watched]
+        assert len(tensors) == 2 < len(seen)
+        assert all(output.ndim == 3 and output.equal(then) for output, then in tensors)
+
+    def test_autocast_inside_the_models_forward(self, model, packed, monkeypatch):
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as the Trainer does
+        found = packed_logps(model, packed)
+        monkeypatch.setattr(forward, "plain_adapter", lambda *_: None)
+        torch.testing.assert_close(found, packed_logps(model, packed))
+
+    @pytest.mark.parametrize("change", ["scaling", "disabled", "weights", "tensor"])
+    def test_what_changes_while_the_model_runs(self, change, model, packed, layers, monkeypatch):
+        layer = layers[-1]
+
+        def changed(*_):
+            if change == "disabled":
+                layer._disable_adapters = True
+            elif change == "weights":
+                layer.lora_B["default"].weight = torch.nn.Parameter(torch.ones_like(layer.lora_B["default"].weight))
+            else:
+                layer.scaling["default"] = 0.5 if change == "scaling" else torch.tensor([0.5])
+
+        model.base_model.model.model.layers[-1].register_forward_pre_hook(changed)
+        found = packed_logps(model, packed)
+        monkeypatch.setattr(forward, "plain_adapter", lambda *_: None)
+        torch.testing.assert_close(found, packed_logps(model, packed), atol=1e-4, rtol=1e-4)
+
+    def test_layers_without_tokens_and_a_single_vector(self, layers):
+        with forward.in_place(layers[0]):
+            assert layers[0](torch.ones(0, layers[0].in_features)).shape == (0, layers[0].out_features)
+            assert layers[0](torch.ones(layers[0].in_features)).shape == (layers[0].out_features,)
+
+    def test_one_forward_for_many_adapters(self, model, packed, expected):
+        """vmap over stacked adapters, as to train several at once."""
+        weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+        class Scores(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
+            def forward(self):
+                return packed_logps(self.model, packed)
+
+        one = {f"model.{name}": weight for name, weight in weights.items()}
+        both = {name: torch.stack([weight, torch.zeros_like(weight)]) for name, weight in one.items()}
+        scores = Scores()
+        found = torch.func.vmap(lambda each: torch.func.functional_call(scores, each, ()))(both)
+        torch.testing.assert_close(found[0], expected[0].detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_scores_of_adapters_under_autocast_are_theirs(tokenizer):
+    model, packed = make_model("llama", tokenizer, lora=True), pack(tokenizer, PROMPTS, CANDIDATES)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            first = packed_logps(model, packed)  # for which the model is tried with other adapters
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(first, packed_logps(model, packed))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_gradient_of_gradients_where_onednn_is_faster(monkeypatch):
+    inputs, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+
+    def twice(context):
+        with context:
+            outputs = torch.nn.functional.linear(inputs, weight).pow(3).sum()
+        (gradient,) = torch.autograd.grad(outputs, inputs, create_graph=True)
+        return torch.autograd.grad(gradient.pow(2).sum(), (inputs, weight))
+
+    monkeypatch.setattr(arithmetic, "LARGE", 0)
+    torch.testing.assert_close(twice(arithmetic.OneDNN()), twice(nullcontext()), atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_models_give_float32_scores(tokenizer):
