@@ -2,7 +2,7 @@
 
 SmolLM2-135M learns an eighth of an epoch of MovieLens-100K twice, with the recipe's other settings: as rows of
 sequences, and as a row per target with its history. Either way it learns the same number of targets in the same number
-of steps. Both models then rank the first 500 validation users.
+of steps. Both models then rank the first 250 validation users.
 
 Tokens are counted over the whole training split; rows of sequences must take at most 7.5 per target. Seconds are those
 of a step, from the end of one to the end of the next, each side in separate processes, in turns.
@@ -34,7 +34,7 @@ from minipo.trainers import SFTTrainer
 
 SIDES = ("target", "sequence")
 MOST = 7.5  # tokens per target
-FULL = {"users": 500, "warm_up": 2, "steps": 10, "repeats": 3}
+FULL = {"users": 250, "warm_up": 2, "steps": 10, "repeats": 3}
 QUICK = {"users": 10, "warm_up": 1, "steps": 2, "repeats": 1}
 METRICS = ("hr@1", "ndcg@5")
 
