@@ -30,7 +30,7 @@ from minipo.scoring import packed_logps
 
 CPU = torch.device("cpu")
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-LESSER = {"AVX2": AVX2, "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}}  # than AVX-512 with more
+LESSER = {"AVX2": AVX2, "AVX-512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}}  # of a processor with AVX-512
 WIDTHS = {"SmolLM2-135M": (576, 1536), "GPT-2": (768, 3072), "Qwen2.5-0.5B": (896, 4864)}
 # rows and negatives of a step, and steps in each precision, of which the first is not counted
 STEPS = {

@@ -1,4 +1,4 @@
-"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; about 25 minutes).
+"""Time a preference step: `python benchmarks/step.py` (forward, reference, backward, optimizer; 25 to 50 minutes).
 
 plain: as in the published trainers. Every candidate has its own row of prompt and answer, all in one padded forward;
 float32 logits over the whole vocabulary at every position; the reference is a second such forward.

@@ -13,7 +13,7 @@ from minipo.packing import PackedBatch
 
 # transformers' own models in which only the final norm and the head follow the last layer's MLP, and their layers.
 LAYERS = {"GPT2LMHeadModel": "transformer.h", "LlamaForCausalLM": "model.layers", "Qwen2ForCausalLM": "model.layers"}
-ADAPTED = "peft.tuners.lora.layer.Linear.forward"
+ADAPTED = "peft.tuners.lora.layer.Linear.forward"  # by its name, so that peft need not be imported
 FEW = 0.8  # of a batch's tokens: to take more out and put them back costs what is saved
 
 

@@ -405,7 +405,7 @@ def perturbed_adapters(model: nn.Module) -> Generator[None]:
         if parameter.requires_grad and parameter.is_floating_point():
             kept.append((parameter, parameter.data.clone()))
             parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
-    torch.clear_autocast_cache()  # autocast keeps weights in its precision, also those of another moment
+    torch.clear_autocast_cache()  # its copies of the weights are those from before
     try:
         yield
     finally:
