@@ -7,6 +7,7 @@ that cannot score candidates at all is refused (`compatibility.architectures`).
 """
 
 from collections.abc import Sequence
+from threading import RLock
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from minipo.compatibility.forwards import by_length, one_by_one, reuse_memory
 from minipo.compatibility.tokenizers import pad_token, tokenize_rows, warn_once
 from minipo.forward import device_of, logits_of, packed_forward
 from minipo.packing import PackedBatch, PackedGroups, as_candidates, pack_groups, pack_ids, row_tokens, sizes
+
+# Threads take turns: a forward puts hooks into the model, which another thread's would meet.
+ALONE = RLock()
 
 
 def candidate_logps(
@@ -97,11 +101,12 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
     check_context(model, *(tensor.cpu().numpy() for tensor in (prompt_lengths, counts, lengths)))
     check_tokens(model, packed)
     limit = longrope_limit(model)
-    if limit is not None and candidates is packed:
-        return by_length(model, packed, limit, _scores)
-    if limit is not None and packed["position_ids"].max() + 2 > limit:  # end-of-answer token included
-        return one_by_one(model, packed, read_end=True)
-    return _scores(model, packed)
+    with ALONE:
+        if limit is not None and candidates is packed:
+            return by_length(model, packed, limit, _scores)
+        if limit is not None and packed["position_ids"].max() + 2 > limit:  # end-of-answer token included
+            return one_by_one(model, packed, read_end=True)
+        return _scores(model, packed)
 
 
 def _scores(model: nn.Module, packed: PackedBatch, read_end: bool = False) -> Float[Tensor, "B C"]:

@@ -1,5 +1,6 @@
 import platform
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import combinations, pairwise
 
@@ -211,6 +212,15 @@ def test_batches_are_scored_as_one(tokenizer):
     torch.testing.assert_close(candidate_logps(model, tokenizer, PROMPTS, CANDIDATES, batch_size=1), whole)
     assert not whole.requires_grad
     assert candidate_logps(model, tokenizer, [], []).shape == (0, 0)
+
+
+def test_threads_that_share_a_model_score_as_one_does(tokenizer):
+    model = make_model("gpt2", tokenizer)
+    works = [(PROMPTS[: 1 + turn % 2], CANDIDATES[: 1 + turn % 2]) for turn in range(40)]
+    alone = [candidate_logps(model, tokenizer, *work) for work in works]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda work: candidate_logps(model, tokenizer, *work), works))
+    torch.testing.assert_close(together, alone)
 
 
 def test_training_mode_weights_and_hooks_stay_as_they_were(tokenizer):
