@@ -43,9 +43,9 @@ def trainer_of(config: SFTConfig, steps: int, folder: Path, **others: Any) -> SF
     """The trainer that a run with these settings would use, for so many steps."""
     splits = splits_of(config)
     model, tokenizer = load_model(config.model, items=splits.items)
-    rows, _, batch_size = _sft_rows(config, model, tokenizer, splits)
+    rows, _, batch = _sft_rows(config, model, tokenizer, splits)
     config = decide(config, folder, model, progress=False)
-    arguments = _arguments(config, folder, steps, batch_size=batch_size, progress=False, save_strategy="no")
+    arguments = _arguments(config, folder, steps, **batch, progress=False, save_strategy="no")
     return SFTTrainer(add_lora(model, config.rank), arguments, rows, processing_class=tokenizer, **others)
 
 

@@ -251,5 +251,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"minipo: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("minipo: stopped; run the same command to resume.", file=sys.stderr)
+        print("minipo: stopped; the same command resumes it from its last checkpoint, if it has one.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -6,7 +6,9 @@ sliding window, recurrent layers, attention kernels without masks) is scored can
 that cannot score candidates at all is refused (`compatibility.architectures`).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from threading import RLock
 
 import numpy as np
@@ -28,8 +30,23 @@ from minipo.compatibility.tokenizers import pad_token, tokenize_rows, warn_once
 from minipo.forward import device_of, logits_of, packed_forward
 from minipo.packing import PackedBatch, PackedGroups, as_candidates, pack_groups, pack_ids, row_tokens, sizes
 
-# Threads take turns: a forward puts hooks into the model, which another thread's would meet.
+# Threads take turns: scoring puts hooks into the model, and it into evaluation mode, which others would meet. So do
+# forks, which have only one of the threads: the other ones' hooks and locks would stay.
 ALONE = RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=ALONE.acquire, after_in_parent=ALONE.release, after_in_child=ALONE.release)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Inside the context the model is in evaluation mode, and other threads do not score."""
+    with ALONE:
+        training = model.training
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
 
 
 def candidate_logps(
@@ -84,6 +101,7 @@ def packed_logps(model: nn.Module, packed: PackedBatch | PackedGroups) -> Float[
     model: a decoder-only transformers model, or one wrapped by peft. One that cannot read packed rows is scored
     candidate by candidate, with one warning. Natural logarithms, float32 (float64 for a float64 model), on the model's
     device. With bfloat16 weights or under torch.autocast a log-prob is off by some 0.1-0.3 (SmolLM2-135M, 4-8 tokens).
+    Threads that score take turns; nothing else may use the model at the same time.
 
     Raises ValueError: a model that cannot score candidates (`compatibility.architectures.examine`); a prompt and
     candidate beyond its context; tokens that it does not know.

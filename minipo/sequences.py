@@ -31,6 +31,7 @@ from minipo.rows import TokenRows
 
 TARGETS = 16  # of a row
 REPEATED = 4  # items that a stretch repeats from before a cut: more of them cost tokens, fewer cost history
+# In rows of fewer targets, which are cut more often, it repeats as many as a row per target would show.
 
 
 class _Row:
@@ -80,6 +81,9 @@ class SequenceRows(TokenRows):
         super().__init__([np.array(row.ids) for row in rows], [row.answers for row in rows])
         self.rows = rows
         self.longest = max(max(row.positions) for row in rows) + 1  # tokens of the longest stretch
+
+    def first(self, number: int | None) -> "SequenceRows":
+        return SequenceRows(self.rows[:number])
 
     def __getitem__(self, visit: tuple[int, int]) -> tuple[int, NDArray[np.int64]]:
         return visit[1], np.arange(self.counts[visit[1]])
@@ -134,13 +138,15 @@ def token_sequences(
 
     sequences: each a user's items, oldest first, and how many of the first are not learnt, at least 1. The first item
         that is learnt sees up to `window` of these. Where a sequence is cut, because a row is full or a stretch would
-        exceed `context` tokens, what follows sees 4 items from before the cut.
+        exceed `context` tokens, what follows sees 4 items from before the cut, or `window` in rows of fewer than 16.
     template: one that `continues`. window: the most items before an item that it sees.
 
     Warns where a stretch begins with fewer items than that because of the context. Raises ValueError: no sequences, a
     template that does not continue, a context too short for two items, an item without tokens, and a tokenizer under
     which an item's tokens depend on what stands before it.
     """
+    if targets < 1:
+        raise ValueError(f"targets is {targets}; it must be at least 1.")
     if not template.continues:
         raise ValueError(
             f"The template {template.text!r} does not end in the history, so that its prompts hold one target each; "
@@ -174,7 +180,7 @@ def token_sequences(
                 rows[-1].open(firsts[items[start]])
                 for item in items[start + 1 : place]:
                     rows[-1].show(answers[item][:-1])
-                opened, shown = True, REPEATED
+                opened, shown = True, REPEATED if targets >= TARGETS else window
             rows[-1].learn(answers[items[place]])
     if shortened:
         warnings.warn(
@@ -197,13 +203,16 @@ def _tokens(
     prompt_ids = tokenize(tokenizer, prompts, special=True)
     while any(not np.array_equal(ids[: len(beginning)], beginning) for ids in begun):
         beginning = beginning[:-1]
-    # The separator as most items leave it: ")," may be one token, and "," alone may have the token of a text's start.
+    # The separator as most items leave it: ")," may be one token.
     ends = Counter(
         tuple(prompt[len(ids) :])
         for ids, prompt in zip(begun, prompt_ids, strict=True)
         if np.array_equal(prompt[: len(ids)], ids)
     )
-    separator = np.array(ends.most_common(1)[0][0]) if ends else tokenize(tokenizer, [after])[0]
+    if not ends:  # behind a letter then: "," alone may have the token of a text's start
+        letter, both = tokenize(tokenizer, ["a", "a" + after])
+        ends[tuple(both[len(letter) :] if np.array_equal(both[: len(letter)], letter) else both)] += 1
+    separator = np.array(ends.most_common(1)[0][0])
 
     # Each item as an answer, which must have the same tokens after all items that it follows.
     prompt_of, length_of = dict(zip(items, prompts, strict=True)), dict(zip(items, map(len, prompt_ids), strict=True))

@@ -41,18 +41,23 @@ class Threads:
         self.cores = confined or list(range(psutil.cpu_count() or 1))
         self.before = self._look()
 
+    def others(self) -> float | None:
+        """How many of the cores other processes used on average since the last call; None if that was a moment ago."""
+        now = self._look()
+        seconds, by_all, by_this = (after - before for after, before in zip(now, self.before, strict=True))
+        if seconds <= 0.1:  # the system counts in hundredths
+            return None
+        self.before = now
+        return (by_all - by_this) / seconds
+
     def adapt(self, model: Any) -> None:
         """Set torch's number of threads, to train or evaluate `model`."""
         if "OMP_NUM_THREADS" in os.environ or sum(each.numel() for each in model.parameters()) > SMALL:
             return
         import torch
 
-        now = self._look()
-        seconds, by_all, by_this = (after - before for after, before in zip(now, self.before, strict=True))
-        if seconds > 0.1:  # the system counts in hundredths
-            free = len(self.cores) - (by_all - by_this) / seconds
-            torch.set_num_threads(max(1, min(self.most, round(free))))
-            self.before = now
+        if (others := self.others()) is not None:
+            torch.set_num_threads(max(1, min(self.most, round(len(self.cores) - others))))
 
     def _look(self) -> tuple[float, float, float]:
         """The time, and how long these cores have been in use by all processes and by this one, in seconds."""

@@ -39,7 +39,7 @@ from minipo.packing import PackedBatch
 from minipo.preference import PreferenceOutput, preference_loss
 from minipo.reference import REFERENCE, Batches, Reference, fingerprint, save_reference, saved_reference
 from minipo.rows import TokenRows, Visits, token_rows
-from minipo.scoring import packed_logps
+from minipo.scoring import evaluating, packed_logps
 from minipo.sequences import SequenceRows
 
 COMPLETE = "complete"  # a checkpoint counts only if it has this file, which is written last
@@ -132,21 +132,19 @@ class _RowTrainer(Trainer):
         where a row has no such answer. By the model as it is now, in the precision of training, without gradients."""
         lengths = np.array([len(rows.prompts[row]) + sum(map(len, rows.answers[row])) for row in which])
         which = which[np.argsort(-lengths, kind="stable")]  # neighbours are similar, so there is little padding
-        size, training = self.args.per_device_eval_batch_size, self.model.training
+        size = self.args.per_device_eval_batch_size
         precision = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
         bar = tqdm(total=len(which), desc=task, unit="row", delay=2, leave=False, disable=self.args.disable_tqdm)
-        self.model.eval()
         try:
             for start in range(0, len(which), size):
                 batch = which[start : start + size]
                 packed = self.pack(rows, [(row, range(rows.counts[row])) for row in batch])
-                with torch.no_grad(), autocast(self.args.device, precision):
+                with evaluating(self.model), torch.no_grad(), autocast(self.args.device, precision):
                     logps = packed_logps(self.model, packed)
                 yield batch, pad(logps, (0, rows.width - logps.shape[1]), value=-math.inf).float().cpu().numpy()
                 bar.update(len(batch))
         finally:
             bar.close()
-            self.model.train(training)
 
     def score(self, rows: Rows | TokenRows) -> Scores:
         """Log-probs (rows, answers) of all answers of `rows`, chosen first, by the model as it is now; −inf where a row

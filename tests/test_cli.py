@@ -450,7 +450,8 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["prefer"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "minipo: stopped; run the same command to resume.\n"
+    said = capsys.readouterr().err
+    assert said == "minipo: stopped; the same command resumes it from its last checkpoint, if it has one.\n"
 
 
 # The app

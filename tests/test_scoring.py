@@ -1,4 +1,8 @@
+import multiprocessing
+import os
 import platform
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -46,7 +50,9 @@ from minipo.compatibility import forwards, tokenizers
 from minipo.compatibility.architectures import KNOWN
 from minipo.compatibility.forwards import reuse_memory
 from minipo.compatibility.tokenizers import tokenize, tokenize_rows
+from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.models import add_lora, pocket_tokenizer
+from minipo.experiments.users import score
 from minipo.packing import length_groups, pack_groups, pack_ids, padding_share
 from minipo.scoring import candidate_logps, pack, packed_logps
 
@@ -221,6 +227,41 @@ def test_threads_that_share_a_model_score_as_one_does(tokenizer):
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda work: candidate_logps(model, tokenizer, *work), works))
     torch.testing.assert_close(together, alone)
+
+
+def test_threads_score_without_dropout_and_leave_it_as_it_was(tokenizer):
+    model = make_model("gpt2", tokenizer).train()
+    users = [Interaction(number, ("Fox",), "Glass", ("Glass", "Neon Fox")) for number in range(40)]
+    alone = score(model, tokenizer, users)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda size: score(model, tokenizer, users, batch_size=size), [4, 16] * 5))
+    np.testing.assert_allclose(together, [alone] * 10, atol=1e-4)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_process_forked_while_a_thread_scores_scores_too(tokenizer):
+    model, scoring_now = make_model("gpt2", tokenizer), threading.Event()
+
+    def look(*_) -> None:
+        scoring_now.set()
+        time.sleep(0.5)
+
+    candidate_logps(model, tokenizer, PROMPTS, CANDIDATES)  # tests the model, which looks too
+    handle = model.transformer.h[0].register_forward_hook(look)
+    thread = threading.Thread(target=candidate_logps, args=(model, tokenizer, PROMPTS, CANDIDATES))
+    thread.start()
+    scoring_now.wait()
+    child = multiprocessing.get_context("fork").Process(
+        target=candidate_logps, args=(model, tokenizer, PROMPTS, CANDIDATES)
+    )
+    child.start()
+    child.join(20)
+    child.kill()
+    thread.join()
+    handle.remove()
+    assert child.exitcode == 0
 
 
 def test_training_mode_weights_and_hooks_stay_as_they_were(tokenizer):

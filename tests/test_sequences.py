@@ -5,7 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
@@ -17,9 +19,9 @@ from transformers import (
     MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
-from minipo import sequences
 from minipo.compatibility import tokenizers
 from minipo.experiments.arguments import training_arguments
 from minipo.experiments.datasets import catalog, llara
@@ -29,7 +31,7 @@ from minipo.experiments.models import pocket_tokenizer
 from minipo.experiments.users import preference_rows, sequence_rows, user_sequences
 from minipo.prompts import TEMPLATES, answer, render
 from minipo.scoring import candidate_logps, packed_logps
-from minipo.sequences import REPEATED, token_sequences
+from minipo.sequences import token_sequences
 from minipo.trainers import PreferenceTrainer, SFTTrainer
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Fox", "Iron Lark Song", "Redemption, The (1994)", "Glass", "Fôx"]
@@ -110,9 +112,8 @@ def assert_same(model, rows, template="liked"):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", [(LlamaForCausalLM, LlamaConfig), (GPT2LMHeadModel, GPT2Config)])
 def test_up_to_a_window_of_items_log_probs_and_gradients_are_those_of_a_row_per_target(
-    kind, attention, template, targets, monkeypatch
+    kind, attention, template, targets
 ):
-    monkeypatch.setattr(sequences, "REPEATED", WINDOW)  # so that a cut costs no history
     model = make(*kind, attn_implementation=attention)
     assert_same(model, rows_of(template=template, targets=targets), template)
 
@@ -210,14 +211,36 @@ def test_a_row_is_a_beginning_and_stretches_of_which_titles_and_their_ends_are_l
     assert positions[:-second] == [*range(len(positions) - second)]
 
 
-def test_a_full_row_is_followed_by_one_that_repeats_some_items():
-    items = [f"Item{number}" for number in range(20)]
-    rows = rows_of([(items, 3), (items[::-1], 2)], "line", 10, targets=8)
-    assert rows.counts.tolist() == [8, 8, 8, 8, 3]
-    learnt = [item for row in range(5) for item in shown(rows, row)[1]]
-    assert learnt == items[3:] + items[::-1][2:]
-    assert shown(rows, 1)[0] == ", ".join(items[11 - REPEATED : 19])
-    assert shown(rows, 2)[0] == ", ".join(items[19 - REPEATED :]) + " " + ", ".join(items[::-1][:9])
+@pytest.mark.parametrize(("targets", "repeated"), [(16, 4), (8, 10)])
+def test_a_full_row_is_followed_by_one_that_repeats_some_items(targets, repeated):
+    """As many as a row per target would show where rows are short, because they are cut often."""
+    items = [f"Item{number}" for number in range(4 * targets)]
+    rows = rows_of([(items, 3), (["Fox", "Glass"], 1)], "line", 10, targets=targets)
+    assert rows.counts.tolist() == [targets, targets, targets, targets - 2]
+    assert [item for row in range(4) for item in shown(rows, row)[1]] == [*items[3:], "Glass"]
+    for row in (1, 2):
+        cut = 3 + row * targets
+        assert shown(rows, row)[0] == ", ".join(items[cut - repeated : cut + targets])
+    assert shown(rows, 3)[0] == ", ".join(items[3 + 3 * targets - repeated :]) + " Fox, Glass"
+
+
+def test_the_first_rows_learn_what_they_learn_among_others():
+    model, rows = make(), rows_of(targets=3)
+    first = rows.first(2)
+    torch.testing.assert_close(logps_of(model, first), logps_of(model, rows)[: first.counts.sum()])
+
+
+def test_the_separator_is_that_of_prompts_where_no_title_keeps_its_end_before_it():
+    """Titles like MovieLens', under a tokenizer that joins ")," and marks the start of a text, as Llama's does."""
+    titles = ["Fargo (1996)", "Heat (1995)"]
+    pieces = dict.fromkeys([*"".join(titles), *"▁,", "▁,", "),", "a"], -1.0) | {"<s>": 0.0, "</s>": 0.0, "<unk>": -9.0}
+    unigram = Tokenizer(Unigram(list(pieces.items()), unk_id=len(pieces) - 1))
+    unigram.pre_tokenizer = Metaspace()
+    unigram.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    (row,) = token_sequences(tokenizer, [(titles, 1)], TEMPLATES["line"], 4).rows
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode(f"{titles[0]},"))[-1] == "),"
+    assert "".join(tokenizer.convert_ids_to_tokens(row.ids)) == "▁Fargo▁(1996),▁Heat▁(1995)"
 
 
 def test_a_stretch_ends_where_the_context_does():
@@ -245,6 +268,8 @@ def test_a_stretch_ends_where_the_context_does():
 def test_what_makes_no_rows(given, template, said):
     with pytest.raises(ValueError, match=said):
         rows_of(given, template)
+    with pytest.raises(ValueError, match="targets is 0; it must be at least 1"):
+        rows_of(targets=0)
 
 
 def test_a_tokenizer_that_splits_answers_otherwise_within_a_line_is_refused():

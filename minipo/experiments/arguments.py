@@ -1,6 +1,7 @@
 """A run's training arguments, its log lines, and the checkpoint that it resumes from."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,22 @@ class Listen(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.heard(state.global_step, dict(logs or {}))
+
+
+class SaveInTime(TrainerCallback):
+    """Saves a checkpoint with a log line, to resume from, where the last one is two minutes old."""
+
+    SECONDS = 120.0
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if control.should_log and time.monotonic() - self.last >= self.SECONDS:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -61,6 +78,7 @@ def training_arguments(
         "seed": seed,
         "logging_steps": log_every,
         "save_steps": 10 * log_every,
+        "save_total_limit": 2,  # the second last is the one to resume from while the last one is written
         "eval_strategy": "no" if evaluate_every is None else "steps",
         "eval_steps": evaluate_every,
         "disable_tqdm": not progress,

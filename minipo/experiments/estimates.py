@@ -11,21 +11,23 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from minipo.experiments.configuration import Config, PreferConfig
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.files import read_json, write_json
 from minipo.folder import home
 from minipo.prompts import TEMPLATES, answer, render
+from minipo.threads import Threads
 
 # Multiplications per token in the layers, of models that are built here; others' are read from their config.json.
 POCKET = {"pocket-gpt2": 98_304, "pocket-qwen2": 122_880}
@@ -33,6 +35,8 @@ POCKET_WIDTH, POCKET_BYTES = 64, 259  # of the output layer, and its tokens that
 EFFICIENCY = 0.6  # of a pretrained model's forwards and backwards against the bare matrix products
 SAMPLE = 200  # users whose texts are counted
 BUDGET = 0.1  # seconds for each of the calibration's measurements
+QUIET = 0.25  # cores that other processes use at most on a quiet machine
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 clock = time.perf_counter
 
 
@@ -43,37 +47,56 @@ class Speed:
     dropout, and in evaluation (`train`, `learn`, `score`); per 1e9 in bare products (`float32`, `bfloat16`); per row
     that is tokenized (`row`)."""
 
-    step: float
-    train: float
-    learn: float
-    score: float
-    float32: float
-    bfloat16: float
-    row: float
+    step: Seconds
+    train: Seconds
+    learn: Seconds
+    score: Seconds
+    float32: Seconds
+    bfloat16: Seconds
+    row: Seconds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The speeds of a machine by number of threads, and whether other processes left it alone for once."""
+
+    quiet: bool
+    speeds: dict[int, Speed]
+
+
+KEPT = TypeAdapter(dict[str, Kept])
 
 
 def speeds(measure: bool = True) -> dict[int, Speed]:
-    """This machine's speeds by number of threads, one and all; measured if they are not known yet, or, with `measure`
-    False, empty."""
-    with suppress(AttributeError, KeyError, TypeError, ValueError):  # there are none, or they are damaged
-        known = read_json(home() / "speed.json", dict)[_machine()]
-        return {int(threads): Speed(**found) for threads, found in known.items()}
-    return calibrate() if measure else {}
+    """This machine's speeds by number of threads, one and all; measured if they are not known yet, or only from a time
+    when other processes were busy. With `measure` False, what is known, or nothing."""
+    known = _kept().get(_machine())
+    if measure and (known is None or not known.quiet):
+        return calibrate()
+    return known.speeds if known else {}
 
 
 def calibrate() -> dict[int, Speed]:
     """Measure this machine's speeds again, and keep the better of old and new: another process may have disturbed
     either."""
-    known, found = speeds(measure=False), _measured()
-    for threads in known.keys() & found.keys():
-        best = {name: min(value, getattr(known[threads], name)) for name, value in asdict(found[threads]).items()}
-        found[threads] = Speed(**best)
-    machines: dict[str, Any] = {}
-    with suppress(ValueError):
-        machines = read_json(home() / "speed.json", dict)
-    machines[_machine()] = {str(threads): asdict(speed) for threads, speed in found.items()}
-    write_json(home() / "speed.json", machines)
+    known, threads = _kept(), Threads()
+    found, old = _measured(), known.get(_machine())
+    quiet = (threads.others() or 0.0) < QUIET
+    before = old.speeds if old else {}
+    for number in found.keys() & before.keys():
+        best = {name: min(value, getattr(before[number], name)) for name, value in asdict(found[number]).items()}
+        found[number] = Speed(**best)
+    content = KEPT.dump_python(known | {_machine(): Kept(quiet or bool(old and old.quiet), found)}, mode="json")
+    write_json(home() / "speed.json", content)
     return found
+
+
+def _kept() -> "dict[str, Kept]":
+    """What speed.json says, by machine; nothing if it is missing or damaged."""
+    try:
+        return KEPT.validate_python(read_json(home() / "speed.json", dict))
+    except ValueError:
+        return {}
 
 
 def _machine() -> str:
@@ -214,13 +237,9 @@ class Data:
         )
 
 
-@lru_cache(maxsize=32)
 def texts_of(model: str, template: str, data: Data) -> Texts | None:
     """The costs of the users' texts with this model, without opening it; None if its size is unknown here."""
-    prompts = [render(TEMPLATES[template], history, data.candidates[:20]) for history in data.histories]
-    answers = [answer(item) for item in data.candidates]
     if model in POCKET:
-        tokens = [[len(text.replace(",", " ,").split()) for text in texts] for texts in (prompts, answers)]
         layers, output = POCKET[model], POCKET_WIDTH * (POCKET_BYTES + data.words)
     else:
         folder = Path(model) if os.path.isabs(model) else home() / "fetched" / model
@@ -228,9 +247,19 @@ def texts_of(model: str, template: str, data: Data) -> Texts | None:
             layers, output = _multiplications(read_json(folder / "config.json", dict))
         except (KeyError, TypeError, ValueError):
             return None
-        pieces = re.compile(r"[^\W\d_]{1,6}|\d|[^\w\s]+")  # digits are tokens, and long words are cut
-        tokens = [[len(pieces.findall(text)) for text in texts] for texts in (prompts, answers)]
-    return Texts(float(np.mean(tokens[0])), 1 + float(np.mean(tokens[1])), layers / 1e9, output / 1e9)
+    prompt, text = _tokens(template, data, model in POCKET)
+    return Texts(prompt, 1 + text, layers / 1e9, output / 1e9)
+
+
+@lru_cache(maxsize=32)
+def _tokens(template: str, data: Data, pocket: bool) -> tuple[float, float]:
+    """About how many tokens a prompt and an answer have, for a pocket model or a pretrained one."""
+    prompts = [render(TEMPLATES[template], history, data.candidates[:20]) for history in data.histories]
+    # In a pretrained model's vocabulary digits are tokens, and long words are cut.
+    pieces = re.compile(r"[^\s,]+|," if pocket else r"[^\W\d_]{1,6}|\d|[^\w\s]+")
+    texts = prompts, [answer(item) for item in data.candidates]
+    prompt, text = (float(np.mean([len(pieces.findall(each)) for each in kind])) for kind in texts)
+    return prompt, text
 
 
 def _multiplications(config: dict[str, Any]) -> tuple[int, int]:
@@ -261,7 +290,9 @@ def seconds(config: Config, data: Data, speed: Speed, reference: bool = True) ->
     rows = data.train + ranked
     if not isinstance(config, PreferConfig):
         steps = config.steps or math.ceil(config.epochs * data.train / config.batch_size)
-        read = texts.answer + (texts.prompt if config.rows == "target" else 1)  # tokens a target; 1: a separator
+        # Tokens a target: its history, or a separator; rows shorter than 16 targets begin with a history.
+        row = 1 if config.rows == "target" else config.batch_size
+        read = texts.answer + (texts.prompt / row if row < 16 else 1)
         predicted = texts.prompt if config.model in POCKET else texts.answer
         return (
             speed.row * rows

@@ -140,7 +140,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         model, tokenizer = load_model(config.model, items=splits.items, seed=config.seed)
     if config.tuning == "lora":
         model = add_lora(model, config.rank, seed=config.seed)
-    train, shortened, batch_size = _sft_rows(config, model, tokenizer, splits)
+    train, shortened, batch = _sft_rows(config, model, tokenizer, splits)
     steps = config.steps or math.ceil(config.epochs * len(splits.train) / config.batch_size)
     threads.adapt(model)
     config = decide(config, out, model, progress)
@@ -149,7 +149,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     _begin(out, config, splits, start)
     trainer = SFTTrainer(
         model,
-        _arguments(config, out / "checkpoints", steps, batch_size=batch_size, progress=progress),
+        _arguments(config, out / "checkpoints", steps, **batch, progress=progress),
         train,
         processing_class=tokenizer,
         whole_line=whole_line,
@@ -275,9 +275,9 @@ def preference_trainer(
     )  # fmt: skip
 
 
-def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, int]:
-    """The rows that SFT learns, how many prompts were shortened, and the rows of a step, which learns batch_size chosen
-    items either way."""
+def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> tuple[Any, int, dict[str, int]]:
+    """The rows that SFT learns, how many prompts were shortened, and the rows and micro-batches of a step, which learns
+    batch_size chosen items either way."""
     from minipo.compatibility.architectures import context_of
     from minipo.experiments.users import rows_of, sequence_rows
     from minipo.sequences import TARGETS
@@ -290,12 +290,13 @@ def _sft_rows(config: SFTConfig, model: Any, tokenizer: Any, splits: Splits) -> 
                 stacklevel=2,
             )
         rows, shortened = rows_of(model, tokenizer, splits, config.template)
-        return rows["train"], shortened, config.batch_size
+        return rows["train"], shortened, {"batch_size": config.batch_size, "accumulation": config.accumulation}
     _, shortened = rows_of(model, tokenizer, splits, config.template, ("validation", "test"))
-    at_once = config.batch_size // config.accumulation  # in as many rows of 16 or more as divide it
-    targets = next(number for number in range(min(TARGETS, at_once), at_once + 1) if at_once % number == 0)
+    batch = config.batch_size  # in as many rows of 16 or more as divide it
+    targets = next(number for number in range(min(TARGETS, batch), batch + 1) if batch % number == 0)
     rows = sequence_rows(splits.train, config.template, tokenizer, context_of(model), targets)
-    return rows, shortened, config.batch_size // targets
+    count = batch // targets  # a micro-batch has at least one row, which takes the memory of two prompts
+    return rows, shortened, {"batch_size": count, "accumulation": math.gcd(count, config.accumulation)}
 
 
 def sft_run(config: PreferConfig | SFTConfig, *, progress: bool = True) -> Run:
@@ -346,7 +347,7 @@ def sft_folder(folder: Path, config: Config) -> Run:
 
 def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Interaction] = ()) -> Recorder:
     """Prepare `trainer` to train in `out`, or to resume there; a new run's model is evaluated."""
-    from minipo.experiments.arguments import Listen, last_checkpoint
+    from minipo.experiments.arguments import Listen, SaveInTime, last_checkpoint
 
     with _writing(out):
         checkpoint = last_checkpoint(out / "checkpoints")
@@ -361,6 +362,7 @@ def _ready(trainer: "Trainer", out: Path, threads: Threads, probed: Sequence[Int
             threads.adapt(trainer.model)
 
         trainer.add_callback(Listen(heard))
+        trainer.add_callback(SaveInTime())
         if trainer.eval_dataset is not None and checkpoint is None:
             trainer.evaluate()
         return recorder

@@ -18,7 +18,7 @@ from minipo.names import lookup
 from minipo.packing import TokenIds
 from minipo.prompts import TEMPLATES, Template, answer, render
 from minipo.rows import TokenRows
-from minipo.scoring import candidate_logps
+from minipo.scoring import candidate_logps, evaluating
 from minipo.sequences import TARGETS, SequenceRows, token_sequences
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def user_sequences(interactions: Sequence[Interaction]) -> list[tuple[tuple[str,
         waiting[user.user, (*user.history, user.chosen)[-longest:]].append(number)
     following: dict[int, int] = {}
     for number, user in enumerate(interactions):
-        found = waiting[user.user, user.history]
+        found = waiting[user.user, tuple(user.history)]
         if (before := next((each for each in found if each != number), None)) is not None:
             found.remove(before)
             following[before] = number
@@ -247,12 +247,8 @@ def score(
     """
     prompts, *_ = _fitted(tokenizer, interactions, template, context_of(model))
     candidates = [[answer(item) for item in user.canonical] for user in interactions]
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         scores = candidate_logps(model, tokenizer, prompts, candidates, batch_size=batch_size)
-    finally:
-        model.train(training)
     return scores.float().cpu().numpy()
 
 
@@ -295,14 +291,12 @@ def valid_ratio(
     longest = max(len(ids) for ids in tokenize(tokenizer, [answer(item) for item in items]))
     prompts, *_ = _fitted(tokenizer, interactions, resolved, context_of(model), longest)
     listed, catalogue, valid = resolved.lists_candidates, set(items), 0
-    training, side = model.training, tokenizer.padding_side
-    model.eval()
-    tokenizer.padding_side = "left"
-    try:
+    with evaluating(model):
         for start in range(0, len(interactions), batch_size):
             users = interactions[start : start + batch_size]
             ids = tokenize(tokenizer, prompts[start : start + batch_size], special=True)
-            inputs = tokenizer.pad({"input_ids": [row.tolist() for row in ids]}, return_tensors="pt").to(model.device)
+            rows = {"input_ids": [row.tolist() for row in ids]}
+            inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
             inputs.pop("token_type_ids", None)
             with torch.inference_mode():
                 output = model.generate(  # pyrefly: ignore[not-callable]
@@ -315,9 +309,6 @@ def valid_ratio(
             texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for user, text in zip(users, texts, strict=True):
                 valid += len(named(user.candidates, text)) == 1 if listed else text.strip() in catalogue
-    finally:
-        model.train(training)
-        tokenizer.padding_side = side
     return valid / len(interactions)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from minipo import threads
 from minipo.experiments import estimates
 from minipo.experiments.configuration import PreferConfig, SFTConfig, make_config
 from minipo.experiments.datasets.loading import load_dataset
@@ -64,7 +65,6 @@ def test_a_model_whose_size_is_unknown_has_no_estimate(data, tmp_path):
     (tmp_path / "fetched" / "gpt2" / "config.json").write_text(
         '{"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}'
     )
-    estimates.texts_of.cache_clear()
     texts = estimates.texts_of("gpt2", "question", data)
     assert texts is not None
     assert (texts.layers * 1e9, texts.output * 1e9) == pytest.approx((12 * 12 * 768**2, 768 * 50257))
@@ -82,15 +82,25 @@ def test_on_a_machine_three_times_as_slow_a_run_is_said_to_take_three_times_as_l
     assert 3 / 1.5 < found[1] / found[0] < 3 * 1.5
 
 
+def test_what_was_measured_while_others_were_busy_is_measured_again(monkeypatch):
+    calls, others = [], iter([1.5, 1.5, 0.0])
+    monkeypatch.setattr(threads.Threads, "others", lambda self: next(others))
+    monkeypatch.setattr(estimates, "_measured", lambda: calls.append(1) or {1: replace(SPEED, train=1 / len(calls))})
+    assert [estimates.speeds()[1].train for _ in range(5)] == [1, 1 / 2, 1 / 3, 1 / 3, 1 / 3]
+    assert estimates.speeds(measure=False)[1].train == 1 / 3
+
+
 def test_the_speed_is_measured_once_and_again_if_its_file_is_damaged(tmp_path, monkeypatch):
     calls = []
+    monkeypatch.setattr(threads.Threads, "others", lambda self: 0.0)
     monkeypatch.setattr(estimates, "_measured", lambda: calls.append(1) or {1: SPEED})
     assert estimates.speeds(measure=False) == {}
     assert estimates.speeds() == estimates.speeds() == {1: SPEED}
     assert len(calls) == 1
-    for damage in ("{", "[]", "{}"):
+    written = (tmp_path / "speed.json").read_text()
+    for damage in ("{", "[]", "{}", written.replace("0.3", "null"), written.replace("0.3", "-1.0")):
         (tmp_path / "speed.json").write_text(damage)
         assert estimates.speeds() == {1: SPEED}
-    assert len(calls) == 4
+    assert len(calls) == 6
     monkeypatch.setattr(estimates, "_measured", lambda: {1: replace(SPEED, train=0.9, score=0.1)})
     assert estimates.calibrate() == estimates.speeds() == {1: replace(SPEED, score=0.1)}  # each is the better one

@@ -270,6 +270,16 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_end(settings, start, tmp_pat
     assert_same_end(start(out, **settings), straight)
 
 
+def test_a_slow_run_has_a_checkpoint_every_other_minute(start, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments.SaveInTime, "SECONDS", 0.0)  # at each line then
+    cut_at(monkeypatch, 9)
+    with pytest.raises(Cut):
+        start(tmp_path / "cut")
+    kept = {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()}
+    assert kept == {"checkpoint-7", "checkpoint-8"}
+    assert_same_end(start(tmp_path / "cut"), finished)
+
+
 def test_sft_that_was_cut_off_resumes_to_the_same_end(tiny, tmp_path, monkeypatch):
     def run(name):
         return sft(tmp_path / name, progress=False, dataset="tiny", steps=STEPS, batch_size=16)
@@ -906,11 +916,13 @@ def test_a_part_of_an_epoch_is_as_many_steps(tiny, tmp_path):
     assert sft(tmp_path / "run", progress=False, dataset="tiny", epochs=0.7, batch_size=8).summary["steps"] == 3
 
 
-@pytest.mark.parametrize(("batch_size", "accumulation", "row"), [(16, 1, 16), (36, 1, 18), (32, 2, 16), (4, 2, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "row"), [(16, 1, 16), (36, 1, 18), (32, 2, 16), (16, 2, 16), (4, 1, 4)]
+)
 def test_a_step_learns_as_many_items_from_rows_of_sequences(
     batch_size, accumulation, row, plays, tmp_path, monkeypatch
 ):
-    """In rows of 16 or a little more, or in one row where a micro-batch has fewer."""
+    """In rows of 16 or a little more, or in one row where a step has fewer: micro-batches do not cut histories."""
     seen, collate = [], trainers.SFTTrainer.collate
 
     def counted(self, visits):
