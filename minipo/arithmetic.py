@@ -127,11 +127,12 @@ def fast_products(device: torch.device) -> AbstractContextManager[Any]:
 
 
 @lru_cache
+@torch.inference_mode(False)  # as the caller may be in it, where nothing has gradients
 def onednn_is_ahead() -> bool:
     """Whether oneDNN computes float32 layers much faster than PyTorch's BLAS, which on x86 is MKL: on AMD's Zen 5 in
     less than half the time. Measured in some milliseconds.
     """
-    up, down = torch.ones(512, 512), torch.ones(512, 512)
+    up = down = torch.ones(512, 512, dtype=torch.float32)
 
     def ratio() -> float:
         theirs = seconds(up, down, 128, "float32")
@@ -219,13 +220,14 @@ def _described() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+@torch.inference_mode(False)
 def measured(hidden: int, intermediate: int, device: torch.device) -> Speed:
     """Time both precisions, in turns, on ever more tokens, until the answer is clear or a second would be over."""
     if device.type == "cpu" and hidden * intermediate > WEIGHTS:
         smaller = (WEIGHTS / (hidden * intermediate)) ** 0.5
         hidden, intermediate = round(smaller * hidden), round(smaller * intermediate)
     shapes = (intermediate, hidden), (hidden, intermediate)
-    up, down = (torch.full(shape, 1 / hidden, device=device) for shape in shapes)
+    up, down = (torch.full(shape, 1 / hidden, device=device, dtype=torch.float32) for shape in shapes)
     spent = 0.0
 
     def both(tokens: int) -> dict[str, float]:
@@ -251,13 +253,15 @@ def measured(hidden: int, intermediate: int, device: torch.device) -> Speed:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def builds_kernels() -> bool:
     """Whether bfloat16's products on this CPU take far longer where their number of tokens is new: oneDNN then builds
     kernels for it. It keeps many of them, and steps of ever new shapes get slower and slower (`benchmarks/shapes.py`).
 
     Measured in some milliseconds, on narrow layers, because a kernel takes as long to build for wide ones.
     """
-    up, down = torch.ones(250, 60), torch.ones(60, 250)  # widths that no model has, so that nothing is built for them
+    # Widths that no model has, so that nothing is built for them.
+    up, down = (torch.ones(shape, dtype=torch.float32) for shape in ((250, 60), (60, 250)))
 
     def ratio(tokens: int) -> float:
         new, again = (seconds(up, down, tokens, "bfloat16") for _ in range(2))
@@ -275,7 +279,7 @@ def seconds(up: Tensor, down: Tensor, tokens: int, precision: str) -> float:
     on_cpu = up.device.type == "cpu"
     clock = time.thread_time if on_cpu and sys.platform != "win32" else time.perf_counter
     wait: Callable[[], None] = (lambda: None) if on_cpu else torch.accelerator.synchronize
-    inputs = torch.ones(tokens, up.shape[1], device=up.device, requires_grad=True)
+    inputs = torch.ones(tokens, up.shape[1], device=up.device, dtype=torch.float32, requires_grad=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

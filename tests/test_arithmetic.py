@@ -117,7 +117,7 @@ def test_without_a_place_to_keep_it_the_answer_is_the_same(clock, home):
 
 def test_the_clock_measures_real_products_and_leaves_the_random_state_and_the_threads_alone():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    with torch.no_grad():
+    with torch.inference_mode():
         found = arithmetic.measured(192, 512, CPU)
     assert isinstance(found, Speed)
     assert 1e-6 < found.float32 < 1
@@ -173,6 +173,19 @@ def test_a_torch_that_calls_onednn_in_another_way_keeps_its_own_products(monkeyp
 
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@needs_onednn
+def test_it_is_found_out_whatever_mode_and_dtype_the_caller_has_set(monkeypatch, alone):
+    found, seconds = [], arithmetic.seconds
+    monkeypatch.setattr(arithmetic, "seconds", lambda *given: found.append(seconds(*given)) or found[-1])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            onednn_is_ahead()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(found) == 10
 
 
 @needs_onednn

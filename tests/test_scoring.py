@@ -782,6 +782,8 @@ def test_beyond_the_context_names_the_row_and_its_lengths(tokenizer):
         (["Fox,", "Fox,"], [[" Fox"], [" Fox", ""]], "Candidate 1 of row 1 tokenizes to nothing"),
         (["Fox,", "Fox,"], [[" Fox"], []], "Row 1 has no candidates"),
         (["Fox,", "Fox,"], [[" Fox"]], "2 prompts came with 1 rows"),
+        ("Fox,", [[" Fox"]] * 4, "'Fox,' stands where a list of texts is expected"),
+        (["Fox,"], [" Fox"], "' Fox' stands where a list of texts is expected"),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])

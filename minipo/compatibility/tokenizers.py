@@ -59,6 +59,9 @@ def tokenize_rows(
     diverges from it, which is TRL's rule. special: see `tokenize`; False if a chat template has written those tokens.
     prompt_ids: what `tokenize` makes of the prompts, if that is known.
     """
+    for given in (prompts, *candidates):
+        if isinstance(given, str):  # a sequence too, of letters
+            raise ValueError(f"{given[:40]!r} stands where a list of texts is expected; put it into a list.")
     if len(prompts) != len(candidates):
         raise ValueError(f"{len(prompts)} prompts came with {len(candidates)} rows of candidates; each needs one.")
     distinct = list(dict.fromkeys(chain.from_iterable(candidates)))
