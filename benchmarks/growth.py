@@ -6,7 +6,7 @@ the tokens in batches of ragged rows, histories of 3 to 10 and 1 to 19 negatives
 in groups of similar length (`pack_groups`).
 
 Prints what the README says, writes growth.json beside this file and, with kaleido installed
-(`pip install 'minipo[benchmarks]'`, and Chrome or Chromium), docs/growth.svg: time against the number of real tokens.
+(`pip install -e '.[benchmarks]'`, and Chrome or Chromium), docs/growth.svg: time against the number of real tokens.
 """
 
 import statistics

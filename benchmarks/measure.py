@@ -4,6 +4,7 @@ A measurement in a separate process has its own peak memory and does not affect 
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -66,6 +67,12 @@ def run(
     return report
 
 
+def check_installed(extra: str, *names: str) -> None:
+    """SystemExit, saying what to do, if a package of this extra of pyproject.toml is missing."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"{' and '.join(missing)} not installed: run pip install -e '.[{extra}]'.")
+
+
 def alone(script: str, settings: Report) -> Report:
     """The output of `script --measure settings` in a separate process with this one's number of threads.
 
@@ -125,7 +132,7 @@ def provenance(packages: Sequence[str] = ()) -> Report:
     """Where and with what the numbers were made."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "processor": processor(),
+        "processor": f"{processor()} ({torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
         # Of the last minute: at most about the number of threads, or the timings suffer.
         "load": round(os.getloadavg()[0], 2),

@@ -12,8 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import Report, run
-from playwright.sync_api import Page, expect
+from measure import Report, check_installed, run
+
+check_installed("dev", "playwright")
+from playwright.sync_api import Page, expect  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

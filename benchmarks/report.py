@@ -5,10 +5,19 @@ What it says of each benchmark comes from a function under the script's name.
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 from minipo.experiments.files import fill_in, markdown, read_json
+
+
+def where(found: dict[str, Any]) -> str:
+    """The machine that a report is of, and the day."""
+    made = found.get("provenance", found)
+    machine = made.get("processor") or made["machine"]  # which says how many cores there were
+    if "threads" in made:
+        machine += f", {made['threads']} thread{'s' * (made['threads'] > 1)}"
+    return ", ".join([machine, *([made["date"][:10]] if "date" in made else [])])
 
 
 def step(found: dict[str, Any]) -> list[str]:
@@ -38,8 +47,8 @@ def step(found: dict[str, Any]) -> list[str]:
         "by default; the others keep it (`reuse_memory`), as minipo does by itself. float32; "
         f"SmolLM2-135M with LoRA, {results[0]['rows']} rows of about "
         f"{results[0]['prompt_tokens']:.0f} prompt tokens; pocket-gpt2 with all weights, {results[-1]['rows']} rows of "
-        f"the catalogue. {made['processor']}, {made['threads']} threads, torch {made['torch']}, transformers "
-        f"{made['transformers']}, {made['date'][:10]}.",
+        f"the catalogue; medians of {len(results[0]['all_seconds']['fresh'])} steps with SmolLM2-135M. {where(found)}, "
+        f"torch {made['torch']}, transformers {made['transformers']}.",
         markdown(header, lines),
         f"DynamicPO's selection and β take {100 * found['dynamic_share']:.2f} % of a fresh step of SmolLM2-135M at K = "
         f"15. Such a step reads {found['tokens_per_second']:.0f} tokens of packed rows a second, "
@@ -58,7 +67,7 @@ def trl_step(found: dict[str, Any]) -> list[str]:
     ]
     return [
         f"**One negative, against TRL's `DPOTrainer`** ({found['provenance']['trl']}), the same model, data, LoRA and "
-        "precision, `python benchmarks/trl_step.py`.",
+        f"precision, `python benchmarks/trl_step.py` ({where(found)}).",
         markdown(["", "a step", "time, of minipo's", "peak memory"], lines),
     ]
 
@@ -72,7 +81,8 @@ def scoring(found: dict[str, Any]) -> list[str]:
         lines.append([result["model"], *times, *ratios])
     header = ["model", "minipo", "a row a candidate", "generate", "minipo against rows", "against generate"]
     return [
-        "**Scoring 20 candidates per user**, `python benchmarks/scoring.py`; `generate` writes one answer freely.",
+        f"**Scoring 20 candidates per user**, `python benchmarks/scoring.py` ({where(found)}); `generate` writes one "
+        "answer freely.",
         markdown(header, lines),
     ]
 
@@ -83,8 +93,8 @@ def growth(found: dict[str, Any]) -> list[str]:
         max(point[name] for point in found["padding"]) for name in ("padding_one", "padding_groups", "largest_groups")
     )
     return [
-        "**As it grows**, `python benchmarks/growth.py`: K from 1 to 63, prompts of 32 to 512 tokens, batches of 1 to "
-        f"64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand real tokens (median "
+        f"**As it grows**, `python benchmarks/growth.py` ({where(found)}): K from 1 to 63, prompts of 32 to 512 "
+        f"tokens, batches of 1 to 64 cost {rate[0]:.2g} to {rate[-1]:.2g} s per thousand real tokens (median "
         f"{rate[len(rate) // 2]:.2g}). On ragged rows padding is up to {loose:.0%} as they come and {tight:.0%} "
         f"grouped by length, {worst:.0%} in the worst batch.",
         "![Time against tokens, and padding with and without grouping](docs/growth.svg)",
@@ -101,7 +111,7 @@ def shapes(found: dict[str, Any]) -> list[str]:
     return [
         "**In bfloat16 on a CPU with instructions for it** steps of ever new shapes get slower and slower, so the "
         "trainers pad to a few shapes there. A step of SmolLM2-135M on ragged rows takes "
-        f"{few} so, and {least} otherwise. `python benchmarks/shapes.py`, one run of each."
+        f"{few} so, and {least} otherwise. `python benchmarks/shapes.py`, one run of each ({where(found)})."
     ]
 
 
@@ -120,7 +130,8 @@ def precision(found: dict[str, Any]) -> list[str]:
     lines += [[name, "no such machine was at hand", *[""] * (len(header) - 2)] for name in ELSEWHERE]
     return [
         "float32 / bfloat16, and what is chosen: CPU time of one thread, `python benchmarks/precision.py`. Under a "
-        "model's widths: the products that the rule times, on as many tokens as it takes to be clear. A step: forward, "
+        "model's widths: the products that the rule times, on as many tokens as it takes to be clear, so that times of "
+        "different cells are not of the same work. A step: forward, "
         "backward and optimizer, of SmolLM2-135M with LoRA on 2 rows, of pocket-gpt2 on 32.",
         markdown(header, lines),
     ]
@@ -141,8 +152,7 @@ def load(found: dict[str, Any]) -> list[str]:
         f"**{found['sessions']} viewers of the app at once**, each acting every {found['an action every (s)']:.0f} s ("
         "a control moved, a page turned), from the action to the end of the answer, `python benchmarks/load.py`: "
         f"{found['sessions'] - 1} sessions that speak Streamlit's protocol and one headless Chromium, on the same "
-        f"machine ({found['provenance']['machine']}, {found['provenance']['date'][:10]}). By page: "
-        "benchmarks/load.json.",
+        f"machine ({where(found)}). By page: benchmarks/load.json.",
         markdown(header, lines),
     ]
 
@@ -151,7 +161,7 @@ def page(found: dict[str, Any]) -> list[str]:
     lines = [[name, f"{seconds:.2f} s"] for name, seconds in found["seconds"].items()]
     return [
         "**How long things take on the page**, one viewer in headless Chromium and no others, `python "
-        f"benchmarks/page.py` ({found['provenance']['machine']}, {found['provenance']['date'][:10]}).",
+        f"benchmarks/page.py` ({where(found)}).",
         markdown(["", ""], lines),
     ]
 
@@ -160,7 +170,7 @@ def selection(found: dict[str, Any]) -> list[str]:
     return [
         f"**DynamicPO's selection and β** for {found['rows']:,} rows of {found['negatives']} negatives take "
         f"{1000 * found['seconds']['vectorised']:.0f} ms on one thread, {found['ratio']:.0f} times less than an exact "
-        "loop over the rows in the same run, `python benchmarks/selection.py`."
+        f"loop over the rows in the same run, `python benchmarks/selection.py` ({where(found)})."
     ]
 
 
@@ -197,8 +207,8 @@ def against(found: dict[str, Any]) -> list[str]:
     share = median(each["products_seconds"] / median(each["seconds"]) for each in found["fresh"]["now"])
     return [
         f"`python benchmarks/against.py {found['commit']}`, both builds in turns, medians. A live run: 300 steps of "
-        f"DMPO at K = 15 on the catalogue through the app's queue. {made['processor']}, {made['threads']} cores, torch "
-        f"{made['torch']}, transformers {made['transformers']}, {made['date'][:10]}.",
+        f"DMPO at K = 15 on the catalogue through the app's queue. {where(found)}, torch {made['torch']}, transformers "
+        f"{made['transformers']}.",
         markdown(header, rows),
         f"Of SmolLM2's step with a reference each time, its products with the frozen weights take {share:.0%}, at the "
         "speed that they reach with nothing between them, measured in the same process.",
@@ -208,13 +218,17 @@ def against(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def plus_minus(values: list[float]) -> str:
+    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+
 def sft_rows(found: dict[str, Any]) -> list[str]:
-    config, lines = found["config"], []
+    config, runs, lines = found["config"], found["runs"]["target"], []
     for side, name in (("target", "a row per target"), ("sequence", "rows of sequences")):
         counts, metrics = found["counts"][side], found["metrics"][side]
         tokens = [f"{counts['tokens'] / counts['targets']:.2f}", f"{counts['computed']:.2f}"]
         step = [f"{found['seconds'][side]:.2f} s", f"{found['peak_gb'][side]:.1f} GB"]
-        lines.append([name, *tokens, *step, f"{metrics['hr@1']:.3f}", f"{metrics['ndcg@5']:.3f}"])
+        lines.append([name, *tokens, *step, *(plus_minus(metrics[name]) for name in ("hr@1", "ndcg@5"))])
     header = ["", "tokens per target", "with padding", "a step", "peak memory", "HR@1", "NDCG@5"]
     ratio = found["seconds"]["target"] / found["seconds"]["sequence"]
     differences = [
@@ -222,13 +236,14 @@ def sft_rows(found: dict[str, Any]) -> list[str]:
         for metric, each in (("HR@1", found["differences"]["hr@1"]), ("NDCG@5", found["differences"]["ndcg@5"]))
     ]
     return [
-        f"**SFT on rows of sequences**, {config['model']} on {config['dataset']}, `python benchmarks/sft_rows.py`: "
-        f"{config['epochs']:g} of an epoch in {found['runs']['sequence']['steps']:,} steps of {config['batch_size']} "
-        f"targets either way, LoRA of rank {config['rank']}, learning rate {config['learning_rate']:g}, one seed; HR@1 "
-        f"and NDCG@5 of {found['users']:,} validation users.",
+        f"**SFT on rows of sequences**, {config['model']} on {config['dataset']}, `python benchmarks/sft_rows.py` "
+        f"({where(found)}): "
+        f"{config['epochs']:g} of an epoch in {runs[0]['steps']:,} steps of {config['batch_size']} targets either way, "
+        f"LoRA of rank {config['rank']}, learning rate {config['learning_rate']:g}; HR@1 and NDCG@5 of "
+        f"{found['users']:,} validation users, mean and standard deviation of {len(runs)} seeds.",
         markdown(header, lines),
         f"A step on rows of sequences takes {ratio:.1f} times less time. Rows of sequences minus a row per target, in "
-        f"points with 95 % intervals over users: {', '.join(differences)}.",
+        f"points with 95 % intervals over users and seeds: {', '.join(differences)}.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Time a step at K = 1 against TRL: `python benchmarks/trl_step.py` (needs `pip install 'minipo[benchmarks]'`).
+"""Time a step at K = 1 against TRL: `python benchmarks/trl_step.py` (needs `pip install -e '.[benchmarks]'`).
 
 `trl.DPOTrainer` and minipo's `PreferenceTrainer` train SmolLM2-135M on the same pairs: DPO, LoRA, float32, 2 rows a
 step, no gradient checkpointing, the same `TrainingArguments`. fresh: a reference forward in each step, TRL's default;
@@ -10,14 +10,24 @@ comes": minipo does this by itself, users of TRL do not. Checks that the referen
 and writes trl_step.json beside this file. Takes about 5 minutes.
 """
 
-import importlib.util
 import tempfile
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from measure import Report, in_turns, largest_difference, lastfm_shaped, peak_memory, prepare, run, smollm2, summary
+from measure import (
+    Report,
+    check_installed,
+    in_turns,
+    largest_difference,
+    lastfm_shaped,
+    peak_memory,
+    prepare,
+    run,
+    smollm2,
+    summary,
+)
 from transformers import TrainerCallback, TrainingArguments
 
 from minipo.experiments.models import add_lora
@@ -106,8 +116,7 @@ def benchmark(quick: bool) -> Report:
 
 
 def main() -> None:
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise SystemExit(f"{' and '.join(missing)} not installed: run pip install 'minipo[benchmarks]'.")
+    check_installed("benchmarks", *NEEDED)
     run(__file__, __doc__, benchmark, measured, NEEDED)
 
 

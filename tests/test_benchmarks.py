@@ -52,7 +52,7 @@ def test_plain_rows_and_packed_ones_give_the_same_log_probs_and_gradients(script
         ("shapes", ["at first and", "% padding) otherwise"]),
         ("selection", ["64 rows of 19 negatives", "on one thread"]),
         ("precision", ["| all of its own |", "a step of pocket-gpt2"]),
-        ("sft_rows", ["| rows of sequences |", "times less time", "over users: HR@1"]),
+        ("sft_rows", ["| rows of sequences |", "times less time", "over users and seeds: HR@1"]),
     ],
 )
 def test_a_quick_run_reports(name, said, script, capsys):
@@ -81,7 +81,7 @@ def test_the_growth_figure_draws_every_axis(script):
 
 def test_without_trl_one_sentence_says_so(script, monkeypatch):
     trl_step = script("trl_step")
-    monkeypatch.setattr(trl_step.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"trl and datasets not installed: run pip install"):
         trl_step.main()
 
