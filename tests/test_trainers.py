@@ -822,9 +822,8 @@ def test_a_run_that_resumes_ends_at_the_same_weights(kind, others, tmp_path):
 
     def end(folder, resume=None):
         lora = {"model": model_for(lora=True)} if others.get("model") else {}
-        trainer = TRAINERS[kind](
-            tmp_path / folder, steps=6, save_strategy="steps", save_steps=1, logging_steps=1, **(others | lora)
-        )
+        every = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "logging_steps": 1}
+        trainer = TRAINERS[kind](tmp_path / folder, steps=6, **(every | others | lora))
         trainer.train(resume_from_checkpoint=resume and str(tmp_path / "straight" / f"checkpoint-{resume}"))
         return weights(trainer), losses(trainer), trainer
 
