@@ -448,7 +448,10 @@ def test_workers_end_with_the_sweep(home, killed):
     if not killed:
         assert process.returncode == 130
         said = process.stderr.read()
-        assert said.splitlines()[-1] == "minipo: stopped; run the same command to resume."
+        assert (
+            said.splitlines()[-1]
+            == "minipo: stopped; the same command resumes it from its last checkpoint, if it has one."
+        )
         assert "Traceback" not in said
     process.stderr.close()
     assert len(list(home.glob("runs/prefer-*"))) == 1  # no other was begun
