@@ -2,8 +2,8 @@
 
 Under autocast a model's matrix products run in float32, bfloat16 or float16, and its weights stay in float32. On GPUs
 and some processors with instructions for it, bfloat16 takes about half the time of float32; on others, even some that
-have such instructions, it takes twice to fifty times as long (`docs/speed.md`). So it is measured: a forward and a backward pass through
-products of the model's own widths, in both precisions, for at most a second.
+have such instructions, it takes twice to fifty times as long (`docs/speed.md`). So it is measured: a forward and a
+backward pass through products of the model's own widths, in both precisions, for at most a second.
 
 PyTorch computes float32 products on CPUs with its BLAS; where oneDNN, which is also part of it, is much faster,
 `fast_products` hands large layers to that.
