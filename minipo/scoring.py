@@ -30,8 +30,8 @@ from minipo.compatibility.tokenizers import pad_token, tokenize_rows, warn_once
 from minipo.forward import device_of, logits_of, packed_forward
 from minipo.packing import PackedBatch, PackedGroups, as_candidates, pack_groups, pack_ids, row_tokens, sizes
 
-# Threads take turns: scoring puts hooks into the model, and it into evaluation mode, which others would meet. So do
-# forks, which have only one of the threads: the other ones' hooks and locks would stay.
+# Threads take turns: scoring puts hooks into the model and switches it to evaluation mode, and another thread would run
+# into both. Forks wait too: a child has only the thread that forked it, and what the others had put there would stay.
 ALONE = RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=ALONE.acquire, after_in_parent=ALONE.release, after_in_child=ALONE.release)

@@ -30,8 +30,9 @@ from minipo.prompts import HISTORY, Template, answer, render
 from minipo.rows import TokenRows
 
 TARGETS = 16  # of a row
-REPEATED = 4  # items that a stretch repeats from before a cut: more of them cost tokens, fewer cost history
-# In rows of fewer targets, which are cut more often, it repeats as many as a row per target would show.
+# Items that a stretch repeats from before a cut: more of them cost tokens, fewer cost history. In rows of fewer
+# targets, which are cut more often, it repeats as many as a row per target would show.
+REPEATED = 4
 
 
 class _Row:
