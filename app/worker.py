@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ import psutil
 from filelock import FileLock
 
 from minipo import cli
-from minipo.experiments import estimates, files, pairs, workers
+from minipo.experiments import estimates, files, pairs, training, workers
 from minipo.experiments.workers import PROCESSES, end_with_parent
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def perform() -> bool:
     deadline = time.monotonic() + seconds
     state = "running"
     while alive(process) and state == "running" and time.monotonic() < deadline:
-        time.sleep(TICK)
+        wait([process.sentinel], TICK)
         with suppress(sqlite3.Error):  # tried again at the next look
             found = jobs.find(token)
             state = found.state if found else "removed"
@@ -188,6 +189,13 @@ def tidy() -> None:
         time.sleep(600)
 
 
+def warm() -> None:
+    """What runs need first and keep for others: this machine's speeds, then what the default reference says."""
+    estimates.calibrate()
+    with suppress(OSError, ValueError):  # a run will say what is wrong
+        training.keep_reference()
+
+
 def prepare() -> None:
     """Say what the process that all are forked from imports, once the first is to be started."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -199,7 +207,7 @@ def main() -> None:
     lock = files.home() / "locks" / "worker.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # one worker per machine: a second server's waits until the first has ended
-        PROCESSES.Process(target=estimates.calibrate).start()  # before a run disturbs it
+        PROCESSES.Process(target=warm).start()  # before a run disturbs it
         jobs.wait_again()  # those of a worker that died, with which their processes ended
         for task in (*[work] * limits.SLOTS, tidy):
             threading.Thread(target=task, daemon=True).start()

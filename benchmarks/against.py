@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 Report = dict[str, Any]
 LIVE = {"objective": "dmpo", "negatives": 15, "steps": 300, "evaluate_every": 30}
 BUSY = "while True: pass"
-POLL = 0.05  # seconds between looks at a run
+POLL = 0.05  # seconds between looks at a run until its first point, and four times that later, to disturb it less
 READY = 20  # seconds from a server's start to the first click
 
 
@@ -57,7 +57,7 @@ def live(settings: Report) -> list[Report]:
                 points = job.run / "evaluation.jsonl"
                 if first is None and points.exists() and points.stat().st_size:
                     first = time.monotonic() - start
-                time.sleep(POLL)
+                time.sleep(POLL if first is None else 4 * POLL)
             end = time.monotonic() - start
         if now.state != "done":
             raise SystemExit(f"The run ended early: {now.message}")

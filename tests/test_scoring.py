@@ -42,6 +42,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.activations import get_activation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -312,6 +313,27 @@ def logps_and_gradients(model, packed):
     scores = packed_logps(model, packed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return scores, *torch.autograd.grad(scores[packed["mask"]].sum(), parameters)
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
+def test_gelu_by_tanh_is_computed_by_a_sigmoid(name, tokenizer, monkeypatch):
+    model, functions = make_model("gpt2", tokenizer, activation_function=name), []
+    packed = pack(tokenizer, PROMPTS, CANDIDATES)
+    for module in model.modules():
+        if type(module) is type(get_activation(name)):
+            module.register_forward_hook(lambda _, inputs, output: functions.append(type(output.grad_fn).__name__))
+    found = logps_and_gradients(model, packed)
+    assert functions[-2:] == ["GeluBackward"] * 2
+    monkeypatch.setattr(forward, "TANH_GELU", ())
+    torch.testing.assert_close(found, logps_and_gradients(model, packed), atol=1e-5, rtol=1e-4)
+
+
+def test_gelu_and_its_first_and_second_derivatives():
+    inputs = torch.linspace(-9, 9, 37, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.gelu(inputs, approximate="tanh")
+    torch.testing.assert_close(forward.Gelu.apply(inputs), expected)
+    assert torch.autograd.gradcheck(forward.Gelu.apply, inputs)
+    assert torch.autograd.gradgradcheck(forward.Gelu.apply, inputs)
 
 
 class TestAdaptersAddedInPlace:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -201,36 +202,14 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
     start = sft_run(config, progress=progress)
 
     from minipo.evaluation import report
-    from minipo.experiments.models import POCKET
-    from minipo.experiments.users import token_rows_of
 
-    model, tokenizer = start.load_model()
-    if config.model in POCKET and training_device().type == "cpu" and config.precision != "bfloat16":
-        # For heads as narrow as these, SDPA's kernel for CPUs takes as long on two threads as on one. In bfloat16 it
-        # rounds otherwise, and `evaluate` would not find what the run found.
-        model.set_attn_implementation("eager")
-    rows, shortened = token_rows_of(
-        model, tokenizer, splits, config.template, model_fingerprint(start.folder / "model")
-    )
+    model, tokenizer, rows, shortened = _reference(config, start, splits)
     threads.adapt(model)
     config = decide(config, out, model, progress)
     if progress:
         _announce(config, splits)
     _begin(out, config, splits, start.folder / "model")
-    trainer = preference_trainer(
-        config,
-        model,
-        tokenizer,
-        rows["train"],
-        rows["validation"].first(config.validation_users),
-        out / "checkpoints",
-        # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
-        (start.folder if start.folder.is_relative_to(home()) else home()) / "reference",
-        config.loss(),
-        config.dynamic_po(),
-        evaluate_every=config.evaluate_every,
-        progress=progress,
-    )
+    trainer = _preference_trainer(config, start, model, tokenizer, rows, out / "checkpoints", progress)
     recorder = _ready(trainer, out, threads, splits.validation[: config.validation_users][:PROBED_USERS])
     ranked = trainer.read(rows["test"])
     test_reference = trainer.reference_logps(ranked)
@@ -251,6 +230,46 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
         "seconds": seconds,
     }
     return _finish(out, splits, test, summary)
+
+
+def keep_reference(**settings: Any) -> None:
+    """Compute the reference's log-probs for all users of runs with these settings, which runs find in the cache."""
+    config = make_config(PreferConfig, settings)
+    splits, start = splits_of(config), sft_run(config, progress=False)
+    model, tokenizer, rows, _ = _reference(config, start, splits)
+    with TemporaryDirectory() as folder:
+        config = decide(config, Path(folder), model, progress=False)
+        trainer = _preference_trainer(config, start, model, tokenizer, rows, Path(folder), progress=False)
+        for split in ("train", "test"):  # validation users' are computed already
+            trainer.reference_logps(rows[split])
+
+
+def _reference(config: PreferConfig, start: Run, splits: Splits) -> tuple[Any, Any, dict[str, Any], int]:
+    """The model that preference training starts from, its tokenizer, the rows of all splits as it reads them, and how
+    many prompts were shortened."""
+    from minipo.experiments.models import POCKET
+    from minipo.experiments.users import token_rows_of
+
+    model, tokenizer = start.load_model()
+    if config.model in POCKET and training_device().type == "cpu" and config.precision != "bfloat16":
+        # For heads as narrow as these, SDPA's kernel for CPUs takes as long on two threads as on one. In bfloat16 it
+        # rounds otherwise, and `evaluate` would not find what the run found.
+        model.set_attn_implementation("eager")
+    fingerprint = model_fingerprint(start.folder / "model")
+    return model, tokenizer, *token_rows_of(model, tokenizer, splits, config.template, fingerprint)
+
+
+def _preference_trainer(
+    config: PreferConfig, start: Run, model: Any, tokenizer: Any, rows: dict[str, Any], folder: Path, progress: bool
+) -> "PreferenceTrainer":
+    """The trainer of a run from `start`, with all that its settings say."""
+    # Inside an SFT run of the cache, whose data may be a user's own, so that removing the run removes these too.
+    cache = (start.folder if start.folder.is_relative_to(home()) else home()) / "reference"
+    validation = rows["validation"].first(config.validation_users)
+    return preference_trainer(
+        config, model, tokenizer, rows["train"], validation, folder, cache, config.loss(), config.dynamic_po(),
+        evaluate_every=config.evaluate_every, progress=progress,
+    )  # fmt: skip
 
 
 def preference_trainer(

@@ -28,7 +28,7 @@ import jobs, limits, worker
 limits.SLOTS = 2
 worker.TICK = 0.05
 worker.IMPORTED = ["experiments", "intake"]
-worker.estimates.calibrate = print
+worker.warm = print
 worker.task = lambda job: (exec, str(job.settings["does"]), {{}})
 if __name__ == "__main__":
     worker.main()
@@ -426,3 +426,16 @@ def test_a_queue_that_was_deleted_is_made_anew(server: Callable[[], Any]):
 def parent(pid: int | None) -> int:
     assert pid is not None
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_a_worker_that_cannot_warm_up_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def fill_disk() -> None:
+        done.append("reference")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker.estimates, "calibrate", lambda: done.append("speeds"))
+    monkeypatch.setattr(worker.training, "keep_reference", fill_disk)
+    worker.warm()
+    assert done == ["speeds", "reference"]

@@ -41,7 +41,7 @@ from minipo.experiments.files import read_json, read_parquet, write_json
 from minipo.experiments.models import pocket_tokenizer, save_model
 from minipo.experiments.recorder import Recorder
 from minipo.experiments.runs import Run, list_runs
-from minipo.experiments.training import prefer, sft, sft_run
+from minipo.experiments.training import keep_reference, prefer, sft, sft_run
 from minipo.experiments.users import evaluate, fit_prompts, score
 from minipo.extensions import beta_dpo, mppo_by, simpo
 from minipo.folder import whole_file
@@ -788,6 +788,13 @@ def test_reference_log_probs_are_computed_once(start, tmp_path, home, scored):
     short = Run(tmp_path / "short").probe
     assert first.probe[first.probe.step == 0].reference.tolist() == short[short.step == 0].reference.tolist()
     assert len(list((home / "reference").glob("*.npy"))) == 3
+
+
+def test_they_may_be_computed_before_any_run(start, tiny_sft, tmp_path, scored):
+    keep_reference(sft=str(tiny_sft.folder), **SETTINGS)
+    assert scored() == 32 + 16 + 16  # all users
+    start(tmp_path / "run")
+    assert scored() == 32 + 16 + 16
 
 
 def test_other_weights_and_another_precision_have_another_reference(start, tiny, tmp_path, scored):
