@@ -192,6 +192,8 @@ def tidy() -> None:
 def warm() -> None:
     """What runs need first and keep for others: this machine's speeds, then what the default reference says."""
     estimates.calibrate()
+    if hasattr(os, "nice"):
+        os.nice(19)  # a run that is clicked meanwhile comes first
     with suppress(OSError, ValueError):  # a run will say what is wrong
         training.keep_reference()
 

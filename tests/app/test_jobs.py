@@ -435,6 +435,7 @@ def test_a_worker_that_cannot_warm_up_says_nothing(monkeypatch: pytest.MonkeyPat
         done.append("reference")
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "nice", lambda _: 0, raising=False)
     monkeypatch.setattr(worker.estimates, "calibrate", lambda: done.append("speeds"))
     monkeypatch.setattr(worker.training, "keep_reference", fill_disk)
     worker.warm()
