@@ -190,7 +190,7 @@ def tidy() -> None:
 
 
 def warm() -> None:
-    """What runs need first and keep for others: this machine's speeds, then what the default reference says."""
+    """Compute what runs need and keep: this machine's speeds, then the log-probs of the default run's reference."""
     estimates.calibrate()
     if hasattr(os, "nice"):
         os.nice(19)  # a run that is clicked meanwhile comes first

@@ -221,7 +221,7 @@ def attention_mask(
 ) -> Float[Tensor, "B 1 T T"]:
     """0 where a token may attend, the lowest number elsewhere. Padding attends to itself, or softmax would be nan."""
     rows = len(segments)
-    if (segments == segments[:1]).all() and (since == since[:1]).all():  # one mask for all rows
+    if (segments == segments[:1]).all() and (since == since[:1]).all():  # rows laid out alike share a mask
         segments, since = segments[:1], since[:1]
     later = torch.ones(2 * segments.shape[1:], dtype=torch.bool, device=segments.device).triu(1)
     key = segments.masked_fill(segments == 0, torch.iinfo(segments.dtype).max)  # which all attend to

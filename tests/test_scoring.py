@@ -309,6 +309,16 @@ def test_so_is_the_last_mlp_unless_somebody_looks_at_it(kind, tokenizer):
         hook.remove()
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_laid_out_alike_share_a_mask(attention, tokenizer):
+    model, prompts = make_model("llama", tokenizer, attention), ["Fox, Glass,", "Glass, Fox,", "Glass, Glass,"]
+    packed = pack(tokenizer, prompts, CANDIDATES[:1] * 3)
+    mask = forward.attention_mask(packed["segments"], packed["since"], torch.float32)
+    assert (len(mask), mask.stride(0)) == (3, 0)
+    expected = torch.cat([packed_logps(model, pack(tokenizer, [prompt], CANDIDATES[:1])) for prompt in prompts])
+    torch.testing.assert_close(packed_logps(model, packed), expected)
+
+
 def logps_and_gradients(model, packed):
     scores = packed_logps(model, packed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

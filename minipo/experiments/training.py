@@ -203,7 +203,7 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
     from minipo.evaluation import report
 
-    model, tokenizer, rows, shortened = _reference(config, start, splits)
+    model, tokenizer, rows, shortened = _started(config, start, splits)
     threads.adapt(model)
     config = decide(config, out, model, progress)
     if progress:
@@ -233,10 +233,11 @@ def _prefer(config: PreferConfig, out: Path, progress: bool) -> Run:
 
 
 def keep_reference(**settings: Any) -> None:
-    """Compute the reference's log-probs for all users of runs with these settings, which runs find in the cache."""
+    """Compute the reference's log-probs for all users, which runs with these settings, those of `PreferConfig`, then
+    find in the cache. Raises what `prefer` raises."""
     config = make_config(PreferConfig, settings)
     splits, start = splits_of(config), sft_run(config, progress=False)
-    model, tokenizer, rows, _ = _reference(config, start, splits)
+    model, tokenizer, rows, _ = _started(config, start, splits)
     with TemporaryDirectory() as folder:
         config = decide(config, Path(folder), model, progress=False)
         trainer = _preference_trainer(config, start, model, tokenizer, rows, Path(folder), progress=False)
@@ -244,7 +245,7 @@ def keep_reference(**settings: Any) -> None:
             trainer.reference_logps(rows[split])
 
 
-def _reference(config: PreferConfig, start: Run, splits: Splits) -> tuple[Any, Any, dict[str, Any], int]:
+def _started(config: PreferConfig, start: Run, splits: Splits) -> tuple[Any, Any, dict[str, Any], int]:
     """The model that preference training starts from, its tokenizer, the rows of all splits as it reads them, and how
     many prompts were shortened."""
     from minipo.experiments.models import POCKET
