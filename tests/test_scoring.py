@@ -249,14 +249,16 @@ def test_a_process_forked_while_a_thread_scores_scores_too(tokenizer):
         scoring_now.set()
         time.sleep(0.5)
 
+    def score_in_child() -> None:
+        torch.set_num_threads(1)  # a fork has none of the threads that OpenMP has started, and would wait for them
+        candidate_logps(model, tokenizer, PROMPTS, CANDIDATES)
+
     candidate_logps(model, tokenizer, PROMPTS, CANDIDATES)  # tests the model, which looks too
     handle = model.transformer.h[0].register_forward_hook(look)
     thread = threading.Thread(target=candidate_logps, args=(model, tokenizer, PROMPTS, CANDIDATES))
     thread.start()
     scoring_now.wait()
-    child = multiprocessing.get_context("fork").Process(
-        target=candidate_logps, args=(model, tokenizer, PROMPTS, CANDIDATES)
-    )
+    child = multiprocessing.get_context("fork").Process(target=score_in_child)
     child.start()
     child.join(20)
     child.kill()
