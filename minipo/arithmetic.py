@@ -26,7 +26,7 @@ from filelock import FileLock
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from minipo.folder import home, whole_file
@@ -85,6 +85,26 @@ class OneDNN(TorchFunctionMode):
         if function is linear and not types and not named and _large_float32(*arguments):
             return _Linear.apply(*arguments, *[None] * (3 - len(arguments)))
         return function(*arguments, **named or {})
+
+
+class Float32Attention(TorchFunctionMode):
+    """The context in which `scaled_dot_product_attention` on a CPU under autocast is computed in float32: its backward
+    pass in bfloat16 takes several times as long, and rounds more."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if function is not scaled_dot_product_attention or types or not torch.is_autocast_enabled("cpu"):
+            return function(*arguments, **named)
+        with torch.autocast("cpu", enabled=False):
+            return function(*map(_full, arguments), **{name: _full(value) for name, value in named.items()})
+
+
+def _full(value: Any) -> Any:
+    """A tensor of half precision on the CPU in float32; everything else as it is."""
+    half = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if half else value
 
 
 class _Linear(torch.autograd.Function):

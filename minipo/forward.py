@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minipo.arithmetic import LARGE, fast_products
+from minipo.arithmetic import LARGE, Float32Attention, fast_products
 from minipo.packing import PackedBatch
 
 # transformers' own models in which only the final norm and the head follow the last layer's MLP, and their layers.
@@ -48,6 +48,7 @@ def fast_layers(model: nn.Module) -> Generator[None]:
         if not any(getattr(module, "gradient_checkpointing", False) for module in modules):
             if any(isinstance(module, nn.Linear) and module.weight.numel() >= LARGE for module in modules):
                 stack.enter_context(fast_products(device_of(model)))
+                stack.enter_context(Float32Attention())
             for module in modules:
                 own = None if "forward" in vars(module) else _name(type(module).forward)
                 if own == ADAPTED:

@@ -7,7 +7,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minipo import arithmetic
-from minipo.arithmetic import LIMIT, OneDNN, Speed, builds_kernels, faster, onednn_is_ahead, speed, widths
+from minipo.arithmetic import (
+    LIMIT,
+    Float32Attention,
+    OneDNN,
+    Speed,
+    builds_kernels,
+    faster,
+    onednn_is_ahead,
+    speed,
+    widths,
+)
 from minipo.experiments.models import POCKET, add_lora, load_model
 
 CPU = torch.device("cpu")
@@ -209,6 +219,27 @@ def test_a_layer_by_onednn_has_the_same_outputs_and_gradients(shape, frozen, bia
         found = results()
     assert len(calls) == (2 if frozen else 3)
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", [(), ("query", "key", "value")])
+def test_attention_under_autocast_is_computed_in_float32(names):
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.zeros(5, 5).masked_fill_(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+
+    def results(tensors):
+        arguments, named = ((), dict(zip(names, tensors, strict=True))) if names else (tensors, {})
+        outputs = torch.nn.functional.scaled_dot_product_attention(*arguments, attn_mask=mask, **named)
+        return outputs, *torch.autograd.grad(outputs.square().sum(), given)
+
+    expected = results(given)
+    with Float32Attention(), torch.autocast("cpu", torch.bfloat16):
+        found = results(given)
+        halves = results([each.bfloat16() for each in given])
+    for one, other, half in zip(expected, found, halves, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+        torch.testing.assert_close(half, one, atol=0.1, rtol=0.1)
 
 
 @needs_onednn
