@@ -26,14 +26,14 @@ import report
 from recipes import Recipe, Settings, choose, choose_more_sft
 
 from minipo.evaluation import ranking_metrics, ranks
-from minipo.experiments.configuration import Config, PreferConfig, SFTConfig, make_config, splits_of
+from minipo.experiments.configuration import Config, PreferConfig, SFTConfig, make_config, splits_of, start_config
 from minipo.experiments.datasets import baselines, catalog
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.files import write_json
-from minipo.experiments.records import RECORDED, Outcomes, Recorded, load_recorded, record, record_scores
-from minipo.experiments.runs import DATA, Run, cache_folder, finished, versions
+from minipo.experiments.records import RECORDED, Outcomes, Recorded, RecordedRun, load_recorded, record, record_scores
+from minipo.experiments.runs import DATA, Run, cache_folder, finished, model_fingerprint, versions
 from minipo.experiments.sweeps import grid
-from minipo.experiments.training import sft_run
+from minipo.experiments.training import sft_run, shipped
 from minipo.experiments.users import score
 from minipo.experiments.workers import train_all
 
@@ -89,13 +89,29 @@ def baseline_ranks(configs: Sequence[Config]) -> dict[str, np.ndarray]:
     return found
 
 
+def recorded_runs(name: str, data: str) -> dict[Config, RecordedRun]:
+    """The runs of a grid that are recorded already, on another machine perhaps, if they are of the data with this
+    fingerprint and start from the SFT run that is shipped for them now, if any is."""
+    if not (RECORDED / name / "provenance.json").is_file() or (recorded := load_recorded(name)).fingerprint != data:
+        return {}
+    starts = {config: shipped(start) for config in recorded.runs() if (start := start_config(config))}
+    return {
+        config: run
+        for config, run in recorded.runs().items()
+        if (start := starts.get(config)) is None or model_fingerprint(start.folder / "model") == run.start
+    }
+
+
 def make_grid(name: str) -> None:
     recipe = recipes.GRIDS[name]
     configs, provenance = planned(recipe)
+    kept = recorded_runs(name, splits_of(configs[0]).fingerprint) if recipe.partial else {}
     try:
-        train_all(configs)
+        train_all([config for config in configs if config not in kept])
     finally:
-        runs = {config: run for config in configs if (run := finished(cache_folder(config), config))}
+        runs = {
+            config: run for config in configs if (run := kept.get(config) or finished(cache_folder(config), config))
+        }
         if len(runs) == len(configs) or (runs and recipe.partial):
             probed = cells(recipe, {**provenance.get("chosen", {}), **recipe.probed}) if recipe.probed else []
             record(

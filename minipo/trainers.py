@@ -32,7 +32,7 @@ from minipo.compatibility.architectures import check_quiet, disable_dropout, war
 from minipo.compatibility.arguments import check_arguments, longest_row
 from minipo.compatibility.formats import Rows, completion, preference_answers
 from minipo.compatibility.tokenizers import pad_token
-from minipo.dynamic import DynamicPO
+from minipo.dynamic import DynamicPO, boundary
 from minipo.evaluation import Report, Scores, report
 from minipo.objectives import Aggregate, Objective, State
 from minipo.packing import PackedBatch
@@ -410,23 +410,36 @@ class PreferenceTrainer(_RowTrainer):
         super().log(logs, start_time)
 
     def measures(self, rows: TokenRows) -> dict[str, float]:
-        """Ranking metrics, for `eval_dataset` also those that compare with the reference."""
+        """Ranking metrics, for `eval_dataset` also those that compare with the reference, and `mean_logps`."""
         if rows is not self.eval_dataset:
             return report(self.score(rows)).metrics
         # Before the first step the model is the reference, unless adapters were added here.
-        known = None if self.state.global_step or self.adapts else self.validation_reference
-        self.validation_report = report(self.score(rows) if known is None else known, self.validation_reference)
-        return self.validation_report.metrics
+        reference = self.validation_reference
+        known = None if self.state.global_step or self.adapts else reference
+        self.validation_report = found = report(self.score(rows) if known is None else known, reference)
+        return found.metrics if reference is None else found.metrics | mean_logps(found.scores, reference)
+
+
+def mean_logps(scores: Scores, reference: Scores) -> dict[str, float]:
+    """Mean log-probs (users, 1 + K) of the chosen answers, "logp_chosen", and of the negatives that are boundary or
+    discriminative under the reference, so that each mean is of the same answers throughout training."""
+    near = boundary(torch.from_numpy(reference)).numpy()
+    far = (reference[:, 1:] > -np.inf) & ~near
+    groups = {"chosen": scores[:, 0], "boundary": scores[:, 1:][near], "discriminative": scores[:, 1:][far]}
+    return {f"logp_{name}": float(group.mean(dtype=np.float64)) for name, group in groups.items() if len(group)}
 
 
 def measure(output: PreferenceOutput, policy: Tensor, reference: Tensor, mask: Tensor) -> dict[str, tuple[float, int]]:
-    """One training batch under the microscope, as sums and counts: `pair_loss` over its negatives, the share of
-    boundary negatives, and the push on boundary and on discriminative negatives, where the batch has any. mask: False
-    where a row has fewer negatives."""
+    """One training batch under the microscope, as sums and counts: the log-probs of chosen and rejected answers,
+    `pair_loss` over its negatives, the share of boundary negatives, and the push on boundary and on discriminative
+    negatives, where the batch has any. mask: False where a row has fewer negatives."""
     # Only through the loss, not through the model: ∂L/∂s of each negative.
     push = torch.autograd.grad(output.losses.sum(), policy, retain_graph=True)[0][:, 1:]
-    ratio = (policy - reference).detach()
+    logps = policy.detach()
+    ratio = logps - reference
     groups = {
+        "logp_chosen": (logps[:, 0], mask.any(1)),
+        "logp_rejected": (logps[:, 1:], mask),
         "pair_loss": (softplus(ratio[:, 1:] - ratio[:, :1]), mask),
         "boundary_share": (output.boundary.float(), mask),
         "push_boundary": (push, output.boundary),

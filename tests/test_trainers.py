@@ -39,7 +39,7 @@ from minipo.preference import preference_loss, preference_push
 from minipo.reference import fingerprint
 from minipo.rows import TokenRows, Visits, token_rows
 from minipo.scoring import candidate_logps, pack, packed_logps
-from minipo.trainers import COMPLETE, PreferenceTrainer, SFTTrainer
+from minipo.trainers import COMPLETE, PreferenceTrainer, SFTTrainer, mean_logps
 
 # Names of one to five tokens, so that a mean over tokens is no mean over users.
 NAMES = ("Fox", "Neon Fox", "Iron Lark", "Glass", "Velvet Tiger At Large", "Redemption, The (1994)", "Heat", "Amélie")
@@ -350,7 +350,10 @@ def test_preference_loss_and_pushes_are_those_computed_by_hand(objective, dynami
 
     push, mask = preference_push(objective, **arguments).push, arguments["mask"]
     trainer.log(logs := {"loss": 1.0})
-    ratio = arguments["policy"] - arguments["reference"]
+    policy = arguments["policy"]
+    assert logs["logp_chosen"] == pytest.approx(policy[:, 0].mean().item(), rel=1e-4)
+    assert logs["logp_rejected"] == pytest.approx(policy[:, 1:][mask].mean().item(), rel=1e-4)
+    ratio = policy - arguments["reference"]
     margins = (ratio[:, :1] - ratio[:, 1:])[mask]
     assert logs["pair_loss"] == pytest.approx(-torch.nn.functional.logsigmoid(margins).mean().item(), rel=1e-4)
     assert logs["boundary_share"] == pytest.approx(expected.boundary[mask].float().mean().item())
@@ -894,6 +897,14 @@ def test_preference_training_of_an_adapter_leaves_the_model_under_it(tmp_path):
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert changed
     assert all("lora" in name for name in changed)
+
+
+def test_an_evaluation_tells_log_probs_of_the_same_answers_throughout():
+    reference = np.array([[-3.0, -2.0, -9.0, -8.0], [-1.0, -4.0, -4.5, -np.inf]])
+    before = mean_logps(reference, reference)
+    assert before == {"logp_chosen": -2.0, "logp_boundary": -3.0, "logp_discriminative": pytest.approx(-21.5 / 3)}
+    after = mean_logps(reference - [[1, 9, 2, 2], [1, 1, 6, 0]], reference)  # by now, others are near the chosen item
+    assert after == {"logp_chosen": -3.0, "logp_boundary": -8.0, "logp_discriminative": -10.5}
 
 
 def test_every_logged_line_tells_the_pushes(tmp_path):

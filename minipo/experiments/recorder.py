@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from minipo.evaluation import Scores
 
+LOGGED = (
+    "loss", "pair_loss", "learning_rate", "logp_chosen", "logp_rejected",
+    "push_boundary", "push_discriminative", "boundary_share",
+)  # fmt: skip
+
 
 class Recorder:
     """Writes what a trainer logs into the run's folder, as it comes.
@@ -49,8 +54,7 @@ class Recorder:
     def heard(self, step: int, logs: dict[str, float]) -> None:
         """Take one of the Trainer's log lines."""
         if "loss" in logs:
-            names = ("loss", "pair_loss", "learning_rate", "push_boundary", "push_discriminative", "boundary_share")
-            self._append("metrics", {"step": step, **{name: logs[name] for name in names if name in logs}})
+            self._append("metrics", {"step": step, **{name: logs[name] for name in LOGGED if name in logs}})
         elif metrics := {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}:
             if count := len(self.probed):
                 policy, reference = self.trainer.validation_report.scores, self.trainer.validation_reference

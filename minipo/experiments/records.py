@@ -1,5 +1,6 @@
 """Recorded grids: runs as tables with provenance, and their differences paired over users and seeds."""
 
+import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import pandas as pd
 
 from minipo.evaluation import Interval, paired_interval, ranking_metrics
 from minipo.evaluation import ranks as ranks_of
+from minipo.experiments.configuration import CONFIGS, Config, make_config
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.datasets.splits import Splits
 from minipo.experiments.files import read_json, read_parquet, write_json
@@ -43,6 +45,19 @@ def row(run: Run) -> dict[str, Any]:
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
     return {name: config.get(name) for name in (*SETTINGS, *ADDED)} | {name: summary.get(name) for name in RESULTS}
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run of a recorded grid, to be recorded again beside further ones: its own folder may be gone."""
+
+    config: Config
+    row: Mapping[Any, Any]  # of the table
+    users: pd.DataFrame
+    metrics: pd.DataFrame
+    evaluation: pd.DataFrame
+    fingerprint: str  # of its data
+    start: str | None  # the fingerprint of the model that it started from
 
 
 Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)
@@ -119,6 +134,31 @@ class Recorded:
         metrics = ranking_metrics(lookup("baseline", name, self.baselines))
         return {None: lookup("metric of a user", metric, metrics)}
 
+    def runs(self) -> dict[Config, RecordedRun]:
+        """Each run by its configuration, which grids recorded before December 2026 do not have."""
+        kept = read_parquet(self.folder / "ranks.parquet")
+        if "config" not in kept:
+            return {}
+        found: dict[Config, RecordedRun] = {}
+        rows = self.table.to_dict("records")
+        for number, run in enumerate(kept.to_dict("records")):
+            curves = self.curves[self.curves.run == number]
+            metrics, evaluation = (
+                curves[curves.kind == kind]
+                .drop(columns=["run", "kind"])
+                .dropna(axis=1, how="all")
+                .reset_index(drop=True)
+                for kind in ("metrics", "evaluation")
+            )
+            content = json.loads(run["config"])
+            users = pd.DataFrame({"rank": run["rank"]})
+            if run["reward_win"] is not None:
+                users["reward_win"] = run["reward_win"]
+            config = make_config(CONFIGS[content["kind"]], content)
+            start = run["start"]
+            found[config] = RecordedRun(config, rows[number], users, metrics, evaluation, self.fingerprint, start)
+        return found
+
     @property
     def probes(self) -> dict[int, Path]:
         """Row number to probe file, for the few runs that have one."""
@@ -156,7 +196,11 @@ class Recorded:
 
 
 def record(
-    folder: Path, runs: Sequence[Run], baselines: dict[str, np.ndarray], probed: Sequence[Run] = (), **provenance: Any
+    folder: Path,
+    runs: Sequence[Run | RecordedRun],
+    baselines: dict[str, np.ndarray],
+    probed: Sequence[Run] = (),
+    **provenance: Any,
 ) -> Recorded:
     """Write `runs` as a recorded grid into `folder`, with the probes of `probed`, and read it back.
 
@@ -166,7 +210,7 @@ def record(
     not all on the same data in today's version.
     """
     folder = Path(folder)
-    data = sorted({run.load_data().fingerprint for run in runs})
+    data = sorted({run.load_data().fingerprint if isinstance(run, Run) else run.fingerprint for run in runs})
     if len(data) != 1:
         raise ValueError(
             f"A recorded grid holds runs on the same data, and these are on {len(data)}, with the fingerprints "
@@ -174,12 +218,16 @@ def record(
         )
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
-        "table": pd.DataFrame([row(run) for run in runs]),
+        "table": pd.DataFrame([row(run) if isinstance(run, Run) else run.row for run in runs]),
         "ranks": pd.DataFrame(
             {
                 "rank": [run.users["rank"].to_numpy(np.int32) for run in runs],
                 "reward_win": [
                     run.users["reward_win"].to_numpy() if "reward_win" in run.users else None for run in runs
+                ],
+                "config": [json.dumps(asdict(run.config)) for run in runs],
+                "start": [
+                    run.provenance.get("start_fingerprint") if isinstance(run, Run) else run.start for run in runs
                 ],
             }
         ),

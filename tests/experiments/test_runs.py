@@ -134,6 +134,8 @@ def test_a_run_folder_holds_what_the_run_was(finished, tiny, tiny_sft):
         "loss",
         "pair_loss",
         "learning_rate",
+        "logp_chosen",
+        "logp_rejected",
         "push_boundary",
         "push_discriminative",
         "boundary_share",

@@ -636,6 +636,20 @@ def test_recording_again_replaces_what_was_there(kept, finished_runs, levels):
     assert recorded.provenance["command"] == "again"
 
 
+def test_recorded_runs_are_recorded_again_beside_further_ones(kept, finished_runs, levels, tmp_path):
+    first = record(tmp_path / "first", [finished_runs[number] for number in (4, 0, 1)], levels).runs()
+    assert list(first) == [finished_runs[number].config for number in (4, 0, 1)]
+    runs = [first.get(run.config, run) for run in finished_runs]
+    again = record(tmp_path / "again", runs, levels)
+    at_once = load_recorded("grid", kept)
+    pd.testing.assert_frame_equal(again.table, at_once.table)
+    pd.testing.assert_frame_equal(again.curves, at_once.curves, check_like=True)
+    assert again.ranks.tolist() == at_once.ranks.tolist()
+    np.testing.assert_array_equal(again.wins, at_once.wins)
+    starts = [run.start for run in again.runs().values()]
+    assert starts == [run.provenance["start_fingerprint"] for run in finished_runs]
+
+
 def test_a_recording_that_is_cut_off_is_not_read_as_a_whole_one(kept, finished_runs, levels, monkeypatch):
     write = pd.DataFrame.to_parquet
 
