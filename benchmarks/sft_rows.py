@@ -60,9 +60,6 @@ def timed(config: SFTConfig, settings: Report) -> Report:
         trainer = trainer_of(config, steps, Path(folder), callbacks=[clock])
         trainer.train()
     rows, count = trainer.train_dataset, trainer.args.train_batch_size
-    reads = [len(ids) for ids in rows.prompts]
-    if config.rows == "target":  # the answer stands behind the prompt; its end is only predicted
-        reads = [prompt + len(answers[0]) - 1 for prompt, answers in zip(reads, rows.answers, strict=True)]
     order = Visits(len(rows), config.seed).order(0)
     some = [order[first : first + count] for first in range(0, min(len(order), 200 * count), count)]
     computed = 0
@@ -73,7 +70,7 @@ def timed(config: SFTConfig, settings: Report) -> Report:
         "seconds": np.diff(clock.ends[settings["warm_up"] - 1 :]).tolist(),
         "peak_gb": peak_memory(),
         "targets": int(rows.counts.sum()),
-        "tokens": sum(reads),
+        "tokens": rows.tokens,
         "computed": computed / int(rows.counts[np.concatenate(some)].sum()),
     }
 

@@ -50,17 +50,19 @@ class Recipe:
     """A folder of data/recorded/.
 
     shared, grids: settings of `sweeps.grid`; each grid has the shared ones too, and runs are recorded in this order.
+    sft: grids of SFT runs from the bare model, settings of `SFTConfig`, each a value or a list, with the shared ones.
     chosen_by: the grid from which `choose` takes the SFT length and the learning rate of every run. more_sft: SFT that
     continues from each SFT length for "steps", at each "learning_rate" or, without any, at the one that
     `choose_more_sft` takes from `chosen_by`. probed: settings that narrow the grids down to the runs whose probes are
-    kept. partial: after an interruption, the runs that are finished are recorded. rule: how settings were chosen, for
-    provenance.json.
+    kept. partial: after an interruption, the runs that are finished are recorded, and no machine trains them again.
+    rule: how settings were chosen, for provenance.json.
 
     MovieLens-100K's grids have no probes: these would show what people rated, which may not be redistributed.
     """
 
     shared: Settings
     grids: list[Settings]
+    sft: list[Settings] = field(default_factory=list)
     chosen_by: str = ""
     more_sft: Settings = field(default_factory=dict)
     probed: Settings = field(default_factory=dict)

@@ -50,6 +50,16 @@ def cells(recipe: Recipe, chosen: Settings) -> list[PreferConfig]:
     return [config for each in recipe.grids for config in grid(**{**each, **recipe.shared, **chosen})]
 
 
+def sft_cells(recipe: Recipe) -> list[SFTConfig]:
+    """The configurations of a recipe's SFT runs from the bare model."""
+    found = []
+    for each in recipe.sft:
+        settings = recipe.shared | each
+        for values in product(*map(np.atleast_1d, settings.values())):
+            found.append(make_config(SFTConfig, dict(zip(settings, values, strict=True))))
+    return found
+
+
 def planned(recipe: Recipe, load: Callable[[str], Recorded] = load_current) -> tuple[list[Config], Settings]:
     """The configurations of all its runs, "more SFT" last, and what provenance.json says of their settings."""
     provenance: Settings = {"rule": recipe.rule}
@@ -61,7 +71,7 @@ def planned(recipe: Recipe, load: Callable[[str], Recorded] = load_current) -> t
             more["learning_rate"] = choose_more_sft(settings, chosen["sft_epochs"])
     runs = cells(recipe, chosen)
     if not more:
-        return [*runs], provenance
+        return [*sft_cells(recipe), *runs], provenance
     fixed = {"dataset": runs[0].dataset, "model": runs[0].model, "steps": more["steps"]}
     lengths, seeds = (dict.fromkeys(getattr(run, name) for run in runs) for name in ("sft_epochs", "seed"))
     sft = [

@@ -16,6 +16,7 @@ from minipo.packing import PackedBatch
 LAYERS = {"GPT2LMHeadModel": "transformer.h", "LlamaForCausalLM": "model.layers", "Qwen2ForCausalLM": "model.layers"}
 ADAPTED = "peft.tuners.lora.layer.Linear.forward"  # by its name, so that peft need not be imported
 TANH_GELU = ("transformers.activations.GELUTanh.forward", "transformers.activations.NewGELUActivation.forward")
+VOCABULARY = 2**14  # tokens from which on log-probs are computed a few rows at a time
 FEW = 0.8  # of a batch's tokens: to take more out and put them back costs what is saved
 
 
@@ -32,10 +33,52 @@ def forward(model: nn.Module, packed: PackedBatch, **arguments: Tensor) -> Float
     inputs = {name: packed[name].to(device) for name in names}
     with head_at(model, inputs["predicting"]), fast_layers(model):
         logits = logits_of(model, inputs["input_ids"], **arguments).squeeze(0)
-    logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    logps = logps[inputs["sources"], inputs["targets"]]
+    large = device.type == "cpu" and logits.shape[-1] >= VOCABULARY and not transformed()
+    logps = (LogProbs.apply if large else log_probs)(logits, inputs["sources"], inputs["targets"])
     logps = logps.masked_fill(~inputs["target_mask"], 0).sum(-1)
     return logps.masked_fill(~inputs["mask"], -torch.inf)
+
+
+def log_probs(
+    logits: Float[Tensor, "N V"], sources: Int[Tensor, "*shape"], targets: Int[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Log-probs of the tokens `targets` under the logits in the rows `sources`; at least in float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[sources, targets]
+
+
+class LogProbs(torch.autograd.Function):
+    """`log_probs` of a large vocabulary on a CPU, a few rows of logits at a time, which stay in the processor's cache:
+    in less than half the time, and without copies of all the logits in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        sums = torch.cat([rows.to(kind).logsumexp(-1) for rows in logits.split(LogProbs.rows(logits))])
+        ctx.save_for_backward(logits, sources, targets, sums)
+        return logits[sources, targets].to(kind) - sums[sources]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
+        logits, sources, targets, sums = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient's own gradient is asked for
+            return (
+                *torch.autograd.grad(log_probs(logits, sources, targets), logits, gradient, create_graph=True),
+                None,
+                None,
+            )
+        sources, targets, gradient = sources.flatten(), targets.flatten(), gradient.flatten()
+        of_rows = torch.zeros_like(sums).index_add_(0, sources, gradient)
+        found, count = torch.empty_like(logits), LogProbs.rows(logits)
+        for first in range(0, len(logits), count):
+            part, here = slice(first, first + count), (sources >= first) & (sources < first + count)
+            rows = (logits[part].to(sums.dtype) - sums[part, None]).exp_().mul_(-of_rows[part, None])
+            found[part] = rows.index_put_((sources[here] - first, targets[here]), gradient[here], accumulate=True)
+        return found, None, None
+
+    @staticmethod
+    def rows(logits: Tensor) -> int:
+        """How many rows of logits are computed at a time."""
+        return max(1, 2**19 // logits.shape[-1])
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class TokenRows(Dataset):
         return TokenRows(self.prompts[:number], self.answers[:number], self.negatives, self.seed)
 
     @cached_property
+    def tokens(self) -> int:
+        """Tokens that a model reads of all rows with all their answers, whose ends are only predicted."""
+        return sum(map(len, self.prompts)) + sum(len(ids) - 1 for answers in self.answers for ids in answers)
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """A hash of all token ids, so that another tokenizer or template changes it."""
         lengths = [len(ids) for ids in self.prompts] + [len(ids) for row in self.answers for ids in row]

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
 
@@ -82,6 +83,11 @@ class SequenceRows(TokenRows):
         super().__init__([np.array(row.ids) for row in rows], [row.answers for row in rows])
         self.rows = rows
         self.longest = max(max(row.positions) for row in rows) + 1  # tokens of the longest stretch
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens that a model reads of all rows."""
+        return sum(map(len, self.prompts))
 
     def first(self, number: int | None) -> "SequenceRows":
         return SequenceRows(self.rows[:number])

@@ -348,6 +348,41 @@ def test_gelu_and_its_first_and_second_derivatives():
     assert torch.autograd.gradgradcheck(forward.Gelu.apply, inputs)
 
 
+@pytest.fixture
+def few_logits(monkeypatch):
+    """Logits (7, 11), computed three rows at a time, and tokens: one is asked for twice, and none of one row."""
+    monkeypatch.setattr(forward.LogProbs, "rows", lambda logits: 3)
+    torch.manual_seed(0)
+    sources, targets = torch.tensor([[0, 1, 1], [6, 1, 5], [3, 2, 0]]), torch.tensor([[4, 2, 2], [9, 3, 0], [1, 1, 10]])
+    return 5 * torch.randn(7, 11, dtype=torch.float64), sources, targets
+
+
+def test_log_probs_a_few_rows_at_a_time_and_their_first_and_second_derivatives(few_logits):
+    logits, *places = few_logits
+    torch.testing.assert_close(forward.LogProbs.apply(logits, *places), forward.log_probs(logits, *places))
+    assert torch.autograd.gradcheck(forward.LogProbs.apply, (logits.requires_grad_(), *places))
+    assert torch.autograd.gradgradcheck(forward.LogProbs.apply, (logits, *places))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_log_probs_a_few_rows_at_a_time_in_lower_precision(few_logits, kind):
+    logits, *places = few_logits
+    logits = logits.to(kind).requires_grad_()
+    found, expected = (each(logits, *places) for each in (forward.LogProbs.apply, forward.log_probs))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    weights = torch.arange(9.0).view(3, 3)
+    torch.testing.assert_close(*(torch.autograd.grad((each * weights).sum(), logits)[0] for each in (found, expected)))
+
+
+def test_log_probs_of_a_large_vocabulary_are_computed_a_few_rows_at_a_time(tokenizer, monkeypatch):
+    model, packed = make_model("gpt2", tokenizer), pack(tokenizer, PROMPTS, CANDIDATES)
+    expected = logps_and_gradients(model, packed)
+    monkeypatch.setattr(forward, "VOCABULARY", 100)
+    monkeypatch.setattr(forward, "log_probs", lambda *_: pytest.fail("all rows at once"))
+    torch.testing.assert_close(logps_and_gradients(model, packed), expected, atol=1e-5, rtol=1e-4)
+
+
 class TestAdaptersAddedInPlace:
     @pytest.fixture
     def model(self, tokenizer):

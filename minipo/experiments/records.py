@@ -39,12 +39,14 @@ def _values(value: Any) -> list[Any]:
 
 
 def row(run: Run) -> dict[str, Any]:
-    """A run as a row of a sweep's table; an SFT run has the objective "sft" and no negatives."""
-    config, summary = asdict(run.config), run.summary
+    """A run as a row of a sweep's table; an SFT run has the objective "sft", no negatives and more columns."""
+    config, summary, more = asdict(run.config), run.summary, {}
     if config["kind"] == "sft":
+        more = {"epochs": config["epochs"], "rows": config["rows"], "tokens": summary.get("tokens")}
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
-    return {name: config.get(name) for name in (*SETTINGS, *ADDED)} | {name: summary.get(name) for name in RESULTS}
+    settings = {name: config.get(name) for name in (*SETTINGS, *ADDED)}
+    return settings | {name: summary.get(name) for name in RESULTS} | more
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         processing_class=tokenizer,
         whole_line=whole_line,
     )
-    seconds = _train(trainer, _ready(trainer, out, threads))
+    seconds, rows = _train(trainer, _ready(trainer, out, threads)), trainer.train_dataset
     only_adapter = config.tuning == "lora" and config.model not in POCKET  # a pocket model exists nowhere else
     if only_adapter:
         _save_model(trainer, out)
@@ -174,6 +174,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
         **{f"val_{name}": value for name, value in validation.metrics.items()},
         **test.metrics,
         "shortened_prompts": shortened,
+        "tokens": round(rows.tokens * steps * config.batch_size / int(rows.counts.sum())),  # read in training
         "seconds": seconds,
     }
     return _finish(out, splits, test, summary)

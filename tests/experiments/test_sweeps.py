@@ -578,7 +578,9 @@ def kept(tiny, finished_runs, levels, tmp_path) -> Path:
 
 def test_a_recorded_grid_reads_back_as_its_runs_were(kept, finished_runs, levels):
     recorded = load_recorded("grid", kept)
-    assert [column for column in recorded.table if column != "sft_epochs"] == COLUMNS
+    of_sft = ["epochs", "rows", "tokens"]
+    assert [column for column in recorded.table if column != "sft_epochs"] == [*COLUMNS, *of_sft]
+    assert recorded.table[of_sft].iloc[4].tolist() == [40, "target", finished_runs[4].summary["tokens"]]
     assert recorded.table.objective.tolist() == ["dmpo"] * 4 + ["sft"]
     assert recorded.table.dynamic.tolist() == ["off", "off", "on", "on", "off"]
     assert recorded.table.negatives.tolist() == [5, 5, 5, 5, 0]
