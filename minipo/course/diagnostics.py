@@ -30,6 +30,7 @@ from minipo.objectives import Aggregate, Losses, Margins, Objective, Used, log_r
 from minipo.preference import OBJECTIVES, preference_loss, preference_push
 from minipo.prompts import answer
 from minipo.scoring import pack, packed_logps
+from minipo.trainers import mean_logps
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -121,6 +122,16 @@ def pushes(
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def answer_logps(probe: pd.DataFrame) -> pd.DataFrame:
+    """Mean log-probs, in nats, of the chosen items and of the negatives that are boundary or discriminative at first:
+    columns step, logp_chosen, logp_boundary, logp_discriminative. probe: see `moments`; raises ValueError as it does.
+    """
+    found = moments(probe)
+    return pd.DataFrame(
+        [{"step": each.step, **mean_logps(each.policy.numpy(), found[0].policy.numpy())} for each in found]
+    )
 
 
 def by_group(pushed: pd.DataFrame, census: str = "boundary") -> pd.DataFrame:

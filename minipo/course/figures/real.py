@@ -38,6 +38,7 @@ from minipo.course.figures.style import (
 from minipo.evaluation import Interval
 
 PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
+OPACITIES = {"chosen": 1.0, "boundary": 0.55, "discriminative": 0.3}  # of lines of log-probs
 DASHES = ("solid", "dot", "dash", "dashdot")
 
 
@@ -56,7 +57,8 @@ class Curves:
 
 
 def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
-    """Up to four runs as they train: training loss, pair_loss and a ranking metric over the steps, in stacked panels.
+    """Up to four runs as they train: training loss, pair_loss, log-probs by group where they were logged, and a ranking
+    metric over the steps, in stacked panels.
 
     One line per run, in its objective's colour (DynamicPO's if that is on) and with its own dash. The metric's panel
     has the level of the SFT model, at step 0, in grey; the win rate has none, because it is relative to SFT.
@@ -65,32 +67,47 @@ def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
     begun = [run.evaluations[metric].iloc[0] for run in runs if not run.evaluations.empty]
     starts = sorted({float(start) for start in begun}) if metric != "reward_win_rate" else []
     grey = f" (grey: SFT, {' and '.join(level(start, metric) for start in starts)})" if starts else ""
-    titles = (
-        "Training loss, nats",
-        "Yardstick pair_loss on validation users, nats",
-        f"{METRICS[metric]} on validation users, {unit}{grey}",
-    )
-    figure = panels(titles, rows=3, cols=1, shared_xaxes=True, row_heights=[0.27, 0.27, 0.46], vertical_spacing=0.09)
-    for run, dash in zip(runs, DASHES, strict=False):
+    panes = {
+        "Training loss, nats": [("metrics", "loss", 1, 1.0)],
+        "Yardstick pair_loss on validation users, nats": [("evaluations", "pair_loss", 1, 1.0)],
+        "Log-probs since SFT, nats: chosen items, fainter the boundary, faintest the easy negatives": [
+            ("moves", f"logp_{name}", 1, opacity) for name, opacity in OPACITIES.items()
+        ],
+        f"{METRICS[metric]} on validation users, {unit}{grey}": [("evaluations", metric, percent, 1.0)],
+    }
+    tables = [{"metrics": run.metrics, "evaluations": run.evaluations, "moves": moves(run.evaluations)} for run in runs]
+    if all(each["moves"].empty for each in tables) and begun:  # recorded before these were logged
+        panes = {title: lines for title, lines in panes.items() if lines[0][0] != "moves"}
+    shares = [0.44 if place == len(panes) - 1 else 0.56 / (len(panes) - 1) for place in range(len(panes))]
+    figure = panels([*panes], rows=len(panes), cols=1, shared_xaxes=True, row_heights=shares, vertical_spacing=0.08)
+    for run, table, dash in zip(runs, tables, DASHES, strict=False):
         name, colour = as_text(run.name, 60), colour_of(run.settings)
-        for row, (table, column, scale) in enumerate(
-            ((run.metrics, "loss", 1), (run.evaluations, "pair_loss", 1), (run.evaluations, metric, percent)), start=1
-        ):
-            x, y = ([], []) if table.empty else (table["step"], scale * table[column])
-            add_line(
-                figure, x, y, name, colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
-                marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1,
-            )  # fmt: skip
+        for row, lines in enumerate(panes.values(), start=1):
+            for source, column, scale, opacity in lines:
+                part = table[source]
+                x, y = ([], []) if part.empty or column not in part else (part["step"], scale * part[column])
+                add_line(
+                    figure, x, y, name, colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
+                    marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1, opacity=opacity,
+                )  # fmt: skip
     for start in starts:
-        figure.add_hline(y=percent * start, line={"color": FAINT, "width": 3}, row=3, col=1, layer="below")
+        figure.add_hline(y=percent * start, line={"color": FAINT, "width": 3}, row=len(panes), col=1, layer="below")
     figure.update_annotations(x=0, xanchor="left", font={"size": 15})
     steps = max((int(run.settings["steps"]) for run in runs), default=100)
     figure.update_xaxes(range=[-0.015 * steps, 1.015 * steps])
-    figure.update_xaxes(title_text="step", row=3, col=1)
+    figure.update_xaxes(title_text="step", row=len(panes), col=1)
     figure.update_yaxes(nticks=4, showticklabels=bool(begun))  # the numbers of an empty axis would mean nothing
-    figure.update_yaxes(nticks=6, row=3, col=1)
-    height = 350 + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
+    figure.update_yaxes(nticks=6, row=len(panes), col=1)
+    height = 20 + 110 * len(panes) + 20 * max(0, len(runs) - 1)  # the legend may need a line for each
     return lay_out(figure, height, margin_t=40, legend_y=1.08)
+
+
+def moves(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """How far the log-probs of `trainers.mean_logps` have moved since the first evaluation; empty without them."""
+    names = [f"logp_{name}" for name in OPACITIES if f"logp_{name}" in evaluations]
+    if not names:
+        return pd.DataFrame()
+    return (evaluations[names] - evaluations[names].iloc[0]).assign(step=evaluations["step"])
 
 
 def live_run(metrics: pd.DataFrame, evaluations: pd.DataFrame, settings: Mapping[str, Any]) -> go.Figure:

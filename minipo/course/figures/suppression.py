@@ -131,6 +131,32 @@ def boundary_shares(parts: Mapping[int, pd.DataFrame]) -> go.Figure:
     return lay_out(figure, 340, title, "step", "boundary negatives' part, %", yaxis_range=[0, 100])
 
 
+def answers_over_training(runs: pd.DataFrame) -> go.Figure:
+    """How far the mean log-probs of the chosen item, the boundary and the easy negatives have moved since SFT, over the
+    steps: a panel for each objective, and dashed under DynamicPO. The title gives the first objective's plain run.
+
+    runs: columns objective, dynamic, step, logp_chosen, logp_boundary, logp_discriminative; one run of each kind.
+    """
+    lines = {"chosen": ("chosen", "#0072B2"), **{name: group[:2] for name, group in GROUPS.items()}}
+    objectives = list(runs["objective"].unique())
+    figure = panels([OBJECTIVE_LABELS[name] for name in objectives], shared_yaxes=True, horizontal_spacing=0.045)
+    ends = {}
+    for (objective, dynamic), run in runs.groupby(["objective", "dynamic"], sort=False):
+        run = run.sort_values("step")
+        for name, (label, colour) in lines.items():
+            moved = run[f"logp_{name}"] - run[f"logp_{name}"].iloc[0]
+            ends[objective, dynamic, name] = moved.iloc[-1]
+            text = label + ", DynamicPO" * (dynamic == "on")
+            add_line(
+                figure, run["step"], moved, text, colour, "dash" if dynamic == "on" else "solid",
+                f"{text}, step %{{x}}: %{{y:+.2f}} nats", panel=1 + objectives.index(objective),
+            )  # fmt: skip
+    figure.add_hline(y=0, line={"color": FAINT, "width": 1.5}, layer="below")
+    moves = [f"{label} {short(ends[objectives[0], 'off', name])}" for name, (label, _) in lines.items()]
+    title = f"{OBJECTIVE_LABELS[objectives[0]]}: {', '.join(moves)} nats".replace("-", "−")
+    return lay_out(figure, 380, title, "step", ("log-prob since SFT, nats",), margin_t=92, legend_y=1.1)
+
+
 def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:
     """HR@1 minus that of `against`, with 95 % intervals, one row each; the title gives the row `name`."""
     title, axis = f"{name}: {_points(intervals[name])}", f"test HR@1 minus {against}'s, points"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -324,9 +325,9 @@ def test_live_run_is_drawn_from_its_first_line_on():
     metrics = pd.DataFrame({"step": [10, 20], "loss": [0.69, 0.5]})
     evaluation = pd.DataFrame({"step": [0], "pair_loss": [0.69], "hr@1": [0.7]})
     empty = drawn(live_run(pd.DataFrame(), pd.DataFrame(), settings))["data"]
-    assert [trace["x"] for trace in empty] == [[], [], []]
+    assert [trace["x"] for trace in empty] == [[]] * 6
     figure = drawn(live_run(metrics, evaluation, settings))
-    assert len(figure["data"]) == 3
+    assert len(figure["data"]) == 3  # log-probs were not logged
     assert figure["data"][0]["line"]["color"] == OBJECTIVE_COLOURS["sdpo"]
     assert "grey: SFT, 70.0 %" in str(figure["layout"]["annotations"])
 
@@ -425,6 +426,15 @@ def test_live_runs_have_a_line_each_in_the_palette_and_the_level_of_sft():
     assert "shapes" not in drawn(live_runs(runs, "reward_win_rate"))["layout"]
     nothing = Curves("new", runs[0].settings, pd.DataFrame(), pd.DataFrame())
     assert all(len(trace["x"]) == 0 for trace in drawn(live_runs([nothing]))["data"])
+
+
+def test_live_runs_show_how_log_probs_have_moved_since_sft():
+    plain, old = live("plain", 0.1, 0.67), live("old", 0.3, 0.7)
+    columns = {"logp_chosen": [-3.0, -3.5], "logp_boundary": [-6.0, -8.0], "logp_discriminative": [-9.0, -13.0]}
+    figure = live_runs([replace(plain, evaluations=plain.evaluations.assign(**columns)), old])
+    assert [list(trace.y) for trace in figure.data[2:5]] == [[0, -0.5], [0, -2], [0, -4]]
+    assert [len(trace.y) for trace in figure.data[8:11]] == [0] * 3
+    assert "Log-probs since SFT" in str(drawn(figure)["layout"]["annotations"])
 
 
 def test_live_sentence_reads_one_run_several_and_none():
