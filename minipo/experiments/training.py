@@ -123,7 +123,7 @@ def _arguments(config: Config, folder: Path, steps: int, **others: Any) -> "Trai
 
 
 def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
-    from minipo.experiments.models import POCKET, add_lora, load_model
+    from minipo.experiments.models import POCKET, add_lora, load_model, round_adapter
     from minipo.experiments.users import evaluate
     from minipo.trainers import SFTTrainer
 
@@ -158,6 +158,7 @@ def _sft(config: SFTConfig, out: Path, progress: bool) -> Run:
     seconds, rows = _train(trainer, _ready(trainer, out, threads)), trainer.train_dataset
     only_adapter = config.tuning == "lora" and config.model not in POCKET  # a pocket model exists nowhere else
     if only_adapter:
+        round_adapter(model)  # and what is evaluated is what is saved
         _save_model(trainer, out)
     if config.tuning == "lora":  # what starts from here, above all the reference, is one whole model
         trainer.model = model = model.merge_and_unload()  # pyrefly: ignore[not-callable]
