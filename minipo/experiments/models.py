@@ -254,7 +254,7 @@ def add_lora(model: PreTrainedModel, rank: int = 8, alpha: int | None = None, se
         return get_peft_model(model, configuration)
 
 
-def round_adapter(model: PeftModel) -> None:
+def round_adapter(model: torch.nn.Module) -> None:
     """Round LoRA's weights to what bfloat16 can hold, so that `save_model` writes half the bytes."""
     for name, weight in model.named_parameters():
         if "lora_" in name:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minipo.experiments import fetch
-from minipo.experiments.models import add_lora, load_model, pocket_tokenizer, save_model
+from minipo.experiments.models import add_lora, load_model, pocket_tokenizer, round_adapter, save_model
 
 ITEMS = ["Velvet Tiger", "Neon Fox", "Björk Rêve", "Redemption, The (1994)", "10,000 Things", "Fox", "Neon Tiger"]
 POCKET = ["pocket-gpt2", "pocket-qwen2"]
@@ -292,6 +293,18 @@ def test_an_adapter_may_call_its_base_by_any_of_its_names(smollm2, tmp_path, bas
     save_model(adapted, tokenizer, tmp_path)
     rename_base(tmp_path, base)
     torch.testing.assert_close(load_model(tmp_path)[0](INPUT).logits, adapted(INPUT).logits)
+
+
+def test_a_rounded_adapter_is_saved_in_half_the_bytes_and_opens_as_it_was(smollm2, tmp_path):
+    adapted, tokenizer = trained_adapter("smollm2-135m")
+    save_model(adapted, tokenizer, tmp_path / "whole")
+    round_adapter(adapted)
+    save_model(adapted, tokenizer, tmp_path / "half")
+    whole, half = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "half"))
+    assert {weight.dtype for weight in whole.values()} == {torch.float32}
+    assert {weight.dtype for weight in half.values()} == {torch.bfloat16}
+    expected = adapted.merge_and_unload()(INPUT).logits
+    torch.testing.assert_close(load_model(tmp_path / "half")[0](INPUT).logits, expected, atol=0, rtol=0)
 
 
 def test_an_adapter_may_stand_on_an_adapter(smollm2, tmp_path, recwarn):
