@@ -146,15 +146,16 @@ def answers_over_training(runs: pd.DataFrame) -> go.Figure:
         for name, (label, colour) in lines.items():
             moved = run[f"logp_{name}"] - run[f"logp_{name}"].iloc[0]
             ends[objective, dynamic, name] = moved.iloc[-1]
-            text = label + ", DynamicPO" * (dynamic == "on")
+            text, panel = label + ", DynamicPO" * (dynamic == "on"), 1 + objectives.index(objective)
             add_line(
-                figure, run["step"], moved, text, colour, "dash" if dynamic == "on" else "solid",
-                f"{text}, step %{{x}}: %{{y:+.2f}} nats", panel=1 + objectives.index(objective),
+                figure, run["step"], moved, label, colour, "dash" if dynamic == "on" else "solid",
+                f"{text}, step %{{x}}: %{{y:+.2f}} nats", panel, showlegend=panel == 1 and dynamic == "off",
             )  # fmt: skip
     figure.add_hline(y=0, line={"color": FAINT, "width": 1.5}, layer="below")
     moves = [f"{label} {short(ends[objectives[0], 'off', name])}" for name, (label, _) in lines.items()]
-    title = f"{OBJECTIVE_LABELS[objectives[0]]}: {', '.join(moves)} nats".replace("-", "−")
-    return lay_out(figure, 380, title, "step", ("log-prob since SFT, nats",), margin_t=92, legend_y=1.1)
+    moved = ", ".join(moves).replace("-", "−")
+    title = f"{OBJECTIVE_LABELS[objectives[0]]}: {moved} nats (dashed: under DynamicPO)"
+    return lay_out(figure, 380, title, "step", ("log-prob since SFT, nats",), margin_t=92, legend_y=1.08)
 
 
 def swap_intervals(intervals: Mapping[str, Interval], against: str, name: str) -> go.Figure:

@@ -19,6 +19,7 @@ from minipo import preference_loss, preference_push
 from minipo.course.diagnostics import by_group, pushes
 from minipo.course.figures.suppression import (
     alone_sentence,
+    answers_over_training,
     boundary_shares,
     gaps_opening,
     one_user,
@@ -97,6 +98,20 @@ def test_the_boundarys_shares():
     assert figure.layout.title.text == (
         "The boundary at step 10: 25 % of the negatives, 40 % of the pushes, 60 % of the gradient"
     )
+
+
+def test_log_probs_are_drawn_since_sft_for_each_objective():
+    steps = {"step": [0, 50], "logp_boundary": [-6.0, -8.0], "logp_discriminative": [-9.0, -13.0]}
+    runs = pd.concat(
+        pd.DataFrame({**steps, "logp_chosen": [-3.0, end], "objective": name, "dynamic": dynamic})
+        for name, dynamic, end in (("sdpo", "off", -3.5), ("sdpo", "on", -3.25), ("mppo", "off", -2.0))
+    )
+    figure = answers_over_training(runs)
+    moved = [list(trace.y) for trace in figure.data]
+    assert moved == [[0, -0.5], [0, -2], [0, -4], [0, -0.25], [0, -2], [0, -4], [0, 1], [0, -2], [0, -4]]
+    assert [trace.line.dash for trace in figure.data[::3]] == ["solid", "dash", "solid"]
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["chosen", "boundary", "easy"]
+    assert figure.layout.title.text == "S-DPO: chosen −0.50, boundary −2.0, easy −4.0 nats (dashed: under DynamicPO)"
 
 
 def test_the_swap_is_drawn_with_its_intervals():
