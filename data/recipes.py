@@ -19,6 +19,7 @@ PLAIN_AND_DYNAMIC: Settings = {"dynamic": ["off", "on"]}
 SELECTION: Settings = {"dynamic": "on", "select": "on", "adjust_beta": "off"}
 RANDOM: Settings = {**SELECTION, "select": "random"}  # controls: as many negatives as the selection keeps
 HARDEST: Settings = {**SELECTION, "select": "hardest"}
+RELEASE: Settings = {"objective": "mppo", "likelihood_of": "answer"}
 BETA: Settings = {"dynamic": "on", "select": "off", "adjust_beta": "on"}
 
 
@@ -99,6 +100,13 @@ GRIDS: dict[str, Recipe] = {
         [SELECTION, RANDOM, HARDEST, BETA],
         chosen_by="settings",
         probed={"negatives": 19, "seeds": 0},
+    ),
+    # MPPO with the whole answer's likelihood, as in DynamicPO's release; `objectives` has the average per token
+    "mppo": Recipe(
+        {**CATALOGUE, **RELEASE, "seeds": range(5)},
+        [{"negatives": [1, 3, 5, 10, 15, 19], **PLAIN_AND_DYNAMIC}],
+        chosen_by="settings",
+        probed={"negatives": [1, 19], "seeds": 0},
     ),
     # DMPO over β and γ, for the app
     "strengths": Recipe(
