@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from recipes import BETA, HARDEST, RANDOM, SELECTION, Settings, choose_more_sft
+from recipes import BETA, GRIDS, HARDEST, RANDOM, RELEASE, SELECTION, Settings, choose_more_sft
 
 from minipo.course.figures.style import OBJECTIVE_LABELS, verdict
 from minipo.experiments.comparison import older_data
@@ -157,13 +157,13 @@ def regimes_table(settings: Recorded, chosen: Settings) -> str:
 # -------------------------------------------------------------------------------------------- FINDINGS.md: the claims
 
 PLAIN, WHOLE, FEW = {"dynamic": "off"}, {"dynamic": "on"}, {"dynamic": "off", "negatives": 1}
-MPPO, SDPO, WINS = {"objective": "mppo"}, {"objective": "sdpo"}, {"metric": "reward_win_rate"}
+PER_TOKEN, SDPO, WINS = {"objective": "mppo"}, {"objective": "sdpo"}, {"metric": "reward_win_rate"}
 SFT, MORE_SFT = {"objective": "start"}, {"objective": "sft", "negatives": 0}
 # What it says, what the paper has, two sides as `World.side` takes them, and what is claimed of left minus right.
 Claim = tuple[str, str, Settings, Settings, str]
 CLAIMS: Sequence[Claim] = (
     ("DMPO collapses: HR@1 at the largest K minus K = 1", "DMPO 0.585 at K = 15", PLAIN, FEW, "falls"),
-    ("MPPO collapses: the same", "MPPO 0.660 at K = 15", PLAIN | MPPO, FEW | MPPO, "falls"),
+    ("MPPO collapses: the same", "MPPO 0.660 at K = 15", PLAIN | RELEASE, FEW | RELEASE, "falls"),
     ("S-DPO is stable: the same", "S-DPO 0.662 at K = 15", PLAIN | SDPO, FEW | SDPO, "stable"),
     (
         "DynamicPO helps DMPO: with minus without, at the largest K",
@@ -172,7 +172,7 @@ CLAIMS: Sequence[Claim] = (
         PLAIN,
         "gains",
     ),
-    ("DynamicPO helps MPPO", "+3.1", WHOLE | MPPO, PLAIN | MPPO, "gains"),
+    ("DynamicPO helps MPPO", "+3.1", WHOLE | RELEASE, PLAIN | RELEASE, "gains"),
     ("DynamicPO helps S-DPO", "+0.5", WHOLE | SDPO, PLAIN | SDPO, "gains"),
     ("Selection alone helps DMPO", "a gain", SELECTION, PLAIN, "gains"),
     ("Dual-margin β alone helps DMPO", "a gain", BETA, PLAIN, "gains"),
@@ -185,6 +185,8 @@ QUESTIONS: Sequence[Claim] = (
     ("Is one negative better than none? DMPO at K = 1 minus SFT", "—", FEW, SFT, "gains"),
     ("Is the repaired run better than its start? DynamicPO-DMPO minus SFT", "—", WHOLE, SFT, "gains"),
     ("Is it better than more SFT for the same compute?", "—", WHOLE, MORE_SFT, "gains"),
+    ("Does MPPO by the likelihood per token collapse?", "—", PLAIN | PER_TOKEN, FEW | PER_TOKEN, "falls"),
+    ("Does DynamicPO help it?", "—", WHOLE | PER_TOKEN, PLAIN | PER_TOKEN, "gains"),
 )
 
 
@@ -196,29 +198,45 @@ class World:
     many: int
     grids: Sequence[Recorded]
 
-    def side(self, query: Settings) -> Outcomes | None:
-        """Test users' outcomes by seed, of the runs with these settings, of DMPO at the largest K unless they say
-        otherwise, or of the SFT model that all start from; None where such runs were not made."""
-        if query == SFT:
-            return self.grids[0].baseline("sft")
-        query = {"metric": "hr@1", "objective": "dmpo", "negatives": self.many} | query
-        metric = query.pop("metric")
+    def runs(self, query: Settings) -> tuple[Recorded, Settings] | None:
+        """The grid with the runs that have these settings, of DMPO at the largest K unless they say otherwise, and the
+        settings in full; None where such runs were not made."""
+        query = {"objective": "dmpo", "negatives": self.many} | query
+        form = query.pop("likelihood_of", "token")
         for recorded in self.grids:
-            if recorded.rows(**query).empty or (metric == "reward_win_rate" and recorded.wins is None):
+            if (query["objective"] == "mppo" and form != form_of(recorded)) or recorded.rows(**query).empty:
                 continue
             if query == MORE_SFT:
                 query["learning_rate"] = choose_more_sft(recorded, recorded.provenance["chosen"]["sft_epochs"])
-            return recorded.outcomes(metric, **query)
+            return recorded, query
         return None
+
+    def side(self, query: Settings) -> Outcomes | None:
+        """Test users' outcomes by seed, of the runs with these settings or of the SFT model that all start from; None
+        where such runs were not made, or their outcomes not kept."""
+        if query == SFT:
+            return self.grids[0].baseline("sft")
+        metric = query.get("metric", "hr@1")
+        found = self.runs({name: value for name, value in query.items() if name != "metric"})
+        if found is None or (metric == "reward_win_rate" and found[0].wins is None):
+            return None
+        return found[0].outcomes(metric, **found[1])
 
     def answer(self, left: Settings, right: Settings, claim: str) -> str:
         """A claim's cell: the difference, its interval and the verdict; a fall counts only if the loss falls too."""
         said = cell(self.side(left), self.side(right), claim)
-        if claim == "falls":
-            query = {"objective": "dmpo", "negatives": self.many}
-            many, few = (self.grids[0].rows(**(query | side)).train_loss.mean() for side in (left, right))
-            said = said if many < few else said.replace("**shown**", "**not shown**")
-        return said
+        if claim != "falls":
+            return said
+        sides = [found for side in (left, right) if (found := self.runs(side)) is not None]
+        losses = [recorded.rows(**query).train_loss.mean() for recorded, query in sides]
+        return said if len(losses) == 2 and losses[0] < losses[1] else said.replace("**shown**", "**not shown**")
+
+
+def form_of(recorded: Recorded) -> str:
+    """The likelihood that a grid's MPPO takes."""
+    recipe = GRIDS.get(recorded.folder.name)
+    settings = (recipe.shared, *recipe.grids) if recipe else ()
+    return next((str(each["likelihood_of"]) for each in settings if "likelihood_of" in each), "token")
 
 
 def judge(low: float, high: float, claim: str) -> str:
@@ -238,7 +256,7 @@ def cell(left: Outcomes | None, right: Outcomes | None, claim: str) -> str:
 
 
 WORLDS = {
-    "catalogue, pocket-gpt2": (19, ["objectives", "parts"]),
+    "catalogue, pocket-gpt2": (19, ["objectives", "parts", "mppo"]),
     "ml-100k, pocket-gpt2": (19, ["ml-100k-objectives", "ml-100k-parts"]),
     "ml-100k, SmolLM2-135M": (15, ["ml-100k-smollm2"]),
 }
@@ -310,12 +328,16 @@ def cells_table(here: Sequence[World]) -> str:
         " | objective | K | DynamicPO | seeds | training loss | pair_loss | test HR@1 by seed | NDCG@5 | "
         "reward win rate | boundary share"
     )
+    parts = {("off", "off"): "off", ("on", "on"): "on", ("on", "off"): "selection alone", ("off", "on"): "β alone"}
     lines = []
-    for world in here:
-        plain = world.grids[0].table[lambda table: table.objective != "sft"]
-        for (objective, negatives, dynamic), rows in plain.groupby(["objective", "negatives", "dynamic"], sort=True):
+    for name, recorded in [(world.name, grid) for world in here for grid in world.grids]:
+        plain = recorded.table[lambda table: table.objective != "sft"]
+        cells = plain.groupby(["objective", "negatives", "dynamic", "select", "adjust_beta"], sort=True)
+        for (objective, negatives, _, *switches), rows in cells:
             mean = {column: f"{values.mean():.3f}" for column, values in rows.select_dtypes("number").items()}
-            setting = [world.name, OBJECTIVE_LABELS[objective], f"{negatives}", dynamic, f"{len(rows)}"]
+            answer = ", whole answer" if objective == "mppo" and form_of(recorded) == "answer" else ""
+            kind = parts.get(tuple(switches), f"{switches[0]} selection alone")
+            setting = [name, OBJECTIVE_LABELS[objective] + answer, f"{negatives}", kind, f"{len(rows)}"]
             losses = [mean["train_loss"], mean["pair_loss"], " ".join(f"{value:.3f}" for value in rows["hr@1"])]
             more = [mean[column] for column in ("ndcg@5", "reward_win_rate", "boundary_share")]
             lines.append([*setting, *losses, *more])

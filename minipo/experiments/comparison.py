@@ -137,6 +137,8 @@ def older_data(recorded: Recorded) -> str:
 
 def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
     """All settings of the run in row `number` of a recorded table, as in its config.json."""
+    if recorded.configs:
+        return asdict(recorded.configs[number])
     run = recorded.table.loc[number].to_dict()
     pocket = run["model"].startswith("pocket-")  # what runs had when tables did not say it yet:
     run = dict(zip(ADDED, ("float32", "line") if pocket else ("bfloat16", "question"), strict=True)) | run

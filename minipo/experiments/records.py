@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,29 +137,27 @@ class Recorded:
         metrics = ranking_metrics(lookup("baseline", name, self.baselines))
         return {None: lookup("metric of a user", metric, metrics)}
 
+    @cached_property
+    def configs(self) -> list[Config]:
+        """The runs' configurations, row by row; empty for grids recorded before December 2026."""
+        columns = read_parquet(self.folder / "ranks.parquet")
+        contents = map(json.loads, columns.get("config", []))
+        return [make_config(CONFIGS[content["kind"]], content) for content in contents]
+
     def runs(self) -> dict[Config, RecordedRun]:
-        """Each run by its configuration, which grids recorded before December 2026 do not have."""
-        kept = read_parquet(self.folder / "ranks.parquet")
-        if "config" not in kept:
-            return {}
-        found: dict[Config, RecordedRun] = {}
-        rows = self.table.to_dict("records")
-        for number, run in enumerate(kept.to_dict("records")):
-            curves = self.curves[self.curves.run == number]
-            metrics, evaluation = (
-                curves[curves.kind == kind]
-                .drop(columns=["run", "kind"])
-                .dropna(axis=1, how="all")
-                .reset_index(drop=True)
-                for kind in ("metrics", "evaluation")
+        """Each run by its configuration, as far as they are recorded."""
+        columns = read_parquet(self.folder / "ranks.parquet").to_dict("records") if self.configs else []
+        rows, found = self.table.to_dict("records"), {}
+        for number, (config, column) in enumerate(zip(self.configs, columns, strict=True)):
+            curves = self.curves[self.curves.run == number].drop(columns="run")
+            logged = {
+                kind: lines.drop(columns="kind").dropna(axis=1, how="all") for kind, lines in curves.groupby("kind")
+            }
+            metrics, evaluation = (logged.get(kind, pd.DataFrame()) for kind in ("metrics", "evaluation"))
+            users = pd.DataFrame({name: column[name] for name in ("rank", "reward_win") if column[name] is not None})
+            found[config] = RecordedRun(
+                config, rows[number], users, metrics, evaluation, self.fingerprint, column["start"]
             )
-            content = json.loads(run["config"])
-            users = pd.DataFrame({"rank": run["rank"]})
-            if run["reward_win"] is not None:
-                users["reward_win"] = run["reward_win"]
-            config = make_config(CONFIGS[content["kind"]], content)
-            start = run["start"]
-            found[config] = RecordedRun(config, rows[number], users, metrics, evaluation, self.fingerprint, start)
         return found
 
     @property
