@@ -247,6 +247,27 @@ def sft_rows(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def models(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, jobs in found["models"].items():
+        sft, many = jobs["SFT"], jobs["K = 15"]
+        times = {job: median(each["seconds"]) for job, each in jobs.items()}
+        epoch = times["SFT"] * sft["targets"] / sft["batch_size"] / 3600
+        settings = f"{many['precision']}, {many['batch_size']} users in {many['accumulation']} parts"
+        seconds = [f"{times[job]:.1f} s" for job in ("K = 1", "K = 15")]
+        memory = [f"{jobs[job]['peak_gb']:.1f} GB" for job in ("SFT", "K = 15")]
+        real = "" if name.startswith(("smollm2", "pocket")) else " (random weights of its shape)"
+        lines.append([name + real, f"{many['parameters'] / 1e6:.0f} M", settings, f"{epoch:.1f} h", *seconds, *memory])
+    header = [
+        "", "parameters", "a preference step", "SFT, an epoch of MovieLens-100K", "a step at K = 1", "at K = 15",
+        "memory, SFT", "at K = 15",
+    ]  # fmt: skip
+    return [
+        f"`python benchmarks/models.py` ({where(found)}): LoRA, MovieLens-100K, the recipe's settings.",
+        markdown(header, lines),
+    ]
+
+
 def said(*parts: Callable[[dict[str, Any]], list[str]]) -> str:
     """What there is to say of these benchmarks, from the reports that there are beside this file."""
     there = [(part, Path(__file__).with_name(f"{part.__name__}.json")) for part in parts]
@@ -262,3 +283,4 @@ if __name__ == "__main__":
     fill_in(root / "README.md", "python benchmarks/report.py", readme())
     fill_in(root / "docs" / "speed.md", "python benchmarks/against.py 6602be4", said(against))
     fill_in(root / "docs" / "speed.md", "python benchmarks/precision.py", said(precision))
+    fill_in(root / "docs" / "speed.md", "python benchmarks/models.py", said(models))

@@ -56,7 +56,8 @@ class Recipe:
     continues from each SFT length for "steps", at each "learning_rate" or, without any, at the one that
     `choose_more_sft` takes from `chosen_by`. probed: settings that narrow the grids down to the runs whose probes are
     kept. partial: after an interruption, the runs that are finished are recorded, and no machine trains them again.
-    rule: how settings were chosen, for provenance.json.
+    generated: whether a greedy answer of each test user is recorded too. rule: how settings were chosen, for
+    provenance.json.
 
     MovieLens-100K's grids have no probes: these would show what people rated, which may not be redistributed.
     """
@@ -68,6 +69,7 @@ class Recipe:
     more_sft: Settings = field(default_factory=dict)
     probed: Settings = field(default_factory=dict)
     partial: bool = False
+    generated: bool = False
     rule: str | None = choose.__doc__
 
 

@@ -26,16 +26,33 @@ import report
 from recipes import Recipe, Settings, choose, choose_more_sft
 
 from minipo.evaluation import ranking_metrics, ranks
-from minipo.experiments.configuration import Config, PreferConfig, SFTConfig, make_config, splits_of, start_config
+from minipo.experiments.configuration import (
+    Config,
+    PreferConfig,
+    SFTConfig,
+    decided,
+    make_config,
+    splits_of,
+    start_config,
+)
 from minipo.experiments.datasets import baselines, catalog
 from minipo.experiments.datasets.loading import load_dataset
 from minipo.experiments.files import write_json
-from minipo.experiments.records import RECORDED, Outcomes, Recorded, RecordedRun, load_recorded, record, record_scores
-from minipo.experiments.runs import DATA, Run, cache_folder, finished, model_fingerprint, versions
+from minipo.experiments.records import (
+    RECORDED,
+    Outcomes,
+    Recorded,
+    RecordedRun,
+    load_recorded,
+    record,
+    record_scores,
+    recorded_run,
+)
+from minipo.experiments.runs import DATA, Run, cache_folder, model_fingerprint, versions
 from minipo.experiments.sweeps import grid
 from minipo.experiments.training import sft_run, shipped
-from minipo.experiments.users import score
-from minipo.experiments.workers import train_all
+from minipo.experiments.users import named_hits, score
+from minipo.experiments.workers import train_all, train_each
 
 
 def load_current(name: str) -> Recorded:
@@ -102,37 +119,48 @@ def baseline_ranks(configs: Sequence[Config]) -> dict[str, np.ndarray]:
 def recorded_runs(name: str, data: str) -> dict[Config, RecordedRun]:
     """The runs of a grid that are recorded already, on another machine perhaps, if they are of the data with this
     fingerprint and start from the SFT run that is shipped for them now, if any is."""
-    if not (RECORDED / name / "provenance.json").is_file() or (recorded := load_recorded(name)).fingerprint != data:
+    folder = RECORDED / name
+    if not (folder / "provenance.json").is_file() or (recorded := load_recorded(name, folder)).fingerprint != data:
         return {}
-    starts = {config: shipped(start) for config in recorded.runs() if (start := start_config(config))}
+    runs = recorded.runs()
+    starts = {config: shipped(start) for config in runs if (start := start_config(config))}
     return {
         config: run
-        for config, run in recorded.runs().items()
+        for config, run in runs.items()
         if (start := starts.get(config)) is None or model_fingerprint(start.folder / "model") == run.start
     }
 
 
 def make_grid(name: str) -> None:
+    """Train a grid's runs and record them; those of a partial one as each ends."""
     recipe = recipes.GRIDS[name]
     configs, provenance = planned(recipe)
-    kept = recorded_runs(name, splits_of(configs[0]).fingerprint) if recipe.partial else {}
-    try:
-        train_all([config for config in configs if config not in kept])
-    finally:
-        runs = {
-            config: run for config in configs if (run := kept.get(config) or finished(cache_folder(config), config))
-        }
-        if len(runs) == len(configs) or (runs and recipe.partial):
-            probed = cells(recipe, {**provenance.get("chosen", {}), **recipe.probed}) if recipe.probed else []
+    probed = cells(recipe, {**provenance.get("chosen", {}), **recipe.probed}) if recipe.probed else []
+    found: dict[Config, Run | RecordedRun] = {}
+    found |= recorded_runs(name, splits_of(configs[0]).fingerprint) if recipe.partial else {}
+    todo = [config for config in configs if config not in found]
+    levels = {}
+    for run in train_each(todo):
+        config = next(config for config in todo if decided(config, run.config) == run.config)
+        found[config] = recorded_run(run, generated_hit=generated_hits(run)) if recipe.generated else run
+        if recipe.partial or len(found) == len(configs):
+            levels = levels or baseline_ranks(configs)
+            there = [config for config in configs if config in found]
             record(
                 RECORDED / name,
-                [*runs.values()],
-                baseline_ranks(configs),
-                [run for config, run in runs.items() if config in probed],
+                [found[config] for config in there],
+                levels,
+                [run for config in there if config in probed and isinstance(run := found[config], Run)],
                 command=f"python data/record.py {name}",
                 **provenance,
-                missing=len(configs) - len(runs),
+                missing=len(configs) - len(there),
             )
+
+
+def generated_hits(run: Run) -> np.ndarray:
+    """Whether greedy generation names each test user's chosen item and no other candidate, (users,) bool."""
+    splits = run.load_data()
+    return named_hits(*run.load_model(), splits.test, splits.items, run.config.template)
 
 
 def make_sft(name: str) -> None:

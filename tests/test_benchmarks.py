@@ -52,6 +52,7 @@ def test_plain_rows_and_packed_ones_give_the_same_log_probs_and_gradients(script
         ("shapes", ["at first and", "% padding) otherwise"]),
         ("selection", ["64 rows of 19 negatives", "on one thread"]),
         ("precision", ["| all of its own |", "a step of pocket-gpt2"]),
+        ("models", ["| pocket-qwen2 |", "the recipe's settings"]),
         ("sft_rows", ["| rows of sequences |", "times less time", "over users and seeds: HR@1"]),
     ],
 )

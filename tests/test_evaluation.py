@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from minipo.evaluation import Interval, pair_loss, paired_interval, ranking_metrics, ranks, report, reward_wins
 from minipo.experiments.datasets.splits import Interaction
 from minipo.experiments.models import load_model, pocket_tokenizer
-from minipo.experiments.users import evaluate, fit_prompts, named, preference_rows, score, valid_ratio
+from minipo.experiments.users import evaluate, fit_prompts, named, named_hits, preference_rows, score, valid_ratio
 
 # Small whole numbers, so that ties are common.
 SCORES = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=8), elements=st.integers(-3, 3))
@@ -320,6 +320,15 @@ def ratio(texts, template, candidates=ITEMS, items=ITEMS, batch_size=2, ends=Fal
 def test_what_a_tokenizer_puts_behind_a_text_does_not_stand_between_prompt_and_answer():
     plain, ended = (ratio(["Fox", "Heat", "no"], "line", ends=ends) for ends in (False, True))
     assert ended == plain
+
+
+def test_a_generated_hit_names_the_chosen_item_and_no_other_candidate():
+    tokenizer = pocket_tokenizer([*ITEMS, "or I say"])
+    texts = ["Neon Fox", "Neon Fox or Heat", "Fox", "Heather", "I say Neon Fox", "or"]
+    users = users_with(ITEMS, len(texts))
+    items = [*ITEMS, "or or or or or or"]  # so that an answer may be as long
+    found = named_hits(Says(tokenizer, texts), tokenizer, users, items, "choice", batch_size=4)  # type: ignore[arg-type]
+    assert found.tolist() == [True, False, False, False, True, False]
 
 
 def test_without_the_list_an_answer_is_a_name_and_nothing_else():

@@ -52,15 +52,25 @@ def row(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run of a recorded grid, to be recorded again beside further ones: its own folder may be gone."""
+    """A run as `record` writes it and `Recorded.runs` reads it back: its own folder may be gone."""
 
     config: Config
     row: Mapping[Any, Any]  # of the table
-    users: pd.DataFrame
+    users: pd.DataFrame  # of these columns, those of PER_USER are kept
     metrics: pd.DataFrame
     evaluation: pd.DataFrame
     fingerprint: str  # of its data
     start: str | None  # the fingerprint of the model that it started from
+
+
+PER_USER = ("rank", "reward_win", "generated_hit")
+
+
+def recorded_run(run: Run, **columns: Any) -> RecordedRun:
+    """A finished run, to be recorded; columns: more of its test users'. Raises ValueError if its data have changed."""
+    start = run.provenance.get("start_fingerprint")
+    users, data = run.users.astype({"rank": np.int32}).assign(**columns), run.load_data().fingerprint
+    return RecordedRun(run.config, row(run), users, run.metrics, run.evaluation, data, start)
 
 
 Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a number for every test user (users,)
@@ -154,9 +164,9 @@ class Recorded:
                 kind: lines.drop(columns="kind").dropna(axis=1, how="all") for kind, lines in curves.groupby("kind")
             }
             metrics, evaluation = (logged.get(kind, pd.DataFrame()) for kind in ("metrics", "evaluation"))
-            users = pd.DataFrame({name: column[name] for name in ("rank", "reward_win") if column[name] is not None})
+            users = pd.DataFrame({name: column[name] for name in PER_USER if column.get(name) is not None})
             found[config] = RecordedRun(
-                config, rows[number], users, metrics, evaluation, self.fingerprint, column["start"]
+                config, rows[number], users, metrics, evaluation, self.fingerprint, column.get("start")
             )
         return found
 
@@ -211,7 +221,8 @@ def record(
     not all on the same data in today's version.
     """
     folder = Path(folder)
-    data = sorted({run.load_data().fingerprint if isinstance(run, Run) else run.fingerprint for run in runs})
+    entries = [run if isinstance(run, RecordedRun) else recorded_run(run) for run in runs]
+    data = sorted({entry.fingerprint for entry in entries})
     if len(data) != 1:
         raise ValueError(
             f"A recorded grid holds runs on the same data, and these are on {len(data)}, with the fingerprints "
@@ -219,25 +230,23 @@ def record(
         )
     (folder / "provenance.json").unlink(missing_ok=True)
     tables = {
-        "table": pd.DataFrame([row(run) if isinstance(run, Run) else run.row for run in runs]),
+        "table": pd.DataFrame([entry.row for entry in entries]),
         "ranks": pd.DataFrame(
             {
-                "rank": [run.users["rank"].to_numpy(np.int32) for run in runs],
-                "reward_win": [
-                    run.users["reward_win"].to_numpy() if "reward_win" in run.users else None for run in runs
-                ],
-                "config": [json.dumps(asdict(run.config)) for run in runs],
-                "start": [
-                    run.provenance.get("start_fingerprint") if isinstance(run, Run) else run.start for run in runs
-                ],
+                name: [entry.users[name].to_numpy() if name in entry.users else None for entry in entries]
+                for name in PER_USER
             }
-        ),
+            | {
+                "config": [json.dumps(asdict(entry.config)) for entry in entries],
+                "start": [entry.start for entry in entries],
+            }
+        ).dropna(axis=1, how="all"),
         "baselines": pd.DataFrame({name: rank.astype(np.int32) for name, rank in baselines.items()}),
         "curves": pd.concat(
             [
                 table.assign(run=number, kind=kind)
-                for number, run in enumerate(runs)
-                for kind, table in (("metrics", run.metrics), ("evaluation", run.evaluation))
+                for number, entry in enumerate(entries)
+                for kind, table in (("metrics", entry.metrics), ("evaluation", entry.evaluation))
             ],
             ignore_index=True,
         ),

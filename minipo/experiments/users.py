@@ -280,20 +280,50 @@ def valid_ratio(
 ) -> float:
     """ValidRatio: the share of users for whom greedy free generation gives a usable answer.
 
-    At most one token more than the longest of `items` is generated.
     If the prompt lists the candidates, an answer is usable when it names exactly one of them, whatever else it says; if
     not, when it is exactly the name of one of `items` (arXiv 2312.02445, section 4).
     Prompts are shortened as in `score`. Raises ValueError if there are no users, and as `fit_prompts` does.
     """
+    texts = _greedy(model, tokenizer, interactions, items, template, batch_size)
+    listed, catalogue = _template(template).lists_candidates, set(items)
+    valid = sum(
+        len(named(user.candidates, text)) == 1 if listed else text.strip() in catalogue
+        for user, text in zip(interactions, texts, strict=True)
+    )
+    return valid / len(interactions)
+
+
+def named_hits(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    items: Sequence[str],
+    template: str | Template = "line",
+    batch_size: int = 64,
+) -> NDArray[np.bool_]:
+    """Whether greedy free generation names each user's chosen item and no other candidate, (users,): HR@1 as the code
+    of DynamicPO (arXiv 2605.00327) counts it. Raises as `valid_ratio` does."""
+    texts = _greedy(model, tokenizer, interactions, items, template, batch_size)
+    pairs = zip(interactions, texts, strict=True)
+    return np.array([named(user.candidates, text) == {user.chosen} for user, text in pairs])
+
+
+def _greedy(
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    interactions: Sequence[Interaction],
+    items: Sequence[str],
+    template: str | Template,
+    batch_size: int,
+) -> list[str]:
+    """The answer of each user by greedy generation, of at most one token more than the longest of `items`."""
     if not interactions:
         raise ValueError(NO_USERS)
-    resolved = _template(template)
     longest = max(len(ids) for ids in tokenize(tokenizer, [answer(item) for item in items]))
-    prompts, *_ = _fitted(tokenizer, interactions, resolved, context_of(model), longest)
-    listed, catalogue, valid = resolved.lists_candidates, set(items), 0
+    prompts, *_ = _fitted(tokenizer, interactions, template, context_of(model), longest)
+    texts: list[str] = []
     with evaluating(model):
         for start in range(0, len(interactions), batch_size):
-            users = interactions[start : start + batch_size]
             ids = tokenize(tokenizer, prompts[start : start + batch_size], special=True)
             rows = {"input_ids": [row.tolist() for row in ids]}
             inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(model.device)
@@ -306,10 +336,8 @@ def valid_ratio(
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                 )
-            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for user, text in zip(users, texts, strict=True):
-                valid += len(named(user.candidates, text)) == 1 if listed else text.strip() in catalogue
-    return valid / len(interactions)
+            texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
 
 
 def named(candidates: Sequence[str], text: str) -> set[str]:

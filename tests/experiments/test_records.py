@@ -109,14 +109,17 @@ def test_a_recipe_is_trained_and_recorded(tiny, tiny_sft, monkeypatch, tmp_path)
 @pytest.mark.parametrize("keeps", [False, True])
 def test_what_is_finished_of_a_recipe_is_recorded_if_it_says_so(tiny, monkeypatch, tmp_path, keeps):
     cells = {"dataset": "tiny", "sft_epochs": 1, "steps": 2, "evaluate_every": 2}
-    monkeypatch.setitem(recipes.GRIDS, "small", recipes.Recipe(cells, [{"negatives": [1, 5]}], partial=keeps))
+    grids = [{"negatives": [1, 5]}]
+    monkeypatch.setitem(recipes.GRIDS, "small", recipes.Recipe(cells, grids, partial=keeps, generated=keeps))
     monkeypatch.setattr(script, "RECORDED", tmp_path)
+    asked = []
 
     def stop(configs):
-        prefer(progress=False, **asdict(configs[0]))
+        asked.append([config.negatives for config in configs])
+        yield prefer(progress=False, **asdict(configs[0]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "train_all", stop)
+    monkeypatch.setattr(script, "train_each", stop)
     with pytest.raises(KeyboardInterrupt):
         script.make_grid("small")
     assert (tmp_path / "small").exists() == keeps
@@ -124,6 +127,18 @@ def test_what_is_finished_of_a_recipe_is_recorded_if_it_says_so(tiny, monkeypatc
         recorded = load_recorded("small", tmp_path / "small")
         assert recorded.table.negatives.tolist() == [1]
         assert recorded.provenance["missing"] == 1
+        assert len(pd.read_parquet(tmp_path / "small" / "ranks.parquet")["generated_hit"][0]) == len(tiny.test)
+        with pytest.raises(KeyboardInterrupt):  # on another machine, where the cache is empty
+            script.make_grid("small")
+        assert asked == [[1, 5], [5]]
+        assert load_recorded("small", tmp_path / "small").table.negatives.tolist() == [1, 5]
+
+
+def test_a_recipe_may_have_sft_runs():
+    recipe = recipes.Recipe({"dataset": "ml-100k", "model": "smollm2-135m"}, [], sft=[{"epochs": [1, 2], "rank": 8}])
+    assert [(each.epochs, each.rank, each.rows) for each in script.sft_cells(recipe)] == [
+        (1, 8, "sequence"), (2, 8, "sequence")
+    ]  # fmt: skip
 
 
 @needs_recorded
