@@ -13,7 +13,8 @@ Settings = dict[str, Any]
 CATALOGUE: Settings = {"dataset": "catalog", "steps": 300, "batch_size": 32, "evaluate_every": 100}
 MOVIELENS: Settings = {"dataset": "ml-100k", "steps": 300, "evaluate_every": 300}
 SMOLLM2: Settings = {"dataset": "ml-100k", "model": "smollm2-135m"}
-ASKED: Settings = {**SMOLLM2, "template": "question"}  # as recorded, before rows of sequences
+# 2,560 rows a run; the precision said, so that another machine finds what is recorded
+SMOLLM2_RUNS: Settings = {**SMOLLM2, "precision": "bfloat16", "steps": 160}
 RATES = [1e-4, 3e-4, 1e-3]
 PLAIN_AND_DYNAMIC: Settings = {"dynamic": ["off", "on"]}
 SELECTION: Settings = {"dynamic": "on", "select": "on", "adjust_beta": "off"}
@@ -42,7 +43,7 @@ SFT: dict[str, Settings] = {
     "catalog-pocket-gpt2-20": {"epochs": 20},
     "catalog-pocket-gpt2-40": {"epochs": 40},
     "ml-100k-pocket-gpt2-10": {"dataset": "ml-100k"},
-    "ml-100k-smollm2-135m": SMOLLM2,
+    "ml-100k-smollm2-135m": {**SMOLLM2, "precision": "bfloat16", "epochs": 4},
 }
 
 
@@ -134,12 +135,31 @@ GRIDS: dict[str, Recipe] = {
         chosen_by="ml-100k-settings",
         more_sft={"steps": MOVIELENS_MORE_SFT, "learning_rate": RATES},
     ),
-    # DMPO at K = 1 over learning rates
-    "ml-100k-smollm2-settings": Recipe(ASKED, [{"negatives": 1, "learning_rate": [3e-5, 1e-4, 3e-4]}]),
-    # DMPO × K × DynamicPO: one seed after the other, and the ends of the range of K first, for when time runs out
+    # SFT over learning rates, ranks and lengths, on rows of sequences and on a row per target
+    "ml-100k-smollm2-sft": Recipe(
+        {**SMOLLM2, "precision": "bfloat16", "epochs": 0.5},
+        [],
+        sft=[
+            {"epochs": 4},
+            {"learning_rate": [8e-3, 4e-3, 2e-3]},
+            {"rank": [4, 16]},
+            {"epochs": [0.25, 1, 2]},
+            {"epochs": [0.125, 0.25], "rows": "target"},
+        ],
+        partial=True,
+        rule="What ships has the highest HR@1 on validation users of all whose adapter takes at most 5 MB, of rank 8.",
+    ),
+    # DMPO at K = 1 over learning rates, all validation users ranked; also the pilot from which power is worked out
+    "ml-100k-smollm2-settings": Recipe(
+        {**SMOLLM2_RUNS, "evaluate_every": 160, "validation_users": None},
+        [{"negatives": 1, "learning_rate": [3e-4, 1e-3, 1e-4], "seed": seed} for seed in (0, 1)],
+        partial=True,
+    ),
+    # DMPO × K × DynamicPO: the ends of the range of K first, seed after seed, for when time runs out
     "ml-100k-smollm2": Recipe(
-        ASKED,
-        [{"negatives": [15, 1, 5], **PLAIN_AND_DYNAMIC, "seed": seed} for seed in (0, 1)],
+        SMOLLM2_RUNS,
+        [{"negatives": [15, 1], **PLAIN_AND_DYNAMIC, "seed": seed} for seed in range(3)]
+        + [{"negatives": [5, 19], **PLAIN_AND_DYNAMIC, "seed": seed} for seed in range(3)],
         chosen_by="ml-100k-smollm2-settings",
         partial=True,
     ),

@@ -29,29 +29,31 @@ SELECT: dict[str, bool | SelectionRule] = {"on": True, "off": False, "random": r
 OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.signature(make).parameters}
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
-# REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings). PRETRAINED trains
-# SmolLM2-135M on a CPU in the time of a class; its preference learning rate was chosen on 128 of those users, after SFT
-# on a row per target under the template "question" (data/record.py ml-100k-smollm2-settings).
+# REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings), and so were PRETRAINED's
+# rank, rate and batch of SFT (ml-100k-smollm2-sft) and its preference learning rate (ml-100k-smollm2-settings), for
+# SmolLM2-135M; its lengths are such that a CPU trains it in the time of a class.
 LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "auto"}
 PRETRAINED: dict[str, dict[str, Any]] = {
-    "sft": {**LORA, "rank": 4, "epochs": 0.25, "learning_rate": 1e-3},
+    "sft": {**LORA, "batch_size": 64, "epochs": 0.25, "learning_rate": 4e-3},
     "prefer": {
         **LORA,
         "sft_epochs": 0.25,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-4,
         "steps": 80,
         "accumulation": 2,  # for memory: less than 8 GB at K = 15
         "evaluate_every": 40,
         "validation_users": 128,
     },
 }
+SHIPPED_EPOCHS = {("ml-100k", "smollm2-135m"): 4.0}  # of a start in data/sft, which nobody has to wait for
 REAL_DATA: dict[str, dict[str, Any]] = {"sft": {"epochs": 10}, "prefer": {"sft_epochs": 10, "learning_rate": 1e-3}}
 
 
 def recipe(kind: str, dataset: str, model: str) -> dict[str, Any]:
     """The default settings of a run ("sft" or "prefer") for this data and model, where they differ from those below."""
     if not model.startswith("pocket-"):
-        return PRETRAINED[kind]
+        epochs = SHIPPED_EPOCHS.get((dataset, model)) if kind == "prefer" else None
+        return PRETRAINED[kind] | ({"sft_epochs": epochs} if epochs else {})
     return {} if dataset == "catalog" else REAL_DATA[kind]
 
 
@@ -305,6 +307,10 @@ def make_config(kind: type[ConfigType], settings: dict[str, Any]) -> ConfigType:
         # What JSON can hold: a path as text, a NumPy number as Python's.
         value = str(value) if isinstance(value, Path) else value.item() if isinstance(value, np.generic) else value
         plain[name] = _absolute(value) if name in ("dataset", "model", "sft", "titles") else value
+    if kind is PreferConfig and (dataset, model) in SHIPPED_EPOCHS and "sft_epochs" not in settings:
+        shipped = {"template": (LORA["template"],), "ties": (None, "file"), "dataset_seed": (0,), "sft_seed": (0,)}
+        if any(plain.get(name, values[0]) not in values for name, values in shipped.items()):
+            plain["sft_epochs"] = PRETRAINED["prefer"]["sft_epochs"]  # which has to be trained
     template = TEMPLATES.get(str(plain.get("template")))
     if kind is SFTConfig and template and template.continues and not plain.get("whole_line"):
         plain.setdefault("rows", "target" if model.startswith("pocket-") else "sequence")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from minipo.evaluation import ranking_metrics
+from minipo.evaluation import paired_interval, ranking_metrics
 from minipo.experiments import workers
 from minipo.experiments.comparison import older_data, recorded_settings
 from minipo.experiments.configuration import PreferConfig, SFTConfig, decided, make_config, recipe, start_config
@@ -58,8 +58,9 @@ def hit_rate(ranks) -> float:
 def test_a_grid_is_what_its_recipe_says_row_by_row(name):
     recorded = load_recorded(name)
     configs, provenance = script.planned(recipes.GRIDS[name], load_recorded)
-    assert not recorded.provenance.get("missing")
-    assert len(recorded.table) == len(configs)
+    assert len(recorded.table) + recorded.provenance.get("missing", 0) == len(configs)
+    if recipes.GRIDS[name].partial and recorded.configs:
+        configs = [config for config in configs if config in recorded.configs]
     for number, config in enumerate(configs):
         found = make_config(type(config), recorded_settings(recorded, number))
         assert found == decided(config, found)
@@ -448,19 +449,36 @@ def test_the_order_within_ties_is_reported_with_its_numbers():
     assert len(table.splitlines()) == 2 + len(content["orders"])
 
 
+def test_power_foretells_intervals_and_how_often_they_exclude_zero():
+    drawn = np.random.default_rng(0)
+
+    def study(seeds: int, users: int = 900, mean: float = 0.0) -> np.ndarray:
+        of_users, of_seeds = 0.15 * drawn.normal(size=users), 0.005 * drawn.normal(size=(seeds, 1))
+        return mean + of_users + of_seeds + 0.3 * drawn.normal(size=(seeds, users))
+
+    half, least = np.mean([report.power(study(50), seeds=3) for _ in range(10)], axis=0)
+    intervals = [paired_interval(study(3)) for _ in range(100)]
+    assert np.mean([each.high - each.low for each in intervals]) / 2 == pytest.approx(half, rel=0.1)
+    shown = np.mean([paired_interval(study(3, mean=least)).low > 0 for _ in range(200)])
+    assert shown == pytest.approx(0.8, abs=0.1)
+
+
 def test_the_recipe_is_what_was_chosen(real):
     if not real.folder.name.endswith("settings"):
         pytest.skip("chosen elsewhere")
     model = "smollm2-135m" if "smollm2" in real.folder.name else "pocket-gpt2"
     settings = recipe("prefer", "ml-100k", model)
     assert {name: settings[name] for name in ("sft_epochs", "learning_rate")} == recipes.choose(real)
-    assert recipe("sft", "ml-100k", model)["epochs"] == settings["sft_epochs"]
+    start = sft_run(make_config(PreferConfig, {"dataset": "ml-100k", "model": model}))
+    assert start.folder.parent == DATA / "sft"
 
 
 def test_results_on_real_data_are_those_of_the_ranks(real):
     for name, values in ranking_metrics(real.ranks).items():
         np.testing.assert_allclose(real.table[name], values.mean(axis=1), atol=1e-9)
     preferred = real.table[real.table.objective != "sft"]
+    if preferred.empty:
+        return
     assert real.wins is not None
     np.testing.assert_allclose(preferred["reward_win_rate"], real.wins[preferred.index].mean(axis=1), atol=1e-9)
     for epochs, rows in preferred.groupby("sft_epochs"):
