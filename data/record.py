@@ -270,7 +270,7 @@ GROUPS = {
     "catalogue": "catalog-pocket-gpt2-10 catalog-pocket-gpt2-20 catalog-pocket-gpt2-40 "
     "settings objectives scores parts mppo fresh report",
     "findings": "ml-100k-settings ml-100k-pocket-gpt2-10 ml-100k-objectives ml-100k-parts ml-100k-smollm2-135m "
-    "ml-100k-smollm2-settings ml-100k-smollm2 ties strengths report",
+    "ml-100k-smollm2-sft ml-100k-smollm2-settings ml-100k-smollm2 ties strengths report",
 }
 
 if __name__ == "__main__":

@@ -42,12 +42,20 @@ def _values(value: Any) -> list[Any]:
 def row(run: Run) -> dict[str, Any]:
     """A run as a row of a sweep's table; an SFT run has the objective "sft", no negatives and more columns."""
     config, summary, more = asdict(run.config), run.summary, {}
+    config["dataset"] = portable(config["dataset"])
     if config["kind"] == "sft":
         more = {"epochs": config["epochs"], "rows": config["rows"], "tokens": summary.get("tokens")}
         config |= {"objective": "sft", "negatives": 0, "dynamic": "off", "select": "off", "adjust_beta": "off"}
         config |= {"steps": summary["steps"], "sft_epochs": config["start_epochs"]}
     settings = {name: config.get(name) for name in (*SETTINGS, *ADDED)}
     return settings | {name: summary.get(name) for name in RESULTS} | more
+
+
+def portable(dataset: str) -> str:
+    """A dataset's name, or the path of one within minipo's repository as it is on every machine."""
+    path = Path(dataset)
+    inside = path.is_absolute() and path.is_relative_to(DATA.parent)
+    return path.relative_to(DATA.parent).as_posix() if inside else dataset
 
 
 @dataclass(frozen=True)
@@ -149,9 +157,14 @@ class Recorded:
 
     @cached_property
     def configs(self) -> list[Config]:
-        """The runs' configurations, row by row; empty for grids recorded before December 2026."""
-        columns = read_parquet(self.folder / "ranks.parquet")
-        contents = map(json.loads, columns.get("config", []))
+        """The runs' configurations, row by row; empty for grids recorded before December 2026.
+
+        Raises ValueError if the runs are on files within the repository that are not there.
+        """
+        contents = [json.loads(text) for text in read_parquet(self.folder / "ranks.parquet").get("config", [])]
+        for content in contents:
+            if "/" in content["dataset"]:
+                content["dataset"] = str(DATA.parent / content["dataset"])
         return [make_config(CONFIGS[content["kind"]], content) for content in contents]
 
     def runs(self) -> dict[Config, RecordedRun]:
@@ -237,7 +250,9 @@ def record(
                 for name in PER_USER
             }
             | {
-                "config": [json.dumps(asdict(entry.config)) for entry in entries],
+                "config": [
+                    json.dumps(asdict(entry.config) | {"dataset": portable(entry.config.dataset)}) for entry in entries
+                ],
                 "start": [entry.start for entry in entries],
             }
         ).dropna(axis=1, how="all"),

@@ -18,13 +18,21 @@ import pandas as pd
 import pytest
 
 from minipo.evaluation import ranking_metrics
-from minipo.experiments import workers
+from minipo.experiments import records, workers
 from minipo.experiments.configuration import PreferConfig, SFTConfig, recipe
 from minipo.experiments.datasets.loading import DATASETS
 from minipo.experiments.datasets.splits import Interaction, Splits
 from minipo.experiments.files import read_json, write_json
 from minipo.experiments.recorder import Recorder
-from minipo.experiments.records import Recorded, check_same_data, difference, load_recorded, record, record_scores
+from minipo.experiments.records import (
+    Recorded,
+    check_same_data,
+    difference,
+    load_recorded,
+    record,
+    record_scores,
+    recorded_run,
+)
 from minipo.experiments.runs import Run, cache_folder
 from minipo.experiments.sweeps import grid, sweep
 from minipo.experiments.workers import train_all, train_each
@@ -650,6 +658,21 @@ def test_recorded_runs_are_recorded_again_beside_further_ones(kept, finished_run
     np.testing.assert_array_equal(again.wins, at_once.wins)
     starts = [run.start for run in again.runs().values()]
     assert starts == [run.provenance["start_fingerprint"] for run in finished_runs]
+
+
+def test_runs_on_a_file_in_the_repository_are_those_of_another_computer_s(
+    finished_runs, levels, tiny, tmp_path, monkeypatch
+):
+    for place in ("here", "there"):
+        (tmp_path / place / "data").mkdir(parents=True)
+        (tmp_path / place / "data" / "plays.csv").touch()
+    monkeypatch.setattr(records, "DATA", tmp_path / "here" / "data")
+    entry = recorded_run(finished_runs[0])
+    config = replace(entry.config, dataset=str(tmp_path / "here" / "data" / "plays.csv"))
+    recorded = record(tmp_path / "grid", [replace(entry, config=config)], levels)
+    assert recorded.configs == [config]
+    monkeypatch.setattr(records, "DATA", tmp_path / "there" / "data")
+    assert load_recorded("grid", tmp_path / "grid").configs[0].dataset == str(tmp_path / "there" / "data" / "plays.csv")
 
 
 def test_a_recording_that_is_cut_off_is_not_read_as_a_whole_one(kept, finished_runs, levels, monkeypatch):
