@@ -87,8 +87,9 @@ Outcomes = dict[int | None, np.ndarray]  # seed, or None for a baseline, to a nu
 @dataclass(frozen=True)
 class Recorded:
     """A recorded grid: one row per run in `table`, the test users' ranks in the rows of `ranks` (runs, users) and,
-    where recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward), the
-    ranks under each of the `baselines` (users,), what was logged and evaluated during training in `curves` (whose
+    where recorded, whether each user's reward is won in `wins` (runs, users; nan for SFT, which has no reward) and
+    whether a greedy answer names the chosen item and no other candidate in `generated` (runs, users), the ranks under
+    each of the `baselines` (users,), what was logged and evaluated during training in `curves` (whose
     `run` is the table's row), and the origin of it all in `provenance`."""
 
     table: pd.DataFrame
@@ -98,6 +99,7 @@ class Recorded:
     provenance: dict[str, Any]
     folder: Path
     wins: np.ndarray | None = None
+    generated: np.ndarray | None = None
 
     @property
     def command(self) -> str:
@@ -139,8 +141,8 @@ class Recorded:
         return rows
 
     def outcomes(self, metric: str = "hr@1", **query: Any) -> Outcomes:
-        """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate) by seed, in the
-        runs with these settings.
+        """Every test user's `metric` (hr@1, hr@5, ndcg@5, mrr or, where recorded, reward_win_rate and generated_hit)
+        by seed, in the runs with these settings.
 
         Raises ValueError unless the settings leave one run per seed.
         """
@@ -148,6 +150,8 @@ class Recorded:
         metrics = ranking_metrics(self.ranks[rows.index])
         if self.wins is not None:
             metrics["reward_win_rate"] = self.wins[rows.index]
+        if self.generated is not None:
+            metrics["generated_hit"] = self.generated[rows.index]
         return dict(zip(rows.seed, lookup("metric of a user", metric, metrics), strict=True))
 
     def baseline(self, name: str, metric: str = "hr@1") -> Outcomes:
@@ -328,7 +332,7 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
     names = ("table", "ranks", "baselines", "curves")
     table, ranks, baselines, curves = (read_parquet(folder / f"{name}.parquet") for name in names)
     provenance = read_json(folder / "provenance.json", dict)
-    users = {len(row) for name in ("rank", "reward_win") if name in ranks for row in ranks[name].dropna()}
+    users = {len(row) for name in PER_USER if name in ranks for row in ranks[name].dropna()}
     if (
         not {*SETTINGS, *RESULTS} <= {*table.columns}
         or len(table) != len(ranks)
@@ -339,10 +343,11 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
             f"The recorded grid in {folder} is damaged: its files do not fit together; make it again with 'python "
             f"data/record.py {folder.name}'."
         )
-    wins = None
-    if "reward_win" in ranks:
-        nothing = np.full(len(baselines), np.nan)
-        wins = np.stack([nothing if won is None else np.asarray(won, float) for won in ranks["reward_win"]])
+    nothing = np.full(len(baselines), np.nan)
+    wins, generated = (
+        np.stack([nothing if row is None else np.asarray(row, float) for row in ranks[name]]) if name in ranks else None
+        for name in PER_USER[1:]
+    )
     return Recorded(
         table,
         # Older files have 8-bit ranks, whose sums and differences overflow.
@@ -352,6 +357,7 @@ def load_recorded(grid: str, folder: Path | None = None) -> Recorded:
         provenance,
         folder,
         wins,
+        generated,
     )
 
 

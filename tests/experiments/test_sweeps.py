@@ -628,6 +628,14 @@ def test_reward_wins_are_paired_as_any_metric_is(kept):
     assert difference(found, plain).mean == pytest.approx(recorded.wins[2:4].mean() - recorded.wins[:2].mean())
 
 
+def test_greedy_hits_are_paired_as_any_metric_is(finished_runs, levels, tiny, tmp_path):
+    named = np.arange(16) % 5 == 0
+    runs = [recorded_run(finished_runs[0], generated_hit=named), recorded_run(finished_runs[1], generated_hit=~named)]
+    recorded = record(tmp_path, runs, levels)
+    assert recorded.outcomes("generated_hit")[0].tolist() == named.tolist()
+    assert recorded.outcomes("generated_hit")[1].tolist() == (~named).tolist()
+
+
 def test_a_grid_recorded_before_wins_were_kept_is_read_without_them(kept):
     drop(kept / "ranks.parquet", "reward_win")
     recorded = load_recorded("grid", kept)
