@@ -39,6 +39,7 @@ from minipo.evaluation import Interval
 
 PROMPT_COLOUR, OWN_COLOUR = "#B9C3D0", INK  # what a token sees: the prompt; its own answer
 OPACITIES = {"chosen": 1.0, "boundary": 0.55, "discriminative": 0.3}  # of lines of log-probs
+WHOSE = {"logp_chosen": ", chosen items", "logp_boundary": ", boundary", "logp_discriminative": ", easy negatives"}
 DASHES = ("solid", "dot", "dash", "dashdot")
 
 
@@ -70,7 +71,7 @@ def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
     panes = {
         "Training loss, nats": [("metrics", "loss", 1, 1.0)],
         "Yardstick pair_loss on validation users, nats": [("evaluations", "pair_loss", 1, 1.0)],
-        "Log-probs since SFT, nats: chosen items, fainter the boundary, faintest the easy negatives": [
+        "Log-probs since SFT, nats (paler: boundary, easy)": [
             ("moves", f"logp_{name}", 1, opacity) for name, opacity in OPACITIES.items()
         ],
         f"{METRICS[metric]} on validation users, {unit}{grey}": [("evaluations", metric, percent, 1.0)],
@@ -87,7 +88,8 @@ def live_runs(runs: Sequence[Curves], metric: str = "hr@1") -> go.Figure:
                 part = table[source]
                 x, y = ([], []) if part.empty or column not in part else (part["step"], scale * part[column])
                 add_line(
-                    figure, x, y, name, colour, dash, f"{name}, step %{{x}}: %{{y:.4~f}}", legendgroup=dash,
+                    figure, x, y, name, colour, dash, f"{name}{WHOSE.get(column, '')}, step %{{x}}: %{{y:.4~f}}",
+                    legendgroup=dash,
                     marker=None if row == 1 else {"size": 6}, showlegend=row == 1, row=row, col=1, opacity=opacity,
                 )  # fmt: skip
     for start in starts:
