@@ -107,7 +107,7 @@ def measured(settings: Report) -> Report:
 def benchmark(quick: bool) -> Report:
     size = QUICK if quick else FULL
     config = {"dataset": "ml-100k", "model": "smollm2-135m", **recipe("sft", "ml-100k", "smollm2-135m")}
-    config |= {"epochs": 0.125}
+    config |= {"epochs": 0.125, "rank": SFTConfig.rank}
     with tempfile.TemporaryDirectory() as folder:
         kept = str(home() / "benchmarks" / "sft_rows")
         if quick:

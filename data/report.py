@@ -239,6 +239,9 @@ def form_of(recorded: Recorded) -> str:
     return next((str(each["likelihood_of"]) for each in settings if "likelihood_of" in each), "token")
 
 
+ONE_SEED = "one seed, no verdict"  # the interval is over users alone
+
+
 def judge(low: float, high: float, claim: str) -> str:
     """What an interval says of a claim: "falls", "gains" or "stable"."""
     if claim == "falls":
@@ -251,8 +254,9 @@ def cell(left: Outcomes | None, right: Outcomes | None, claim: str) -> str:
     """A difference with its interval and its verdict, for a table."""
     if left is None or right is None or (not set(left) & set(right) and None not in {*left, *right}):
         return "not run"
-    found = difference(left, right)
-    return f"{points(left, right)} **{judge(found.low, found.high, claim)}**"
+    found, seeds = difference(left, right), {*left, *right} if None in {*left, *right} else {*left} & {*right}
+    verdict = ONE_SEED if len(seeds - {None}) == 1 else judge(found.low, found.high, claim)
+    return f"{points(left, right)} **{verdict}**"
 
 
 WORLDS = {

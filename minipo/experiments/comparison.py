@@ -140,8 +140,7 @@ def recorded_settings(recorded: Recorded, number: int) -> dict[str, Any]:
     if recorded.configs:
         return asdict(recorded.configs[number])
     run = recorded.table.loc[number].to_dict()
-    pocket = run["model"].startswith("pocket-")  # what runs had when tables did not say it yet:
-    run = dict(zip(ADDED, ("float32", "line") if pocket else ("bfloat16", "question"), strict=True)) | run
+    run = dict(zip(ADDED, ("float32", "line"), strict=True)) | run  # what runs had when tables did not say it yet
     if run["objective"] == "sft":
         settings = {name: run[name] for name in ("dataset", "model", "tuning", "learning_rate", "seed", *ADDED)}
         steps = {"steps": int(run["steps"]), "start_epochs": run["sft_epochs"]}

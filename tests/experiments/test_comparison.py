@@ -25,7 +25,8 @@ from minipo.experiments.records import RECORDED, RESULTS, Recorded, difference, 
 from minipo.experiments.runs import Run
 from minipo.experiments.training import prefer
 
-FINGERPRINTS = {"catalog": "298607e3f9d232e9", "ml-100k": "2a53be877b122b87"}  # of the data when grids were recorded
+# Of the data when grids were recorded; those of pocket models on ml-100k are older.
+FINGERPRINTS = {"catalog": {"298607e3f9d232e9"}, "ml-100k": {"2a53be877b122b87", "e7cd04eacdf17b4c"}}
 PLAIN = {"objective": "dmpo", "dynamic": "off"}
 
 
@@ -128,14 +129,13 @@ def test_recorded_settings_are_those_that_data_record_gave(grid):
 
 def test_the_precision_of_recorded_runs_is_the_one_they_had(grid):
     """Which tables did not say at first."""
-    smollm2 = load_recorded("ml-100k-smollm2")
-    for recorded, had in ((grid, "float32"), (smollm2, "bfloat16")):
-        older = replace(recorded, table=recorded.table.drop(columns="precision", errors="ignore"))
-        assert recorded_settings(older, 0)["precision"] == had
-    said = replace(smollm2, table=smollm2.table.assign(precision="float32"))
+    older = replace(grid, table=grid.table.drop(columns="precision", errors="ignore"))
+    assert recorded_settings(older, 0)["precision"] == "float32"
+    language = {"precision": "bfloat16", "model": "smollm2-135m", "template": "liked"}
+    said = replace(grid, table=grid.table.assign(**language))
     query = {"objective": "dmpo", "dynamic": "off", "negatives": 1}
-    assert of_recorded("run", said, **query).settings["precision"] == "float32"
-    assert of_baseline("SFT", said, **query).settings["precision"] == "float32"
+    assert of_recorded("run", said, **query).settings["precision"] == "bfloat16"
+    assert of_baseline("SFT", said, **query).settings["precision"] == "bfloat16"
 
 
 def test_every_recorded_grid_has_settings_and_says_which_data_it_is_on():
@@ -143,7 +143,7 @@ def test_every_recorded_grid_has_settings_and_says_which_data_it_is_on():
         found = load_recorded(folder.parent.name)
         for number in found.table.drop_duplicates("objective").index:
             assert recorded_settings(found, number)["dataset"] == found.table.loc[number, "dataset"]
-        assert found.fingerprint == FINGERPRINTS[found.table["dataset"].iloc[0]]
+        assert found.fingerprint in FINGERPRINTS[found.table["dataset"].iloc[0]]
 
 
 def test_a_grid_that_does_not_say_which_data_it_is_on_is_compared_with_nothing(grid):

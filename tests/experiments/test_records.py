@@ -360,6 +360,9 @@ def test_a_cell_is_a_difference_with_its_verdict():
     assert report.cell(few, level(0.6, 0, 1), "gains").endswith("**not shown**")
     assert report.cell(few, level(0.6, 0, 1), "stable").endswith("**shown**")
     assert report.cell(many, level(0.6, None), "falls").endswith("**shown**")  # a baseline has no seed
+    for one in (level(0.6, 1), level(0.6, 1, 2)):
+        assert report.cell(level(0.4, 1), one, "falls").endswith("**one seed, no verdict**")
+    assert report.cell(level(0.4, 1), level(0.6, None), "falls").endswith("**one seed, no verdict**")
 
 
 def test_runs_that_are_missing_are_said_to_be():
