@@ -239,9 +239,6 @@ def form_of(recorded: Recorded) -> str:
     return next((str(each["likelihood_of"]) for each in settings if "likelihood_of" in each), "token")
 
 
-ONE_SEED = "one seed, no verdict"  # the interval is over users alone
-
-
 def judge(low: float, high: float, claim: str) -> str:
     """What an interval says of a claim: "falls", "gains" or "stable"."""
     if claim == "falls":
@@ -255,7 +252,8 @@ def cell(left: Outcomes | None, right: Outcomes | None, claim: str) -> str:
     if left is None or right is None or (not set(left) & set(right) and None not in {*left, *right}):
         return "not run"
     found, seeds = difference(left, right), {*left, *right} if None in {*left, *right} else {*left} & {*right}
-    verdict = ONE_SEED if len(seeds - {None}) == 1 else judge(found.low, found.high, claim)
+    # Of one seed, the interval is over users alone.
+    verdict = "one seed, no verdict" if len(seeds - {None}) == 1 else judge(found.low, found.high, claim)
     return f"{points(left, right)} **{verdict}**"
 
 
@@ -357,21 +355,16 @@ def sft_table(recorded: Recorded) -> str:
     return markdown(header, lines)
 
 
-POWER_SEEDS = 3
-
-
 def power_table(pilot: Recorded) -> str:
-    """The smallest differences that `POWER_SEEDS` seeds can show, for each two learning rates of a grid."""
+    """The smallest differences that three seeds can show, for each two learning rates of a grid."""
     lines = []
     for one, other in combinations(sorted(pilot.table["learning_rate"].unique(), reverse=True), 2):
         sides = [pilot.outcomes(learning_rate=rate) for rate in (one, other)]
         seeds = [seed for seed in sides[0] if seed in sides[1]]
-        half, least = power(np.stack([sides[0][seed] - sides[1][seed] for seed in seeds]), POWER_SEEDS)
+        half, least = power(np.stack([sides[0][seed] - sides[1][seed] for seed in seeds]), seeds=3)
         lines.append([f"{one:g} against {other:g}", points(*sides), f"±{100 * half:.1f}", f"{100 * least:.1f}"])
-    return markdown(
-        ["learning rates", "HR@1 of the pilot, points", "expected interval, 3 seeds", "shown in 80 % of studies from"],
-        lines,
-    )
+    header = "learning rates | HR@1 of the pilot, points | expected interval, 3 seeds | shown in 80 % of studies from"
+    return markdown(header.split(" | "), lines)
 
 
 def power(differences: np.ndarray, seeds: int) -> tuple[float, float]:

@@ -30,7 +30,7 @@ OWN = {setting: name for name, make in MAKERS.items() for setting in inspect.sig
 
 # Where a model or a dataset needs other settings than the defaults below, which are for pocket models on the catalogue.
 # REAL_DATA was chosen on validation users of MovieLens-100K (data/record.py ml-100k-settings), and so were PRETRAINED's
-# rank, rate and batch of SFT (ml-100k-smollm2-sft) and its preference learning rate (ml-100k-smollm2-settings), for
+# rank and rate of SFT (ml-100k-smollm2-sft) and its preference learning rate (ml-100k-smollm2-settings), for
 # SmolLM2-135M; its lengths are such that a CPU trains it in the time of a class.
 LORA: dict[str, Any] = {"tuning": "lora", "batch_size": 16, "template": "liked", "precision": "auto"}
 PRETRAINED: dict[str, dict[str, Any]] = {
