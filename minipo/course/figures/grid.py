@@ -73,6 +73,8 @@ def collapse_sentence(
     if parts:
         effects = ", ".join(f"{VARIANTS[part][0]} {in_points(Interval(*found))}" for part, found in parts.items())
         text += f" Its parts, in points against plain: {effects}."
+    if "seed" in plain and plain["seed"].nunique() == 1:
+        text += " That is one seed, with an interval over users alone: no verdict yet."
     return text
 
 

@@ -463,3 +463,11 @@ def test_result_sentence_tells_the_interval_and_what_may_be_chance():
     sure, unsure = (result_sentence(summary, neighbours, (0.012, low, 0.02)) for low in (0.004, -0.004))
     assert sure.endswith("65.0 % (95 % interval +0.4 to +2.0).")
     assert unsure.endswith("65.0 % (95 % interval −0.4 to +2.0), which may be chance.")
+
+
+def test_a_sentence_of_one_seed_gives_no_verdict():
+    table = pd.DataFrame({"variant": "plain", "negatives": [1, 15], "seed": 0, "train_loss": [0.4, 0.1]})
+    one = collapse_sentence("dmpo", table, (-0.015, -0.031, 0.001), (0.016, 0.001, 0.032))
+    assert one.endswith("one seed, with an interval over users alone: no verdict yet.")
+    two = collapse_sentence("dmpo", pd.concat([table, table.assign(seed=1)]), (-0.015, -0.031, 0.001))
+    assert "verdict" not in two
